@@ -1,0 +1,73 @@
+"""The fixed probe: batches that every measurement sees, and a hash that says which they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv._compat import reshard
+from lightning_rejuv.calibration import Batch, as_batches
+from lightning_rejuv.forward import device_of, evaluation_mode, forward_logits
+
+
+class Probe:
+    """A fixed list of batches with responses; a curve over steps means something only on one probe.
+
+    Args:
+        batches: mappings with ``input_ids`` and ``labels`` [B, T] (-100 outside the response) and perhaps
+            ``attention_mask``.
+
+    Raises:
+        ValueError: no batch, a missing key, differing shapes, or a row without a response.
+        TypeError: a batch is no mapping of tensors.
+
+    >>> ids = torch.tensor([[5, 6, 7]])
+    >>> probe = Probe([{"input_ids": ids, "labels": ids}])
+    >>> probe.positions, len(probe.hash)
+    (2, 16)
+    """
+
+    def __init__(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        self.batches: list[Batch] = [batch.to(torch.device("cpu")) for batch in as_batches(batches, "probe")]
+
+    @property
+    def positions(self) -> int:
+        """Number of response positions that are measured."""
+        return sum(int(batch.response.sum()) for batch in self.batches)
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of all inputs, targets and masks."""
+        digest = hashlib.sha256()
+        for batch in self.batches:
+            tensors = {**batch.inputs, "targets": batch.targets, "response": batch.response}
+            for name, tensor in sorted(tensors.items()):
+                digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def logits(self, model: nn.Module) -> Iterator[Tensor]:
+        """Run the model on every batch; yield the logits ``[positions, V]`` at the response positions.
+
+        Only under :func:`probing`, which sees to it that the model is left as it was.
+        """
+        device = device_of(model)
+        for batch in self.batches:
+            batch = batch.to(device)
+            yield forward_logits(model, batch.inputs)[:, :-1][batch.response]
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradient, no compiled graph; on exit modes and RNGs are as they were."""
+    with ExitStack() as stack:
+        stack.callback(reshard, model)
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.no_grad())
+        # Forward hooks that are added after the first compiled call do not fire in the compiled graph.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield

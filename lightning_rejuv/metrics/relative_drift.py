@@ -1,0 +1,75 @@
+"""Distance from the base, pooled over tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_rejuv.functional.relative_drift import (
+    _relative_drift_check,
+    _relative_drift_compute,
+    _relative_drift_update,
+)
+
+
+class RelativeDrift(Metric):
+    r"""Relative L2 drift of all tensors together, ``(Σ ‖W - W_b‖² / Σ ‖W_b‖²)^½``.
+
+    See :func:`lightning_rejuv.functional.relative_drift`. Give each tensor once: a tied one that is
+    given twice counts twice.
+
+    As input to ``forward`` and ``update`` the metric accepts
+
+    - ``weight`` (Tensor): any shape, floating
+    - ``base`` (Tensor): the base's tensor, of the same shape
+
+    As output of ``compute`` it returns a float32 scalar, NaN where no tensor was given.
+
+    Args:
+        kwargs: see :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: the shapes differ.
+        TypeError: not floating tensors.
+
+    Example::
+        >>> import torch
+        >>> metric = RelativeDrift()
+        >>> metric.update(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0]))
+        >>> metric.update(torch.tensor([1.0]), torch.tensor([2.0]))
+        >>> metric.compute()
+        tensor(0.3015)
+    """
+
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = False
+    full_state_update: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    difference: Tensor
+    base: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("difference", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("base", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, weight: Tensor, base: Tensor) -> None:
+        """Add a tensor and the base's."""
+        _relative_drift_check(weight, base, "tensor")
+        difference, reference = _relative_drift_update(weight, base)
+        self.difference += difference.to(self.difference.device)
+        self.base += reference.to(self.base.device)
+
+    def compute(self) -> Tensor:
+        """Drift over everything since the last reset."""
+        if not self.update_called:
+            return torch.tensor(float("nan"), device=self.difference.device)
+        return _relative_drift_compute(self.difference, self.base).to(torch.float32)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
+        return self._plot(val, ax)

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_rejuv.alpha import search_alpha
+
+
+@pytest.mark.parametrize("target", [0.1, 1.0, 2.5])
+def test_it_finds_where_a_growing_excess_reaches_the_target(target):
+    search = search_alpha(lambda alpha: 3 * alpha**2, target)
+    exact = (target / 3) ** 0.5
+    assert exact - 0.005 <= search.alpha <= exact
+    assert search.curve == sorted(search.curve)
+    assert (1.0, 3.0) in search.curve
+
+
+def test_a_model_that_lost_nothing_is_kept_whole():
+    assert search_alpha(lambda alpha: 0.2 * alpha, 1.0).alpha == 1.0
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, float("nan")])
+def test_a_target_that_is_not_positive_is_refused(target):
+    with pytest.raises(ValueError, match="`target`"):
+        search_alpha(lambda alpha: alpha, target)

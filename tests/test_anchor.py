@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lightning_rejuv.anchor import Anchor, match
+from tests.conftest import shifted, tiny_llama
+
+
+def _equal(anchor: Anchor, model: nn.Module) -> None:
+    names = match(model, anchor)
+    assert set(names) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(anchor.tensor(names[name]), parameter)
+
+
+def test_every_source_gives_the_same_tensors(tmp_path):
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "single")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "weights.safetensors")
+    torch.save({"state_dict": {f"net.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "last.ckpt")
+    sources = [model, model.state_dict(), *(tmp_path / n for n in ("single", "sharded"))]
+    sources += [str(tmp_path / "weights.safetensors"), tmp_path / "last.ckpt"]
+    for source in sources:
+        _equal(Anchor.open(source), model)
+
+
+def test_wrapper_prefixes_and_a_modules_attribute_are_bridged_both_ways():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    outer = nn.ModuleDict({"model": net})
+    compiled = {f"_orig_mod.{k}": v for k, v in net.state_dict().items()}
+    assert match(net, Anchor.open(compiled))["0.weight"] == "0.weight"
+    assert match(net, Anchor.open(outer))["0.weight"] == "model.0.weight"
+    assert match(outer, Anchor.open(net))["model.0.weight"] == "0.weight"
+
+
+def test_other_weights_beside_the_model_in_a_checkpoint_do_not_matter():
+    net = nn.Linear(2, 1)
+    state = {f"net.{k}": v for k, v in net.state_dict().items()} | {"critic.weight": torch.ones(3)}
+    assert match(net, Anchor.open(state)) == {"weight": "net.weight", "bias": "net.bias"}
+
+
+def test_buffers_in_a_state_dict_are_no_extra_parameters():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    _equal(Anchor.open(net.state_dict()), net)
+
+
+def test_a_tied_parameter_is_found_under_either_name():
+    model = tiny_llama(tie_word_embeddings=True)
+    assert "lm_head.weight" not in dict(model.named_parameters())
+    state = dict(model.state_dict())
+    assert match(model, Anchor.open(state))["model.embed_tokens.weight"] == "model.embed_tokens.weight"
+    embedding = state.pop("model.embed_tokens.weight")
+    assert match(model, Anchor.open(state))["model.embed_tokens.weight"] == "lm_head.weight"
+    state["model.embed_tokens.weight"] = embedding + 1
+    with pytest.raises(ValueError, match="holds different tensors"):
+        match(model, Anchor.open(state))
+
+
+def test_what_does_not_match_prints_both_lists():
+    with pytest.raises(ValueError, match=r"Only in the model: \['bias'\]. Only in the anchor: \['scale'\]"):
+        match(nn.Linear(2, 2), Anchor.open({"weight": torch.ones(2, 2), "scale": torch.ones(2)}))
+    with pytest.raises(ValueError, match=r"tensors that the model does not have: \['bias'\]"):
+        match(nn.Linear(2, 2, bias=False), Anchor.open(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"'weight' to have shape \(2, 2\) but got .*\(2, 3\)"):
+        match(nn.Linear(2, 2, bias=False), Anchor.open({"weight": torch.ones(2, 3)}))
+    with pytest.raises(ValueError, match="do not hold the same parameters"):
+        match(tiny_llama(), Anchor.open(tiny_llama(num_hidden_layers=1)))
+
+
+def test_sources_that_hold_no_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+        Anchor.open(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"Expected model.safetensors or .* but found \['notes.txt'\]"):
+        (tmp_path / "notes.txt").touch()
+        Anchor.open(tmp_path)
+    with pytest.raises(ValueError, match="its name ends in '.txt'"):
+        Anchor.open(tmp_path / "notes.txt")
+    with pytest.raises(TypeError, match="a module, a state dict or a path but got int"):
+        Anchor.open(3)
+    with pytest.raises(ValueError, match="holds none"):
+        Anchor.open({})
+
+
+def test_an_index_that_names_other_or_missing_files_is_refused(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "../outside.safetensors"}}))
+    with pytest.raises(ValueError, match=r"names \['../outside.safetensors'\]"):
+        Anchor.open(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"w": "model-00001.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match="model-00001.safetensors"):
+        Anchor.open(tmp_path)
+
+
+class _Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_a_pickle_is_never_unpickled(tmp_path):
+    torch.save({"state_dict": _Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="weights_only=True"):
+        Anchor.open(tmp_path / "evil.ckpt")
+
+
+def test_the_anchor_does_not_train_along():
+    net = nn.Linear(2, 2)
+    anchor = Anchor.open(shifted(net))
+    before = anchor.tensor("weight").clone()
+    with torch.no_grad():
+        net.weight.copy_(anchor.tensor("weight")).add_(1)
+    assert torch.equal(anchor.tensor("weight"), before)

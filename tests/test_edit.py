@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_rejuv.edit import Blend, lerp_
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def _pair(shape, dtype, base_dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda d: torch.randn(shape, generator=generator, dtype=torch.float64).to(d)  # noqa: E731
+    return make(dtype), make(base_dtype)
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    dtype=st.sampled_from(DTYPES),
+    base_dtype=st.sampled_from(DTYPES),
+    weight=st.floats(0, 1),
+)
+def test_whole_tensor_is_the_float64_lerp_rounded_once(shape, dtype, base_dtype, weight):
+    param, base = _pair(shape, dtype, base_dtype)
+    expected = param.double() + weight * (base.double() - param.double())
+    kept = base.clone()
+    lerp_(param, base, weight)
+    assert torch.equal(base, kept)
+    # Half types differ from the exact value by half a unit in the last place of the result, float32 and
+    # float64 by the rounding of a few operations on values of order one.
+    eps = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-22, torch.float64: 2**-22}[dtype]
+    torch.testing.assert_close(param.double(), expected, rtol=eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ends_are_exact(dtype):
+    param, base = _pair((4, 3), dtype, dtype)
+    before = param.clone()
+    param[0, 0] = before[0, 0] = -0.0
+    assert torch.equal(lerp_(param, base, 0.0).view(torch.uint8), before.view(torch.uint8))
+    assert torch.equal(lerp_(param, base, 1.0), base)
+
+
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    dim=st.integers(0, 1),
+    weight=st.sampled_from([0.3, 1.0]),
+    transposed=st.booleans(),
+    data=st.data(),
+)
+def test_only_the_indexed_rows_or_columns_move(rows, columns, dim, weight, transposed, data):
+    param, base = _pair((rows, columns), torch.float32, torch.float32)
+    if transposed:  # a view that is not contiguous
+        param, base = param.t(), base.t()
+    size = param.shape[dim]
+    index = torch.tensor(sorted(data.draw(st.sets(st.integers(0, size - 1)))), dtype=torch.int64)
+    expected = param.clone()
+    for i in index.tolist():
+        place = (i,) if dim == 0 else (slice(None), i)
+        expected[place] = (1 - weight) * param[place] + weight * base[place]
+    pointer = param.data_ptr()
+    lerp_(param, base, weight, dim=dim, index=index)
+    assert param.data_ptr() == pointer
+    torch.testing.assert_close(param, expected)
+    untouched = [i for i in range(size) if i not in index.tolist()]
+    assert torch.equal(
+        param.index_select(dim, torch.tensor(untouched, dtype=torch.int64)),
+        expected.index_select(dim, torch.tensor(untouched, dtype=torch.int64)),
+    )
+
+
+def test_a_parameter_that_requires_grad_is_edited_in_place():
+    layer = torch.nn.Linear(2, 2)
+    lerp_(layer.weight, torch.zeros(2, 2), 1.0, index=torch.tensor([1]))
+    assert layer.weight.requires_grad
+    assert layer.weight[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(ValueError, match=r"`weight` to lie in \[0, 1\]"):
+        lerp_(torch.ones(1), torch.ones(1), weight)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) but got \(2,\)"):
+        lerp_(torch.ones(2, 2), torch.ones(2), 0.5)
+
+
+def test_blend_restores_every_bit_also_after_an_error():
+    net = torch.nn.Linear(3, 3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    base = {k: torch.randn_like(v) for k, v in before.items()}
+    with pytest.raises(KeyError, match="inside"), Blend(net, base.__getitem__) as blend:
+        blend.at(0.3)
+        torch.testing.assert_close(net.weight.detach(), 0.3 * before["weight"] + 0.7 * base["weight"])
+        blend.at(0.0)
+        assert torch.equal(net.weight, base["weight"])
+        raise KeyError("inside")
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
