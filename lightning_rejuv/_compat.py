@@ -10,6 +10,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torchmetrics import Metric
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -19,6 +20,17 @@ def logged_step(trainer: Trainer) -> int:
     ``on_train_batch_end`` the batch at hand is not counted yet.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def first_logged_step(trainer: Trainer) -> int:
+    """Return the x-axis in ``on_train_start``, where a resumed Trainer's own count is still one behind.
+
+    A checkpoint that is written in ``on_train_batch_end`` does not count the batch at hand; the Trainer makes
+    up for it only after ``on_train_start``. With one optimizer its steps are the same count, and right.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return logged_step(trainer)
 
 
 def log_interval(trainer: Trainer) -> int:
@@ -44,6 +56,12 @@ def language_model(module: nn.Module) -> nn.Module:
 
 def _inside(module: nn.Module, outer: nn.Module) -> bool:
     return any(child is module for child in outer.modules())
+
+
+def mark_updated(metric: Metric) -> None:
+    """Do for a metric what its wrapped ``update`` does: drop the cached value, count an update."""
+    metric._computed = None
+    metric._update_count += 1
 
 
 def reshard(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,8 +38,9 @@ class Anchor(ABC):
 
         Args:
             source: a module; a state dict; a Hugging Face directory (``model.safetensors``, sharded or
-                not); a ``.safetensors`` file; a Lightning checkpoint or another file that
-                ``torch.load(weights_only=True)`` can read. Files are memory-mapped.
+                not); a ``torch.distributed.checkpoint`` folder; a ``.safetensors`` file; a Lightning
+                checkpoint or another file that ``torch.load(weights_only=True)`` can read. Files are
+                memory-mapped.
 
         Raises:
             FileNotFoundError: the path, or a shard that its index names, does not exist.
@@ -130,6 +131,30 @@ class _SafetensorsAnchor(Anchor):
             return handle.get_tensor(key)  # type: ignore[no-any-return]
 
 
+class _DistributedAnchor(Anchor):
+    """A ``torch.distributed.checkpoint`` folder."""
+
+    def __init__(self, path: Path) -> None:
+        from lightning_rejuv.anchor_dcp import DistributedCheckpoint  # importing it takes over a second
+
+        self._checkpoint = DistributedCheckpoint(path)
+        self._names = {canonical_name(name): name for name in self._checkpoint.names}
+        self._description = str(path)
+
+    @property
+    def description(self) -> str:
+        return self._description
+
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def shape(self, name: str) -> torch.Size:
+        return self._checkpoint.shape(self._names[name])
+
+    def tensor(self, name: str) -> Tensor:
+        return self._checkpoint.tensor(self._names[name])
+
+
 def _open_path(path: Path) -> Anchor:
     if path.is_dir():
         return _open_directory(path)
@@ -149,6 +174,8 @@ def _open_path(path: Path) -> Anchor:
 
 
 def _open_directory(path: Path) -> Anchor:
+    if (path / ".metadata").is_file():
+        return _DistributedAnchor(path)
     if (path / _INDEX).is_file():
         shards = sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
         outside = [shard for shard in shards if Path(shard).name != shard]
@@ -180,7 +207,7 @@ def _open_checkpoint(path: Path) -> Anchor:
     return _TensorAnchor(state, str(path))
 
 
-def match(model: nn.Module, anchor: Anchor) -> dict[str, str]:
+def match(model: nn.Module, anchor: Anchor, resizable: Collection[str] = frozenset()) -> dict[str, str]:
     """Match every parameter of a model with the anchor's tensor of the same meaning.
 
     Wrapper prefixes and one common root (a LightningModule's attribute) are bridged; a tied parameter
@@ -189,6 +216,7 @@ def match(model: nn.Module, anchor: Anchor) -> dict[str, str]:
     Args:
         model: the model to be edited.
         anchor: its anchor.
+        resizable: parameters whose number of rows may differ: the tables of a resized vocabulary.
 
     Returns:
         The anchor's name of every parameter, by the name that ``model.named_parameters()`` gives it.
@@ -216,7 +244,7 @@ def match(model: nn.Module, anchor: Anchor) -> dict[str, str]:
     used = {rename(canonical_name(name)) for name, _ in model.named_buffers()}
     for name, parameter in model.named_parameters():
         present = [c for c in map(rename, aliases[id(parameter)]) if c in available]
-        _check_alike(name, parameter, present, anchor)
+        _check_alike(name, parameter, present, anchor, name in resizable)
         found[name] = present[0]
         used.update(present)
     root = rename("")
@@ -229,13 +257,15 @@ def match(model: nn.Module, anchor: Anchor) -> dict[str, str]:
     return found
 
 
-def _check_alike(name: str, parameter: Tensor, present: list[str], anchor: Anchor) -> None:
+def _check_alike(name: str, parameter: Tensor, present: list[str], anchor: Anchor, resizable: bool) -> None:
+    first = int(resizable)
     shapes = {candidate: tuple(anchor.shape(candidate)) for candidate in present}
-    wrong = {c: s for c, s in shapes.items() if s != tuple(parameter.shape)}
+    wrong = {c: s for c, s in shapes.items() if s[first:] != tuple(parameter.shape)[first:]}
     if wrong:
         raise ValueError(
             f"Expected the anchor's tensor for {name!r} to have shape {tuple(parameter.shape)} but got "
-            f"{wrong} from {anchor.description}. A resized vocabulary has to be resized in the base as well."
+            f"{wrong} from {anchor.description}. Where SFT resized the vocabulary, pass "
+            "`resize_vocabulary=True`."
         )
     for other in present[1:]:
         if not torch.equal(anchor.tensor(present[0]), anchor.tensor(other)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,15 @@ _PIECE = 1 << 22
 
 
 @torch.no_grad()
-def lerp_(param: Tensor, base: Tensor, weight: float, *, dim: int = 0, index: Tensor | None = None) -> Tensor:
+def lerp_(
+    param: Tensor,
+    base: Tensor,
+    weight: float,
+    *,
+    dim: int = 0,
+    index: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Move a parameter toward its base in place: ``param + weight * (base - param)``.
 
     Computed in float32 or better and rounded once to the parameter's dtype. ``weight=0`` leaves every
@@ -25,6 +33,8 @@ def lerp_(param: Tensor, base: Tensor, weight: float, *, dim: int = 0, index: Te
         weight: the share of the base, 0 to 1.
         dim: with ``index``, the dimension that it counts along: 0 for rows, 1 for columns.
         index: 1-D int64; only these rows or columns are moved. None moves the whole tensor.
+        generator: with one, a bfloat16 result is rounded stochastically: up or down with the probability
+            that makes its expectation exact. Other dtypes are rounded to nearest.
 
     Returns:
         ``param``.
@@ -44,40 +54,72 @@ def lerp_(param: Tensor, base: Tensor, weight: float, *, dim: int = 0, index: Te
     if weight == 0.0 or param.numel() == 0:
         return param
     if index is None:
-        _lerp_whole(param, base, weight)
+        _lerp_whole(param, base, weight, generator)
     elif index.numel():
         rows = param.index_select(dim, index.to(param.device))
-        _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight)
+        _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight, generator)
         param.index_copy_(dim, index.to(param.device), rows)
     return param
 
 
-def _lerp_whole(param: Tensor, base: Tensor, weight: float) -> None:
-    if weight == 1.0:
+def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None) -> None:
+    stochastic = generator is not None and param.dtype == torch.bfloat16
+    if weight == 1.0 and (param.dtype == base.dtype or not stochastic):
         param.copy_(base)
-    elif param.dtype == base.dtype:
+    elif param.dtype == base.dtype and not stochastic:
         param.lerp_(base.to(param.device), weight)  # PyTorch computes half types in float32 here
     elif param.dim() > 1 and param.numel() > _PIECE:
         for piece, base_piece in zip(param, base, strict=True):
-            _lerp_whole(piece, base_piece, weight)
+            _lerp_whole(piece, base_piece, weight, generator)
     else:
         exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
-        param.copy_(torch.lerp(param.to(exact), base.to(param.device, exact), weight))
+        value = torch.lerp(param.to(exact), base.to(param.device, exact), weight)
+        param.copy_(_round_stochastically(value.float(), generator) if stochastic else value)
+
+
+def _round_stochastically(value: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Round finite float32 to what bfloat16 can hold: add random low bits, then cut them off."""
+    noise = torch.randint(1 << 16, value.shape, generator=generator, dtype=torch.int32, device="cpu")
+    bits = value.contiguous().view(torch.int32) + noise.to(value.device)
+    return (bits & ~0xFFFF).view(torch.float32)
+
+
+def count_lost(before: Tensor, after: Tensor, base: Tensor) -> tuple[int, int]:
+    """Count what rounding threw away in a fusion.
+
+    An SFT update that is small beside the weight's unit in the last place cannot be halved: the fused
+    value is rounded back to one of the two it should lie between.
+
+    Args:
+        before: the parameter before the fusion.
+        after: the parameter after it, with 0 < alpha < 1.
+        base: the anchor's tensor.
+
+    Returns:
+        How many elements differ between parameter and anchor, and how many of them ended as either.
+
+    >>> w, b = torch.tensor([1.0, 1.0]).bfloat16(), torch.tensor([1.0078125, 2.0]).bfloat16()
+    >>> count_lost(w, lerp_(w.clone(), b, 0.5), b)
+    (2, 1)
+    """
+    there = base.to(before.device, before.dtype)
+    changed = before != there
+    return int(changed.sum()), int((changed & ((after == before) | (after == there))).sum())
 
 
 class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
 
-    A context manager. It holds one copy of the model's parameters, and on exit, also after an error,
-    puts them back bit for bit.
+    A context manager. From the first other weights on it holds one copy of the model's parameters, and on
+    exit, also after an error, puts them back bit for bit.
 
     Args:
-        model: the model.
+        parameters: the parameters that fusion edits, by name.
         base_of: gives the anchor's tensor for a parameter's name.
 
     >>> net = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.ones_(net.weight)
-    >>> with Blend(net, lambda name: torch.zeros(1, 1)) as blend:
+    >>> with Blend(dict(net.named_parameters()), lambda name: torch.zeros(1, 1)) as blend:
     ...     blend.at(0.25)
     ...     net.weight.item()
     0.25
@@ -85,25 +127,28 @@ class Blend:
     1.0
     """
 
-    def __init__(self, model: nn.Module, base_of: Callable[[str], Tensor]) -> None:
-        self._parameters = dict(model.named_parameters())
+    def __init__(self, parameters: Mapping[str, nn.Parameter], base_of: Callable[[str], Tensor]) -> None:
+        self._parameters = parameters
         self._base_of = base_of
         self._kept: dict[str, Tensor] = {}
 
     def __enter__(self) -> Blend:
-        self._kept = {name: p.detach().clone() for name, p in self._parameters.items()}
         return self
 
     @torch.no_grad()
-    def at(self, alpha: float) -> None:
-        """Put ``alpha * model + (1 - alpha) * anchor`` into the model."""
+    def at(self, alpha: float | Mapping[str, float]) -> None:
+        """Put ``alpha * model + (1 - alpha) * anchor`` into the model; alpha is one, or one a parameter."""
+        if alpha == 1.0 and not self._kept:
+            return  # the model's own weights are in it
+        self._kept = self._kept or {name: p.detach().clone() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
-            if alpha > 0:
+            share = alpha[name] if isinstance(alpha, Mapping) else alpha
+            if share > 0:
                 parameter.copy_(self._kept[name])
-            lerp_(parameter, self._base_of(name), 1.0 - alpha)
+            lerp_(parameter, self._base_of(name), 1.0 - share)
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self._kept[name])
+        for name, kept in self._kept.items():
+            self._parameters[name].copy_(kept)
         self._kept = {}

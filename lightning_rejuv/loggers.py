@@ -1,11 +1,24 @@
-"""One way to write scalars, whatever loggers a Trainer has."""
+"""One way to write scalars, figures, text and histograms, whatever loggers a Trainer has.
+
+TensorBoard, CSV (files beside ``metrics.csv``), Weights & Biases and MLflow are known; to any other logger
+only scalars go, which is said once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_told: set[str] = set()
 
 
 def log_scalars(loggers: Iterable[Logger], values: Mapping[str, Tensor | float], step: int) -> None:
@@ -20,3 +33,101 @@ def log_scalars(loggers: Iterable[Logger], values: Mapping[str, Tensor | float],
     for logger in loggers:
         renamed = {key.replace("/", logger.group_separator): value for key, value in scalars.items()}
         logger.log_metrics(renamed, step=step)
+
+
+@rank_zero_only
+def log_figure(loggers: Sequence[Logger], key: str, figure: Figure, step: int) -> None:
+    """Write a figure to every logger that takes one.
+
+    Args:
+        loggers: ``trainer.loggers``; may be empty.
+        key: its name; ``/`` separates a group from a name.
+        figure: a matplotlib figure.
+        step: the x-axis.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(key, figure, global_step=step, close=False)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(key, [figure], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"{key}/step_{step:07d}.png")
+        elif isinstance(logger, CSVLogger):
+            figure.savefig(_beside(logger, f"{key}/step_{step:07d}.png"))
+        else:
+            _tell(f"Figures are not written to {type(logger).__name__}, which is not known to take them.")
+
+
+@rank_zero_only
+def log_text(loggers: Sequence[Logger], key: str, text: str, step: int) -> None:
+    """Write a text to every logger that takes one; the text is not interpreted.
+
+    Args:
+        loggers: ``trainer.loggers``; may be empty.
+        key: its name; ``/`` separates a group from a name.
+        text: what happened.
+        step: the x-axis.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # TensorBoard shows Markdown: four blanks keep lines as they are.
+            logger.experiment.add_text(key, "\n".join("    " + line for line in text.splitlines()), step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_text(key, columns=["step", "text"], data=[[str(step), text]], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, text, f"{key}/step_{step:07d}.txt")
+        elif isinstance(logger, CSVLogger):
+            with _beside(logger, f"{key}.txt").open("a", encoding="utf-8") as file:
+                file.write(f"step {step}\n{text}\n\n")
+        else:
+            _tell(f"Texts are not written to {type(logger).__name__}, which is not known to take them.")
+
+
+@rank_zero_only
+def log_histogram(loggers: Sequence[Logger], key: str, values: Tensor, step: int) -> None:
+    """Write a histogram of values to TensorBoard; other loggers have none.
+
+    Args:
+        loggers: ``trainer.loggers``; may be empty.
+        key: its name.
+        values: any shape.
+        step: the x-axis.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(key, values.detach().float().cpu(), global_step=step)
+
+
+@rank_zero_only
+def log_layout(loggers: Sequence[Logger], layout: Mapping[str, Any]) -> None:
+    """Give TensorBoard a custom-scalars layout; a writer keeps only the last one it is given.
+
+    Args:
+        loggers: ``trainer.loggers``; may be empty.
+        layout: as :meth:`torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes it.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(dict(layout))
+
+
+def takes_figures(loggers: Sequence[Logger]) -> bool:
+    """Whether a figure would be drawn and go anywhere; where not, say once why."""
+    if find_spec("matplotlib") is None:
+        _tell("Figures are not drawn: they need matplotlib (`pip install lightning-rejuv[plots]`).")
+        return False
+    if not loggers:
+        _tell("There is no logger: measures go to `trainer.callback_metrics` alone, figures are not drawn.")
+    return any(isinstance(x, (TensorBoardLogger, WandbLogger, MLFlowLogger, CSVLogger)) for x in loggers)
+
+
+def _beside(logger: CSVLogger, name: str) -> Path:
+    path = Path(logger.log_dir) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _tell(message: str) -> None:
+    if message not in _told:
+        _told.add(message)
+        rank_zero_info(message)

@@ -1,41 +1,30 @@
-"""The method on one page: check, find alpha, attribute, select, fuse, reset, report."""
+"""The method on one page: plan, fuse, reset, report."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_rejuv.alpha import AlphaSearch, search_alpha
-from lightning_rejuv.anchor import Anchor, AnchorSource, match
-from lightning_rejuv.attribution import (
-    Calibrated,
-    PositionRule,
-    RankBy,
-    Scope,
-    calibrate,
-    confidence,
-    mean_entropy,
-    nll_per_response,
-    select_neurons,
-)
-from lightning_rejuv.calibration import Batch, as_batches
-from lightning_rejuv.drift import Drift, check_finite, measure_drift, pooled
-from lightning_rejuv.edit import Blend, lerp_
-from lightning_rejuv.forward import device_of, evaluation_mode
-from lightning_rejuv.neurons import NeuronGroup, take_apart
-from lightning_rejuv.options import Alpha, Options
-from lightning_rejuv.report import AttributionReport, RejuvenationReport, TensorReport
-
-Sampler = Callable[[nn.Module], Iterable[Any]]
+from lightning_rejuv.anchor import AnchorSource
+from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
+from lightning_rejuv.edit import count_lost, lerp_
+from lightning_rejuv.find_alpha import Sampler, Verifier
+from lightning_rejuv.forward import evaluation_mode
+from lightning_rejuv.optimizer_state import OptimizerState, edit_optimizer_state
+from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
+from lightning_rejuv.plan import Data, Plan, Reset, make_plan
+from lightning_rejuv.report import RejuvenationReport, write_report
+from lightning_rejuv.targets import Targets, open_targets
 
 
 def rejuvenate(
     model: nn.Module,
-    anchor: AnchorSource,
+    anchor: AnchorSource | None,
     calibration: Iterable[Any] | None = None,
     *,
     alpha: Alpha = 0.5,
@@ -43,13 +32,21 @@ def rejuvenate(
     omega: float = 1.0,
     positions: PositionRule = "sharpened",
     positions_per_response: int = 1,
+    quantity: Quantity = "target_logit",
     rank_by: RankBy = "absolute",
     scope: Scope = "model",
+    budget: Budget = "share",
     sampler: Sampler | None = None,
-    target_excess: float = 1.0,
+    verifier: Verifier | None = None,
+    alpha_target: float | None = None,
+    loss: Loss | None = None,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    optimizer_state: OptimizerState = "momentum",
+    resize_vocabulary: bool = False,
+    rounding: Rounding = "nearest",
     seed: int = 0,
 ) -> RejuvenationReport:
-    """Restore the plasticity of an over-trained language model, in place, between SFT and RL.
+    """Restore the plasticity of an over-trained model, in place, between SFT and RL.
 
     *Base-anchored fusion* replaces every parameter by ``alpha * sft + (1 - alpha) * base``. Then the
     *attribution-targeted reset* returns the neurons that push hardest on over-confident tokens to the
@@ -59,34 +56,52 @@ def rejuvenate(
 
     Args:
         model: the SFT model. Fusion works on any module, the reset on the decoders that
-            :mod:`lightning_rejuv.neurons` knows.
-        anchor: the base, as :meth:`Anchor.open` takes it; it is not changed.
+            :mod:`lightning_rejuv.neurons` knows, and with ``loss`` on any module.
+        anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
+            adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
             and perhaps ``attention_mask``; not needed with ``reset_fraction=0``.
-        alpha: weight of the SFT model, 0 to 1; 1 is reset alone. ``"auto"`` takes the largest alpha at
-            which the fused model's excess negative log-likelihood on the base's own sampled responses
-            is ``target_excess``.
+        alpha: weight of the SFT model, 0 to 1; 1 is reset alone. A mapping of name patterns to such weights
+            (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts). Or a rule that finds it, by
+            bisection on what the base samples itself: ``"auto"`` (excess negative log-likelihood),
+            ``"support_retention"`` (the same on verified responses), ``"kl_balance"``, ``"entropy_ratio"``;
+            see :func:`lightning_rejuv.find_alpha.find_alpha`.
         reset_fraction: share of all neurons that is reset, 0 to 1; 0 is fusion alone.
         omega: weight of the base on a reset neuron; 1 overwrites it.
         positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
             are not un-taught; or ``"entropy_gap"``, the paper's rule.
         positions_per_response: at how many positions of a response, at most, neurons are attributed.
+        quantity: ``"target_logit"``, a neuron's contribution to the target's logit; or
+            ``"entropy_gradient"``, how much a reset raises the entropy of the fused model to first order
+            (use ``rank_by="signed"`` with it).
         rank_by: ``"absolute"`` or ``"signed"`` mean contribution; ``"random"`` is the control, the same
             count per matrix drawn at random.
         scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
-        sampler: for ``alpha="auto"``: called with the model while it holds the anchor's weights;
-            returns responses that it sampled, as batches in the form of ``calibration``.
-        target_excess: for ``alpha="auto"``, nats per response.
-        seed: of the random control.
+        budget: ``"share"``, exactly ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
+            over positions of the top ``reset_fraction`` at each.
+        sampler: for a rule of alpha: called with the model while it holds the weights to sample from; returns
+            responses that it sampled, as batches in the form of ``calibration``. By default the model's
+            ``generate`` on the calibration prompts.
+        verifier: for ``alpha="support_retention"``: from a sampled batch to [B] bool, which are right.
+        alpha_target: what the rule's value may reach; see :func:`lightning_rejuv.alpha.default_target`.
+        loss: for a module that is no language model: from the module and a calibration batch to a scalar;
+            neurons are then the output rows of its linear and convolutional layers.
+        optimizer: the optimizers that hold a state of the model, if any.
+        optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
+            :func:`lightning_rejuv.optimizer_state.edit_optimizer_state`.
+        resize_vocabulary: where SFT added tokens: fuse the common rows by token index, keep the new ones.
+        rounding: how a bfloat16 parameter is rounded, ``"nearest"`` or ``"stochastic"``.
+        seed: of the random control, the default sampler and stochastic rounding.
 
     Returns:
         A report of what was done; ``print`` it.
 
     Raises:
         ValueError: an argument out of range, a calibration set that is empty or has empty responses, an
-            anchor that does not match or equals the model, NaN or infinity in either, a family that the
-            neuron map does not know. Nothing has been changed then.
+            anchor that does not match or equals the model, NaN or infinity in either, quantised weights, a
+            family that the neuron map does not know. Nothing has been changed then.
         FileNotFoundError: the anchor's path does not exist.
+        RejuvenationError: reading the anchor failed in the middle of the edit; it says what was changed.
 
     Example: fusion alone, on any module.
 
@@ -98,124 +113,92 @@ def rejuvenate(
     """
     started = time.perf_counter()
     options = Options(
-        alpha, reset_fraction, omega, positions, positions_per_response, rank_by, scope, target_excess, seed
-    )
-    if alpha == "auto" and sampler is None:
-        raise ValueError(
-            'Expected a `sampler` for `alpha="auto"`: a function that takes the model (which then holds the '
-            "anchor's weights) and returns sampled responses as batches with `input_ids` and `labels`."
-        )
-    source = Anchor.open(anchor)
-    names = match(model, source)
-
-    def base_of(name: str) -> Tensor:
-        return source.tensor(names[name])
-
-    before = measure_drift(model, base_of)
-    check_finite(before, model, base_of, source.description)
-    device = device_of(model)
-    decoder = take_apart(model) if reset_fraction > 0 else None
-    batches = [b.to(device) for b in as_batches(calibration)] if decoder else []
-
-    search: AlphaSearch | None = None
-    calibrated: Calibrated | None = None
-    if decoder or alpha == "auto":
-        with evaluation_mode(model), Blend(model, base_of) as blend:
-            if alpha == "auto":
-                assert sampler is not None
-                search = _find_alpha(model, blend, sampler, target_excess)
-            if decoder:
-                calibrated = calibrate(model, decoder, blend, batches, positions, positions_per_response)
-    weight = search.alpha if search else float(alpha)
-    groups = decoder.groups if decoder else ()
-    selected = _select(groups, calibrated, options)
-
-    for name, parameter in model.named_parameters():
-        lerp_(parameter, base_of(name), 1.0 - weight)
-    for group, index in zip(groups, selected, strict=True):
-        reset_neurons(model, group, index, base_of, omega)
-
-    after = measure_drift(model, base_of)
-    return RejuvenationReport(
-        anchor=source.description,
-        alpha=weight,
-        omega=omega,
+        alpha=alpha,
         reset_fraction=reset_fraction,
+        omega=omega,
+        positions=positions,
+        positions_per_response=positions_per_response,
+        quantity=quantity,
         rank_by=rank_by,
-        drift_before=pooled(before),
-        drift_after=pooled(after),
-        tensors=_tensor_reports(before, after, groups, selected),
-        attribution=_attribution_report(model, calibrated, batches, positions),
-        search=search,
-        seconds=time.perf_counter() - started,
+        scope=scope,
+        budget=budget,
+        alpha_target=alpha_target,
+        optimizer_state=optimizer_state,
+        rounding=rounding,
+        seed=seed,
     )
-
-
-def reset_neurons(
-    model: nn.Module, group: NeuronGroup, index: Tensor, base_of: Callable[[str], Tensor], omega: float = 1.0
-) -> None:
-    """Return neurons of one group to the base: their rows or columns, and their entries of the bias."""
-    lerp_(model.get_parameter(group.parameter), base_of(group.parameter), omega, dim=group.dim, index=index)
-    if group.bias is not None:
-        lerp_(model.get_parameter(group.bias), base_of(group.bias), omega, index=index)
-
-
-def _find_alpha(model: nn.Module, blend: Blend, sampler: Sampler, target: float) -> AlphaSearch:
-    """Search alpha on responses that the anchor samples itself."""
-    blend.at(0.0)
-    own = [b.to(device_of(model)) for b in as_batches(sampler(model), what="sampled")]
-
-    def nll(alpha: float) -> float:
-        blend.at(alpha)
-        return nll_per_response([confidence(model, batch) for batch in own])
-
-    floor = nll(0.0)
-    return search_alpha(lambda alpha: nll(alpha) - floor, target)
-
-
-def _select(groups: tuple[NeuronGroup, ...], calibrated: Calibrated | None, options: Options) -> list[Tensor]:
-    if calibrated is None:
-        return []
-    attribution = calibrated.attribution
-    scores = attribution.total if options.rank_by == "signed" else attribution.absolute
-    return select_neurons(
-        scores,
-        [group.layer for group in groups],
-        options.reset_fraction,
-        scope=options.scope,
-        generator=torch.Generator().manual_seed(options.seed) if options.rank_by == "random" else None,
-    )
-
-
-def _tensor_reports(
-    before: dict[str, Drift], after: dict[str, Drift], groups: tuple[NeuronGroup, ...], selected: list[Tensor]
-) -> list[TensorReport]:
-    reset = {g.parameter: (g, len(index)) for g, index in zip(groups, selected, strict=True)}
-    reports = []
-    for name in before:
-        drift = before[name].relative, after[name].relative
-        if name in reset:
-            group, count = reset[name]
-            reports.append(TensorReport(name, *drift, group.count, count, group.layer, group.kind))
-        else:
-            reports.append(TensorReport(name, *drift))
-    return reports
-
-
-def _attribution_report(
-    model: nn.Module, calibrated: Calibrated | None, batches: list[Batch], rule: str
-) -> AttributionReport | None:
-    if calibrated is None:
-        return None
+    targets = open_targets(model, anchor, resize_vocabulary)
+    plan = make_plan(model, targets, Data(calibration, loss, sampler, verifier), options)
+    lost = apply_plan(model, targets, plan, options)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    unsliced = _forget(model, targets, plan, optimizers, optimizer_state)
     with evaluation_mode(model):
-        entropy_after = mean_entropy([confidence(model, batch) for batch in batches])
-    return AttributionReport(
-        rule=rule,
-        positions=calibrated.attribution.positions,
-        sharpened=calibrated.sharpened,
-        learned=calibrated.learned,
-        reconstruction_error=calibrated.attribution.error,
-        entropy_base=calibrated.entropy_base,
-        entropy_before=calibrated.entropy_sft,
-        entropy_after=entropy_after,
-    )
+        entropy = mean_entropy([confidence(model, batch) for batch in plan.batches]) if plan.batches else None
+    seconds = time.perf_counter() - started
+    return write_report(plan, options, targets, entropy, lost=lost, unsliced=unsliced, seconds=seconds)
+
+
+class RejuvenationError(RuntimeError):
+    """An edit that could not be finished; says which parameters were changed and which were not."""
+
+
+@torch.no_grad()
+def apply_plan(model: nn.Module, targets: Targets, plan: Plan, options: Options) -> tuple[int, int]:
+    """Fuse every parameter, then reset the planned neurons.
+
+    Args:
+        model: the model that was planned for.
+        targets: what its parameters are pulled toward.
+        plan: what to change.
+        options: the rounding, the weight of the anchor on reset neurons and the seed.
+
+    Returns:
+        How many half-precision elements differ from the anchor, and how many of those rounding threw back
+        onto one of the two values that they should lie between.
+
+    Raises:
+        RejuvenationError: an anchor's tensor could not be read or written.
+    """
+    generator = torch.Generator().manual_seed(options.seed) if options.rounding == "stochastic" else None
+    changed = lost = 0
+    done: list[str] = []
+    try:
+        for name, parameter in targets.parameters.items():
+            base, share = targets.base_of(name), plan.alphas[name]
+            rounds = parameter.dtype.itemsize < 4 and 0 < share < 1
+            before = parameter.detach().clone() if rounds else parameter
+            lerp_(parameter, base, 1.0 - share, generator=generator)
+            done.append(name)
+            if rounds:
+                counted = count_lost(before, parameter, base)
+                changed, lost = changed + counted[0], lost + counted[1]
+        for reset in plan.resets:
+            reset_neurons(model, targets, reset, options.omega)
+    except Exception as error:
+        raise RejuvenationError(
+            f"The edit stopped with {type(error).__name__}: {error}. Fused by then: {len(done)} of "
+            f"{len(plan.alphas)} parameters, the last of them {done[-1:] or None}. Load the model again."
+        ) from error
+    return changed, lost
+
+
+def reset_neurons(model: nn.Module, targets: Targets, reset: Reset, omega: float = 1.0) -> None:
+    """Return neurons to the base: their rows or columns, and their entries of the bias."""
+    group = reset.group
+    for name, dim in ((group.parameter, group.dim), (group.bias, 0)):
+        if name is not None:
+            weight: Tensor = group.matrix(model.get_parameter(name).detach())
+            lerp_(weight, group.matrix(targets.base_of(name)), omega, dim=dim, index=reset.index)
+
+
+def _forget(
+    model: nn.Module, targets: Targets, plan: Plan, optimizers: list[Optimizer], mode: OptimizerState
+) -> list[str]:
+    whole = {name: p for name, p in targets.parameters.items() if plan.alphas[name] < 1}
+    parts = [
+        (name, model.get_parameter(name), reset.group, dim, reset.index)
+        for reset in plan.resets
+        for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0))
+        if name is not None and len(reset.index)
+    ]
+    return edit_optimizer_state(optimizers, whole, parts, mode)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.drift import pooled
+from lightning_rejuv.options import Options
+from lightning_rejuv.plan import Plan
+from lightning_rejuv.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -21,19 +26,30 @@ class TensorReport:
         name: its name in the model.
         drift_before: relative L2 distance ‖w - b‖ / ‖b‖ from the anchor before the edit.
         drift_after: the same after it.
-        neurons: how many neurons its rows or columns are; 0 where it has none.
-        reset: how many of them were reset.
-        layer: its decoder layer, None outside the layers.
-        kind: which projection it is, None where it has no neurons.
     """
 
     name: str
     drift_before: float
     drift_after: float
-    neurons: int = 0
-    reset: int = 0
-    layer: int | None = None
-    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class NeuronReport:
+    """The neurons of one group.
+
+    Attributes:
+        parameter: name of the weight.
+        kind: which projection it is.
+        layer: its decoder layer.
+        count: how many neurons it has.
+        reset: how many of them were reset.
+    """
+
+    parameter: str
+    kind: str
+    layer: int
+    count: int
+    reset: int
 
 
 @dataclass(frozen=True)
@@ -41,21 +57,35 @@ class AttributionReport:
     """How the neurons were chosen.
 
     Attributes:
-        rule: which positions were looked at.
-        positions: how many.
+        quantity: what they were attributed.
+        rank_by: how they were ranked.
+        positions: at how many positions (batches, for a loss).
+        reconstruction_error: largest relative error of the logits that the contributions add up to; 0
+            for a quantity that is not a sum.
+    """
+
+    quantity: str
+    rank_by: str
+    positions: int
+    reconstruction_error: float
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """The calibration set before and after.
+
+    Attributes:
+        rule: which positions were selected.
         sharpened: how many of them are sharpened: the base already knew the token.
         learned: how many of them are learned: the token is new to the base.
-        reconstruction_error: largest relative error of the logits that the contributions add up to.
         entropy_base: mean token entropy of the anchor on the calibration responses, nats.
         entropy_before: the same of the model before the edit.
         entropy_after: the same after it.
     """
 
     rule: str
-    positions: int
     sharpened: int
     learned: int
-    reconstruction_error: float
     entropy_base: float
     entropy_before: float
     entropy_after: float
@@ -67,56 +97,63 @@ class RejuvenationReport:
 
     Attributes:
         anchor: where the anchor came from.
-        alpha: weight of the SFT model in the fusion.
+        alpha: weight of the SFT model in the fusion: one, or one for each name pattern.
         omega: weight of the anchor on the reset neurons.
         reset_fraction: the share of the neurons that was asked for.
-        rank_by: how neurons were ranked.
         drift_before: pooled relative L2 distance from the anchor, all parameters, before.
         drift_after: the same after.
         tensors: a report per parameter.
+        neurons: a report per neuron group; empty for fusion alone.
         attribution: how neurons were chosen; None for fusion alone.
+        comparison: the calibration set; None without a language model or for fusion alone.
         search: how alpha was found; None where it was given.
+        rounding_lost: share of the half-precision elements that differed from the anchor and that rounding
+            threw back onto one of the two values that they should lie between; None without any.
+        optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         seconds: wall time.
+        peak_memory: most memory that the process has held so far, on the model's device, bytes.
     """
 
     anchor: str
-    alpha: float
+    alpha: float | dict[str, float]
     omega: float
     reset_fraction: float
-    rank_by: str
     drift_before: float
     drift_after: float
     tensors: list[TensorReport]
+    neurons: list[NeuronReport]
     attribution: AttributionReport | None
+    comparison: ComparisonReport | None
     search: AlphaSearch | None
+    rounding_lost: float | None
+    optimizer_state_left: list[str]
     seconds: float
+    peak_memory: int | None
 
     @property
-    def neurons(self) -> int:
-        """Number of neurons that the neuron map knows in the model."""
-        return sum(tensor.neurons for tensor in self.tensors)
+    def neurons_total(self) -> int:
+        """Number of neurons that the neuron map knows in the model; 0 for fusion alone."""
+        return sum(group.count for group in self.neurons)
 
     @property
     def neurons_reset(self) -> int:
         """Number of neurons that were reset."""
-        return sum(tensor.reset for tensor in self.tensors)
+        return sum(group.reset for group in self.neurons)
 
     def summary(self) -> str:
         """One line: what changed and how much."""
-        text = (
-            f"alpha {self.alpha:.3f}, drift from the anchor {self.drift_before:.3f} -> {self.drift_after:.3f}"
-        )
+        text = f"alpha {self._alpha()}, drift {self.drift_before:.3f} -> {self.drift_after:.3f}"
         if self.neurons_reset:
-            text += f", {self.neurons_reset} of {self.neurons} neurons reset"
-        if self.attribution:
-            a = self.attribution
-            text += f", token entropy {a.entropy_before:.3f} -> {a.entropy_after:.3f} nats"
-            text += f" (anchor {a.entropy_base:.3f})"
+            text += f", {self.neurons_reset} of {self.neurons_total} neurons reset"
+        if self.comparison:
+            c = self.comparison
+            text += f", token entropy {c.entropy_before:.3f} -> {c.entropy_after:.3f} nats"
+            text += f" (anchor {c.entropy_base:.3f})"
         return text
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, strings and numbers."""
-        return {**asdict(self), "neurons": self.neurons, "neurons_reset": self.neurons_reset}
+        return {**asdict(self), "neurons_total": self.neurons_total, "neurons_reset": self.neurons_reset}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` as JSON; the file appears whole or not at all."""
@@ -126,44 +163,86 @@ class RejuvenationReport:
         part.replace(target)
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        from lightning_rejuv.report_table import lines
 
-    def _lines(self) -> Iterator[str]:
-        yield f"Rejuvenation toward {self.anchor}"
-        yield f"  alpha            {self.alpha:.3f}{self._how_alpha()}"
-        drift = f"{self.drift_before:.4f} -> {self.drift_after:.4f}"
-        yield f"  drift            {drift}  (‖w - b‖ / ‖b‖, all parameters)"
-        if self.attribution:
-            a = self.attribution
-            share = f"{self.neurons_reset} of {self.neurons} ({self.neurons_reset / self.neurons:.2%})"
-            yield f"  neurons reset    {share}, ranked {self.rank_by}"
-            yield (
-                f"  positions        {a.positions} ({a.rule}): {a.sharpened} sharpened, {a.learned} learned; "
-                f"reconstruction error {a.reconstruction_error:.1e}"
-            )
-            yield (
-                f"  token entropy    {a.entropy_before:.4f} -> {a.entropy_after:.4f} nats "
-                f"(anchor {a.entropy_base:.4f}), teacher-forced"
-            )
-            yield from self._map()
-        yield f"  seconds          {self.seconds:.2f}"
+        return "\n".join(lines(self))
 
-    def _how_alpha(self) -> str:
-        if self.search is None:
-            return ""
-        return f"  (found: excess NLL <= {self.search.target:g} nats on each of the anchor's own responses)"
+    def _alpha(self) -> str:
+        if isinstance(self.alpha, dict):
+            return ", ".join(f"{pattern}: {value:g}" for pattern, value in self.alpha.items())
+        return f"{self.alpha:.3f}"
 
-    def _map(self) -> Iterator[str]:
-        """Reset neurons by layer and projection."""
-        held = [t for t in self.tensors if t.kind]
-        kinds = list(dict.fromkeys(str(t.kind) for t in held))
-        layers = sorted({t.layer for t in held if t.layer is not None})
-        counts: Counter[tuple[int | None, str | None]] = Counter()
-        for tensor in held:
-            counts[tensor.layer, tensor.kind] += tensor.reset
-        busiest = sorted(layers, key=lambda layer: -sum(counts[layer, kind] for kind in kinds))[:8]
-        yield "  by layer         " + "".join(f"{kind:>6}" for kind in kinds)
-        for layer in sorted(busiest):
-            yield f"    {layer:<15}" + "".join(f"{counts[layer, kind]:>6}" for kind in kinds)
-        if len(layers) > len(busiest):
-            yield f"    … the {len(layers) - len(busiest)} other layers hold fewer each"
+
+def write_report(
+    plan: Plan,
+    options: Options,
+    targets: Targets,
+    entropy: float | None,
+    *,
+    lost: tuple[int, int],
+    unsliced: list[str],
+    seconds: float,
+) -> RejuvenationReport:
+    """Put together what a plan did.
+
+    Args:
+        plan: what was changed.
+        options: what was asked for.
+        targets: to measure the drift after the edit.
+        entropy: mean token entropy on the calibration set after the edit, nats; None without one.
+        lost: half-precision elements that differed from the anchor, and those that rounding threw back.
+        unsliced: parameters whose optimizer state could not be edited.
+        seconds: wall time.
+    """
+    after = targets.measure()
+    attribution = None
+    if plan.attribution is not None:
+        attribution = AttributionReport(
+            quantity=options.quantity if plan.comparison else "loss",
+            rank_by=options.rank_by,
+            positions=plan.attribution.positions,
+            reconstruction_error=plan.attribution.error,
+        )
+    comparison = None
+    if plan.comparison is not None and entropy is not None:
+        comparison = ComparisonReport(
+            rule=options.positions,
+            sharpened=sum(p.sharpened for p in plan.comparison.positions),
+            learned=sum(p.learned for p in plan.comparison.positions),
+            entropy_base=plan.comparison.entropy_base,
+            entropy_before=plan.comparison.entropy_sft,
+            entropy_after=entropy,
+        )
+    return RejuvenationReport(
+        anchor=targets.description,
+        alpha=plan.alpha if isinstance(plan.alpha, float) else dict(plan.alpha),
+        omega=options.omega,
+        reset_fraction=options.reset_fraction,
+        drift_before=pooled(plan.drift),
+        drift_after=pooled(after),
+        tensors=[TensorReport(name, plan.drift[name].relative, after[name].relative) for name in after],
+        neurons=[
+            NeuronReport(r.group.parameter, r.group.kind, r.group.layer, r.group.count, len(r.index))
+            for r in plan.resets
+        ],
+        attribution=attribution,
+        comparison=comparison,
+        search=plan.search,
+        rounding_lost=lost[1] / lost[0] if lost[0] else None,
+        optimizer_state_left=unsliced,
+        seconds=seconds,
+        peak_memory=peak_memory(targets),
+    )
+
+
+def peak_memory(targets: Targets) -> int | None:
+    """Return the most memory, in bytes, that the process has held so far: on the model's device."""
+    device = next(iter(targets.parameters.values())).device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

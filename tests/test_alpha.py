@@ -16,9 +16,3 @@ def test_it_finds_where_a_growing_excess_reaches_the_target(target):
 
 def test_a_model_that_lost_nothing_is_kept_whole():
     assert search_alpha(lambda alpha: 0.2 * alpha, 1.0).alpha == 1.0
-
-
-@pytest.mark.parametrize("target", [0.0, -1.0, float("nan")])
-def test_a_target_that_is_not_positive_is_refused(target):
-    with pytest.raises(ValueError, match="`target`"):
-        search_alpha(lambda alpha: alpha, target)

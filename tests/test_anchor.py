@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -95,6 +96,27 @@ def test_an_index_that_names_other_or_missing_files_is_refused(tmp_path):
         Anchor.open(tmp_path)
     index.write_text(json.dumps({"weight_map": {"w": "model-00001.safetensors"}}))
     with pytest.raises(FileNotFoundError, match="model-00001.safetensors"):
+        Anchor.open(tmp_path)
+
+
+def test_a_distributed_checkpoint(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    model = tiny_llama(dtype=torch.bfloat16)
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "plain", no_dist=True)
+    optimizer = {"state": {"0": {"exp_avg": torch.ones(3)}}, "epoch": 3}
+    lightning = {
+        "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()},
+        "optimizer": optimizer,
+    }
+    dcp.save(lightning, checkpoint_id=tmp_path / "lightning", no_dist=True)
+    for name in ("plain", "lightning"):
+        _equal(Anchor.open(tmp_path / name), model)
+
+
+def test_the_metadata_of_a_distributed_checkpoint_is_not_trusted(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(_Evil()))
+    with pytest.raises(ValueError, match=r"builtins.exec is not part of a checkpoint's metadata"):
         Anchor.open(tmp_path)
 
 

@@ -94,10 +94,37 @@ def test_blend_restores_every_bit_also_after_an_error():
     net = torch.nn.Linear(3, 3)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     base = {k: torch.randn_like(v) for k, v in before.items()}
-    with pytest.raises(KeyError, match="inside"), Blend(net, base.__getitem__) as blend:
+    with (
+        pytest.raises(KeyError, match="inside"),
+        Blend(dict(net.named_parameters()), base.__getitem__) as blend,
+    ):
         blend.at(0.3)
         torch.testing.assert_close(net.weight.detach(), 0.3 * before["weight"] + 0.7 * base["weight"])
         blend.at(0.0)
         assert torch.equal(net.weight, base["weight"])
         raise KeyError("inside")
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_stochastic_rounding_is_right_on_average_and_never_far():
+    param = torch.full((40000,), 1.0, dtype=torch.bfloat16)
+    base = torch.full((40000,), 1.0078125, dtype=torch.bfloat16)  # the next bfloat16 after 1
+    generator = torch.Generator().manual_seed(0)
+    lerp_(param, base, 0.25, generator=generator)
+    assert set(param.tolist()) == {1.0, 1.0078125}
+    share = float((param == base).float().mean())
+    assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 40000) ** 0.5
+    for value in (-3.7, 1e-30, 250.1):
+        rounded = lerp_(
+            torch.tensor([value]).bfloat16(), torch.tensor([value * 1.3]), 0.5, generator=generator
+        )
+        exact = 0.5 * (float(torch.tensor(value).bfloat16()) + value * 1.3)
+        assert abs(float(rounded) - exact) <= 2**-7 * abs(exact)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_stochastic_rounding_leaves_the_ends_alone(weight):
+    param, base = _pair((50,), torch.bfloat16, torch.bfloat16)
+    expected = base if weight else param.clone()
+    lerp_(param, base, weight, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(param, expected)

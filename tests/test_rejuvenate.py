@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.neurons import take_apart
-from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
+from tests.conftest import batch, float64_llama, greedy_batch, sharpened, shifted, tiny_llama
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_exactly_the_selected_rows_and_columns_return_to_the_base(pair, alpha, o
         torch.testing.assert_close(parameter.index_select(dim, moved), expected.index_select(dim, moved))
         if omega == 1.0:
             assert torch.equal(parameter.index_select(dim, moved), anchor[name].index_select(dim, moved))
-    assert changed == report.neurons_reset == round(0.1 * report.neurons)
-    assert report.neurons == 2 * (16 + 8 + 8 + 16 + 12 + 12 + 12)
+    assert changed == report.neurons_reset == round(0.1 * report.neurons_total)
+    assert report.neurons_total == 2 * (16 + 8 + 8 + 16 + 12 + 12 + 12)
     assert any(not torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
@@ -101,7 +101,7 @@ def test_the_attributed_model_is_the_sft_model_not_the_fused_one(pair):
     for alpha in (0.0, 1.0):
         model = copy.deepcopy(sft)
         report = rejuvenate(model, base, calibration(base), alpha=alpha, reset_fraction=0.1)
-        chosen.append([tensor.reset for tensor in report.tensors])
+        chosen.append([group.reset for group in report.neurons])
     assert chosen[0] == chosen[1]
 
 
@@ -134,7 +134,7 @@ def test_the_random_control_resets_as_many_neurons_of_each_matrix(pair):
     counts = {}
     for rank_by in ("absolute", "random"):
         report = rejuvenate(copy.deepcopy(sft), base, calibration(base), reset_fraction=0.1, rank_by=rank_by)
-        counts[rank_by] = [tensor.reset for tensor in report.tensors]
+        counts[rank_by] = [group.reset for group in report.neurons]
     assert counts["absolute"] == counts["random"]
 
 
@@ -156,7 +156,7 @@ def test_automatic_alpha_meets_its_target_on_what_the_anchor_samples(pair):
     samples: list = []
     fused = copy.deepcopy(sft)
     report = rejuvenate(
-        fused, base, alpha="auto", reset_fraction=0, sampler=torch.no_grad()(sampler), target_excess=0.5
+        fused, base, alpha="auto", reset_fraction=0, sampler=torch.no_grad()(sampler), alpha_target=0.5
     )
     anchor = _state(base)
     assert all(
@@ -216,12 +216,12 @@ def test_bfloat16_is_reset_bit_for_bit():
     report = rejuvenate(sft, base, calibration(base), alpha=1.0, reset_fraction=1.0)
     anchor = _state(base)
     groups = {g.parameter for g in take_apart(sft).groups}
-    assert report.neurons_reset == report.neurons
+    assert report.neurons_reset == report.neurons_total
     assert all(torch.equal(p, anchor[n]) for n, p in sft.named_parameters() if n in groups)
 
 
 BAD = [
-    ({"alpha": 1.2}, r"`alpha` to be a number in \[0, 1\] or \"auto\" but got 1.2"),
+    ({"alpha": 1.2}, r"`alpha` to be a number in \[0, 1\], a mapping .* but got 1.2"),
     ({"alpha": "half"}, "`alpha`"),
     ({"reset_fraction": -0.1}, "`reset_fraction`"),
     ({"omega": 2}, "`omega`"),
@@ -229,7 +229,19 @@ BAD = [
     ({"rank_by": "size"}, "`rank_by`"),
     ({"scope": "head"}, "`scope`"),
     ({"positions_per_response": 0}, "`positions_per_response`"),
-    ({"alpha": "auto"}, "`sampler`"),
+    ({"alpha": "support_retention"}, "`verifier`"),
+    ({"alpha": {"*.mlp.*": 0.5}}, "no pattern fits"),
+    ({"alpha": {"*": 0.5, "*.lora.*": 0.5}}, r"no parameter fits \['\*.lora.\*'\]"),
+    ({"alpha": {"*": 2.0}}, "every value of `alpha`"),
+    ({"alpha": "auto", "reset_fraction": 0, "calibration": None}, "calibration batches but got None"),
+    ({"alpha": "auto", "alpha_target": -1.0}, "`alpha_target` to be a number of at least 0 but got -1.0"),
+    ({"alpha": "auto", "alpha_target": float("nan")}, "`alpha_target`"),
+    ({"alpha_target": 1.0}, "`alpha_target` belongs to a rule that finds alpha"),
+    ({"quantity": "loss"}, "`quantity`"),
+    ({"budget": "all"}, "`budget`"),
+    ({"budget": "union", "scope": "layer"}, "paper's rule"),
+    ({"rounding": "down"}, "`rounding`"),
+    ({"optimizer_state": "forget"}, "`optimizer_state`"),
     ({"calibration": None}, "calibration batches but got None"),
     ({"calibration": []}, "iterable is empty"),
     ({"calibration": [{"input_ids": torch.ones(1, 3).long()}]}, "'labels'"),
@@ -297,11 +309,203 @@ def test_the_report_is_a_table_and_a_file(pair, tmp_path):
     report = rejuvenate(sft, base, calibration(base), alpha=0.4, reset_fraction=0.1)
     text = str(report)
     assert "alpha            0.400" in text
-    assert f"{report.neurons_reset} of {report.neurons}" in text
+    assert f"{report.neurons_reset} of {report.neurons_total}" in text
     assert report.attribution is not None
     assert report.attribution.reconstruction_error < 1e-5
     report.save(tmp_path / "report.json")
     loaded = json.loads((tmp_path / "report.json").read_text())
     assert loaded == json.loads(json.dumps(report.to_dict()))
-    assert sum(t["reset"] for t in loaded["tensors"]) == report.neurons_reset == loaded["neurons_reset"]
+    assert sum(g["reset"] for g in loaded["neurons"]) == report.neurons_reset == loaded["neurons_reset"]
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_an_alpha_for_each_pattern(pair):
+    base, sft = pair
+    before, anchor = _state(sft), _state(base)
+    report = rejuvenate(
+        sft, base, alpha={"*.mlp.*": 0.25, "model.layers.1.*": 0.5, "*": 1.0}, reset_fraction=0
+    )
+    for name, parameter in sft.named_parameters():
+        alpha = 0.25 if ".mlp." in name else 0.5 if "layers.1." in name else 1.0
+        torch.testing.assert_close(parameter.detach(), alpha * before[name] + (1 - alpha) * anchor[name])
+    assert "0.250  *.mlp.*" in str(report)
+
+
+def test_the_papers_union_is_the_brute_force_set(pair):
+    """Union over positions of the top share of |contributions|, each position attributed by itself."""
+    from lightning_rejuv.attribution.positions import Positions
+    from lightning_rejuv.attribution.scores import attribute
+    from lightning_rejuv.calibration import as_batches
+
+    base, sft = pair
+    data = [batch(seed=0), greedy_batch(base)]
+    options = {"reset_fraction": 0.05, "positions": "entropy_gap", "positions_per_response": 2}
+    model = copy.deepcopy(sft)
+    report = rejuvenate(model, base, data, alpha=1.0, budget="union", **options)
+    decoder = take_apart(sft)
+    total = sum(g.count for g in decoder.groups)
+    chosen: set[int] = set()
+    positions = 0
+    for checked in as_batches(data):
+        entropies = []
+        for m in (sft, base):
+            with torch.no_grad():
+                log_probs = m(**checked.inputs).logits[:, :-1].double().log_softmax(-1)
+            entropies.append(-(log_probs.exp() * log_probs).sum(-1))
+        gap = (entropies[0] - entropies[1]).abs().masked_fill(~checked.response, -1)
+        for row in range(len(gap)):
+            for time in gap[row].topk(min(2, int(checked.response[row].sum()))).indices.tolist():
+                one = Positions(torch.tensor([row]), torch.tensor([time]), torch.tensor([0]), 0, 0)
+                scores = torch.cat(attribute(sft, decoder, [checked], [one]).absolute)
+                chosen |= set(scores.topk(round(0.05 * total)).indices.tolist())
+                positions += 1
+    assert report.attribution is not None
+    assert report.attribution.positions == positions
+    expected, start = [], 0
+    for group in decoder.groups:
+        expected.append(sum(start <= n < start + group.count for n in chosen))
+        start += group.count
+    assert [g.reset for g in report.neurons] == expected
+    assert report.neurons_reset == len(chosen) > round(0.05 * total)
+
+
+def test_the_entropy_gradient_predicts_what_a_reset_does_to_the_entropy(pair):
+    """First order: moving one neuron a little toward the base changes the entropy by its score."""
+    from lightning_rejuv.attribution import attribute_entropy
+    from lightning_rejuv.attribution.positions import Positions
+    from lightning_rejuv.calibration import as_batches
+    from lightning_rejuv.edit import lerp_
+
+    base = float64_llama()
+    sft = sharpened(base)
+    [data] = as_batches([greedy_batch(base)])
+    chosen = Positions(torch.tensor([0, 1]), torch.tensor([4, 6]), torch.tensor([0, 0]), 0, 0)
+    groups = take_apart(sft).groups
+    anchor = dict(base.named_parameters())
+    result = attribute_entropy(sft, groups, [data], [chosen], lambda n: anchor[n].detach())
+
+    @torch.no_grad()
+    def entropy():
+        log_probs = sft(**data.inputs).logits[chosen.row, chosen.time].log_softmax(-1)
+        return -float((log_probs.exp() * log_probs).sum())
+
+    start, step = entropy(), 1e-4
+    for group, scores in zip(groups, result.total, strict=True):
+        best = scores.abs().argmax().reshape(1)
+        weight = sft.get_parameter(group.parameter)
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            lerp_(weight, anchor[group.parameter].detach(), step, dim=group.dim, index=group.place(best))
+        change = (entropy() - start) / step
+        with torch.no_grad():
+            weight.copy_(kept)
+        assert change == pytest.approx(float(scores[best]), rel=0.02, abs=2e-3)
+
+
+def test_quantity_is_not_ignored(pair):
+    base, sft = pair
+    results = []
+    for quantity in ("target_logit", "entropy_gradient"):
+        model = copy.deepcopy(sft)
+        options = {"alpha": 0.9, "reset_fraction": 0.1, "quantity": quantity, "rank_by": "signed"}
+        results.append(rejuvenate(model, base, calibration(base), **options))
+    assert [g.reset for g in results[0].neurons] != [g.reset for g in results[1].neurons]
+
+
+def test_rounding_is_reported_and_can_be_stochastic():
+    base = tiny_llama(dtype=torch.bfloat16)
+    sft = shifted(base, 2e-4)  # a drift below half a unit in the last place of most weights
+    before, anchor = _state(sft), _state(base)
+    models = {}
+    for rounding in ("nearest", "stochastic"):
+        models[rounding] = copy.deepcopy(sft)
+        report = rejuvenate(models[rounding], base, alpha=0.5, reset_fraction=0, rounding=rounding)
+        changed = lost = 0
+        for name, parameter in models[rounding].named_parameters():
+            moved = before[name] != anchor[name]
+            changed += int(moved.sum())
+            lost += int((moved & ((parameter == before[name]) | (parameter == anchor[name]))).sum())
+        assert report.rounding_lost == pytest.approx(lost / changed)
+        assert report.rounding_lost > 0.5
+        assert "fell back" in str(report)
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(models["nearest"].parameters(), models["stochastic"].parameters(), strict=True)
+    )
+    exact = {n: (before[n].double() + anchor[n].double()) / 2 for n in before}
+    for name, parameter in models["nearest"].named_parameters():
+        assert torch.equal(parameter, exact[name].to(torch.bfloat16))
+
+
+def test_float32_reports_no_rounding(pair):
+    base, sft = pair
+    assert rejuvenate(sft, base, alpha=0.5, reset_fraction=0).rounding_lost is None
+
+
+def test_a_resized_vocabulary_is_fused_by_index_on_request_only():
+    base = tiny_llama(vocab_size=23)
+    larger = copy.deepcopy(base)
+    larger.resize_token_embeddings(26)
+    sft = shifted(larger)
+    before, anchor = _state(sft), _state(base)
+    with pytest.raises(ValueError, match=r"shape \(26, 16\) but got .*\(23, 16\).*resize_vocabulary=True"):
+        rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, base, alpha=0.5, reset_fraction=0, resize_vocabulary=True)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        table = sft.get_parameter(name).detach()
+        torch.testing.assert_close(table[:23], (before[name][:23] + anchor[name]) / 2)
+        assert torch.equal(table[23:], before[name][23:])
+    with pytest.raises(ValueError, match="to have shape"):  # only the tables may differ
+        rejuvenate(tiny_llama(intermediate_size=14), base, resize_vocabulary=True)
+
+
+def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):
+    from lightning_rejuv.anchor import Anchor
+    from lightning_rejuv.rejuvenate import RejuvenationError
+
+    base, sft = pair
+
+    class Failing(Anchor):
+        """Reads every tensor once, for the checks, and the third one not again."""
+
+        inner = Anchor.open(base)
+        reads = 0
+
+        @property
+        def description(self):
+            return "a failing disk"
+
+        def names(self):
+            return self.inner.names()
+
+        def shape(self, name):
+            return self.inner.shape(name)
+
+        def tensor(self, name):
+            self.reads += 1
+            if self.reads == len(self.names()) + 3:
+                raise OSError("input/output error")
+            return self.inner.tensor(name)
+
+    with pytest.raises(
+        RejuvenationError, match=r"OSError: input/output error. Fused by then: 2 of 21 parameters"
+    ):
+        rejuvenate(sft, Failing(), alpha=0.5, reset_fraction=0)
+
+
+def test_quantised_weights_are_refused(pair):
+    base, sft = pair
+    layer = sft.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"up_proj.weight \(torch.int8\)'\] are not. Quantised"):
+        rejuvenate(sft, base, reset_fraction=0)
+
+
+def test_a_patched_model_whose_contributions_do_not_add_up_is_refused(pair):
+    base, sft = pair
+    for model in (base, sft):
+        model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + 1.0)
+    before = _state(sft)
+    with pytest.raises(ValueError, match="add up to the target logits but the reconstruction error is"):
+        rejuvenate(sft, base, calibration(base))
+    assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())

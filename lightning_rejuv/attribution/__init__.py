@@ -1,19 +1,27 @@
 """Which neurons are responsible for over-confidence: positions, contributions, selection."""
 
-from lightning_rejuv.attribution.calibrated import Calibrated, calibrate
+from lightning_rejuv.attribution.comparison import Comparison, check_reconstruction, compare
 from lightning_rejuv.attribution.confidence import confidence, mean_entropy, nll_per_response
 from lightning_rejuv.attribution.positions import POSITION_RULES, PositionRule
+from lightning_rejuv.attribution.scores import Attribution, attribute
 from lightning_rejuv.attribution.selection import RANKINGS, SCOPES, RankBy, Scope, select_neurons
+from lightning_rejuv.attribution.weight_gradient import Loss, attribute_entropy, attribute_loss
 
 __all__ = [
     "POSITION_RULES",
     "RANKINGS",
     "SCOPES",
-    "Calibrated",
+    "Attribution",
+    "Comparison",
+    "Loss",
     "PositionRule",
     "RankBy",
     "Scope",
-    "calibrate",
+    "attribute",
+    "attribute_entropy",
+    "attribute_loss",
+    "check_reconstruction",
+    "compare",
     "confidence",
     "mean_entropy",
     "nll_per_response",

@@ -19,15 +19,18 @@ def select_neurons(
     fraction: float,
     *,
     scope: Scope = "model",
+    union: list[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:
-    """Take a fixed share of all neurons, those with the highest scores.
+    """Take a fixed share of all neurons, those with the highest scores; only positive scores count.
 
     Args:
         scores: one 1-D tensor for each weight matrix, a score per neuron.
         layers: the decoder layer of each matrix.
         fraction: share of the neurons, 0 to 1; the count is rounded, at least one within each pool.
         scope: the pool that the neurons compete in: the whole model, their layer, or their own matrix.
+        union: for each matrix a bool per neuron; with it they are what is selected, however many they are:
+            the paper's rule.
         generator: with one, the *control*: the same count per matrix as the scores would give, drawn at
             random.
 
@@ -43,10 +46,14 @@ def select_neurons(
     for number, layer in enumerate(layers):
         pools.setdefault({"model": 0, "layer": layer, "module": number}[scope], []).append(number)
     chosen: dict[int, Tensor] = {}
+    if union is not None:
+        pools = {}
+        chosen = {number: mask.cpu().nonzero().flatten() for number, mask in enumerate(union)}
     for members in pools.values():
         joined = torch.cat([scores[m].detach().double().cpu() for m in members])
+        best = joined.topk(max(1, round(fraction * len(joined))))
         top = torch.zeros(len(joined), dtype=torch.bool)
-        top[joined.topk(max(1, round(fraction * len(joined)))).indices] = True
+        top[best.indices[best.values > 0]] = True
         for member, mask in zip(members, top.split([len(scores[m]) for m in members]), strict=True):
             chosen[member] = mask.nonzero().flatten()
     if generator is not None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_rejuv._compat import language_model, log_interval, logged_step
+from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step
+from lightning_rejuv.callbacks import _plasticity_log as log
 from lightning_rejuv.functional._checks import check_count
-from lightning_rejuv.loggers import log_scalars
+from lightning_rejuv.loggers import log_layout, takes_figures
+from lightning_rejuv.metrics._step import StepMeasures
+from lightning_rejuv.metrics.alarms import rl_alarms
 from lightning_rejuv.metrics.monitor import PlasticityMonitor
 
 
@@ -19,82 +26,241 @@ class PlasticityCallback(Callback):
     """Drive a :class:`PlasticityMonitor`: measure at the start, every n steps and at the end; log it.
 
     Values go to every logger under ``plasticity/…`` and into ``trainer.callback_metrics``, where
-    ``ModelCheckpoint`` or ``EarlyStopping`` can watch them. The language model is the only Hugging Face model
-    inside the LightningModule, or else the LightningModule itself. Training is not touched: weights come out
-    bit for bit as they do without the callback.
+    ``ModelCheckpoint`` or ``EarlyStopping`` can watch them; one layer × module map for each measure goes to
+    ``plasticity_map/…``. The language model is the only Hugging Face model inside the LightningModule, or
+    else the LightningModule itself. Training is not touched: weights come out bit for bit as without the callback
+    (but where a compiled model is recorded without a probe: that step runs eagerly).
 
-    Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns; their
-    measures are averaged over, and logged every, ``trainer.log_every_n_steps`` steps.
+    With a probe the model is run on it. Without, activations and entropy are recorded from the training step
+    itself, on whatever batch it has: cheaper, but no fixed yardstick.
+
+    Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
+    every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
+    steps. With them the two alarms of arXiv 2606.18487 watch ``entropy`` of the same dict, or the probe's.
 
     Args:
-        monitor: what to measure, with a probe, an anchor or both; with neither only rollouts are measured.
+        monitor: what to measure.
         every_n_steps: optimizer steps between two measurements of the model.
+        figure_every_n_steps: steps between two sets of maps; they are drawn at the start and at the end
+            as well. 0 for no figures at all.
+        per_layer: also write every layer's scalars and the histograms of the neurons' scores.
+        custom_layout: give TensorBoard a custom-scalars layout; it replaces one that the run already has.
+        track_updates: also measure gradient norm, gradient dormancy and update size, every n steps; takes a
+            copy of the trained weights during these steps.
 
     Raises:
         TypeError: ``monitor`` is no PlasticityMonitor.
-        ValueError: ``every_n_steps`` is not positive.
+        ValueError: ``every_n_steps`` is not positive, or ``figure_every_n_steps`` negative.
+
+    Example::
+        >>> callback = PlasticityCallback(PlasticityMonitor(), every_n_steps=100)
     """
 
-    def __init__(self, monitor: PlasticityMonitor, every_n_steps: int = 50) -> None:
+    def __init__(
+        self,
+        monitor: PlasticityMonitor,
+        every_n_steps: int = 50,
+        *,
+        figure_every_n_steps: int = 500,
+        per_layer: bool = False,
+        custom_layout: bool = False,
+        track_updates: bool = False,
+    ) -> None:
         if not isinstance(monitor, PlasticityMonitor):
             raise TypeError(
                 f"Expected argument `monitor` to be a PlasticityMonitor but got {type(monitor).__name__}."
             )
         check_count("every_n_steps", every_n_steps)
+        check_count("figure_every_n_steps", figure_every_n_steps, at_least=0)
         self.monitor = monitor
         self.every_n_steps = every_n_steps
-        self._measured_at = 0
-        self._optimizer_steps = 0
+        self.figure_every_n_steps = figure_every_n_steps
+        self.per_layer = per_layer
+        self.custom_layout = custom_layout
+        self.track_updates = track_updates
+        self._begin(0, 0)
+
+    def _begin(self, step: int, optimizer_steps: int) -> None:
+        self._measured_at = self._drawn_at = step
+        self._optimizer_steps = optimizer_steps
+        self._hooks = ExitStack()
+        self._attached = False
+        self._step_measures: StepMeasures | None = None
+        self._before: dict[str, Tensor] = {}
+        self._rollouts = False
+        self._entropies: dict[str, tuple[float, float]] = {}
+        self._alarmed: set[str] = set()
+        self._rejuvenated = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what the run starts from, the first moment when restored weights are in place."""
         self.monitor.to(pl_module.device)
         self.monitor.reset()
-        self._optimizer_steps = trainer.global_step
-        self._measure(trainer, pl_module, logged_step(trainer))
+        self._begin(first_logged_step(trainer), trainer.global_step)
+        takes_figures(trainer.loggers)
+        if self.monitor.probe is not None:
+            text = f"probe {self.monitor.probe.hash}: {self.monitor.probe.positions} response positions"
+            log.log_event(trainer, "probe", text, self._measured_at)
+        if self.custom_layout:
+            log_layout(trainer.loggers, log.custom_layout())
+        if self.monitor.measures_model:
+            self._measure(trainer, pl_module, self._measured_at, draw=True)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Hook the model where this step is to be recorded."""
+        if self.monitor.probe is None and self.monitor.records_forwards and self._due(trainer):
+            self._attach(pl_module)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Take the gradient, before it is clipped."""
+        if self.track_updates and self._due(trainer) and self._step_measures is None:
+            self._step_measures = StepMeasures()
+            self._step_measures.before(language_model(pl_module))
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the step's rollouts; measure where n steps have passed."""
+        recorded = self._detach()
         before = logged_step(trainer)
         if isinstance(outputs, Mapping) and isinstance(outputs.get("rewards"), Tensor):
+            self._rollouts = True
             self.monitor.update(outputs["rewards"])
+            if isinstance(outputs.get("entropy"), (Tensor, float)):
+                self._watch(trainer, "rollouts", float(outputs["entropy"]), before)
+        interval = log_interval(trainer)
+        if interval and (before + 1) % interval == 0:
+            self._log_rollouts(trainer, before)
         if trainer.global_step == self._optimizer_steps:
             return
+        due = self._due(trainer)
         self._optimizer_steps = trainer.global_step
-        after = before + 1
-        interval = log_interval(trainer)
-        if interval and after % interval == 0:
-            self._log_rollouts(trainer, before)
-        if after // self.every_n_steps > self._measured_at // self.every_n_steps:
-            self._measure(trainer, pl_module, after)
+        if due and (recorded or self.monitor.measures_model or self._step_measures is not None):
+            self._measure(trainer, pl_module, before + 1, recorded=recorded)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what the run ends with."""
         self._log_rollouts(trainer, logged_step(trainer))
-        if logged_step(trainer) != self._measured_at:
-            self._measure(trainer, pl_module, logged_step(trainer))
+        step = logged_step(trainer)
+        if self.monitor.measures_model and step != self._measured_at:
+            self._measure(trainer, pl_module, step, draw=True)
+        elif step != self._drawn_at:
+            self._draw(trainer, step)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        self._measured_at = step
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._detach()
+
+    def on_before_rejuvenation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the model that is about to be edited; called by RejuvenationCallback."""
+        if self._detach():
+            self.monitor.reset_model()
+        if self.monitor.measures_model:
+            self._before = self._measure(trainer, pl_module, logged_step(trainer))
+
+    def on_rejuvenation(self, trainer: Trainer, pl_module: LightningModule, summary: str) -> None:
+        """Measure the edited model at the same step, which makes the curves jump there; draw both.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the LightningModule.
+            summary: what was done, one line.
+        """
+        step = logged_step(trainer)
+        self._rejuvenated = True
+        self._entropies.clear()  # what RL starts from is the edited model
+        log.log_event(trainer, "rejuvenated", f"rejuvenated here, before step {step}: {summary}", step)
         if not self.monitor.measures_model:
+            log.log_values(trainer, {"rejuvenated": torch.tensor(1.0)}, step)
+        else:
+            after = self._measure(trainer, pl_module, step, draw=True)
+            if self.figure_every_n_steps:
+                base = {} if self.monitor.reference is None else self.monitor.reference.values
+                log.log_rejuvenation(trainer, self._before, after, base, step)
+        if self.monitor.probe is None and self.monitor.records_forwards and self._due(trainer):
+            self._attach(pl_module)
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether the step at hand completes another n: by level, so that none is missed."""
+        return (logged_step(trainer) + 1) // self.every_n_steps > self._measured_at // self.every_n_steps
+
+    def _attach(self, pl_module: LightningModule) -> None:
+        if not self._attached:
+            self.monitor.reset_model()
+            self._hooks.enter_context(self.monitor.attach(pl_module))
+            self._attached = True
+
+    def _detach(self) -> bool:
+        attached, self._attached = self._attached, False
+        self._hooks.close()
+        return attached
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        step: int,
+        *,
+        recorded: bool = False,
+        draw: bool = False,
+    ) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        if recorded:
+            self.monitor.measure_drift(pl_module)
+            values = self.monitor.compute_model()
+        elif self.monitor.measures_model:
+            with trainer.precision_plugin.forward_context():
+                values = self.monitor.measure(pl_module)
+        if self._step_measures is not None:
+            values = {**values, **self._step_measures.after(language_model(pl_module))}
+        self._measured_at = step
+        rejuvenated = torch.tensor(float(self._rejuvenated))
+        log.log_values(trainer, {**values, "rejuvenated": rejuvenated}, step)
+        if "token_entropy" in values:
+            self._watch(trainer, "probe", float(values["token_entropy"]), step)
+        if self.per_layer:
+            log.log_layers(trainer, self.monitor, step)
+        every = self.figure_every_n_steps
+        if draw or (every and step // every > self._drawn_at // every):
+            self._draw(trainer, step)
+        self._step_measures = None
+        return values
+
+    def _draw(self, trainer: Trainer, step: int) -> None:
+        self._drawn_at = step
+        if not self.figure_every_n_steps:
             return
-        with trainer.precision_plugin.forward_context():
-            values = self.monitor.measure(language_model(pl_module))
-        self._log(trainer, values, step)
+        layers = self.monitor.layer_values()
+        if self._step_measures is not None:
+            layers["gradient_dormancy"] = self._step_measures.layers
+        log.log_maps(trainer, layers, step)
 
     def _log_rollouts(self, trainer: Trainer, step: int) -> None:
         """Log what came in since the last time, where the newest batch's own values are logged."""
         values = self.monitor.compute_rollouts()
         if values:
-            self._log(trainer, values, step)
+            log.log_values(trainer, values, step)
             self.monitor.reset_rollouts()
 
-    def _log(self, trainer: Trainer, values: dict[str, Tensor], step: int) -> None:
-        named = {f"plasticity/{name}": value for name, value in values.items()}
-        trainer.callback_metrics.update(named)
-        log_scalars(trainer.loggers, named, step)
+    def _watch(self, trainer: Trainer, source: str, entropy: float, step: int) -> None:
+        """Raise the RL stage's alarms, each once; entropies of different sources are not compared."""
+        initial = self._entropies.get(source, (entropy, entropy))[0]
+        self._entropies[source] = (initial, entropy)
+        if not self._rollouts:
+            return
+        planned = float(trainer.estimated_stepping_batches)
+        for name, text in rl_alarms(initial, entropy, step / planned).items():
+            if name not in self._alarmed:
+                self._alarmed.add(name)
+                rank_zero_warn(text)
+                log.log_event(trainer, f"alarm/{name}", text, step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_rejuv._compat import language_model, logged_step
-from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.loggers import log_scalars
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.options import Alpha, Options
+from lightning_rejuv.optimizer_state import OptimizerState
+from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.rejuvenate import rejuvenate
 from lightning_rejuv.report import RejuvenationReport
+from lightning_rejuv.targets import open_targets
 
 
 class RejuvenationCallback(Callback):
@@ -36,23 +38,31 @@ class RejuvenationCallback(Callback):
     - ``calibration_dataloader()`` returns (prompt, response) batches for the reset, where the callback
       is not given ``calibration``;
     - ``sample_responses()`` returns responses that the module samples with the weights it holds at that
-      moment, as batches of the same form; needed for ``alpha="auto"``.
+      moment, as batches of the same form, to find alpha; without it the model's ``generate`` samples
+      from the calibration prompts;
+    - ``verify_responses(batch)`` says which of them are right, for ``alpha="support_retention"``.
 
     Args:
         anchor: the base: its directory, a ``.safetensors`` file or a checkpoint; in Python also a module
-            or a state dict.
+            or a state dict. None for a model with LoRA adapters.
         at_start: rejuvenate before the first update of the fit: the RL stage that starts from an SFT model.
         at_epoch: rejuvenate before the first update of this epoch, counted from 0: the end of SFT.
-        alpha: weight of the SFT model in the fusion, 0 to 1, or "auto".
+        alpha: weight of the SFT model in the fusion, 0 to 1, or one for each name pattern, or a rule that
+            finds it: "auto", "support_retention", "kl_balance" or "entropy_ratio".
         reset_fraction: share of all neurons that is reset to the base; 0 is fusion alone.
         omega: weight of the base on a reset neuron.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
         positions: "sharpened" or "entropy_gap": where neurons are attributed.
         positions_per_response: at how many positions of a response, at most.
+        quantity: "target_logit" or "entropy_gradient": what neurons are attributed.
         rank_by: "absolute", "signed" or, as a control, "random".
         scope: what neurons compete in: "model", "layer" or "module".
-        target_excess: for alpha="auto", nats per response.
-        seed: of the random control.
+        budget: "share" of the neurons, or the paper's "union" of the top share at each position.
+        alpha_target: what a rule for alpha may reach; the rule's default by default.
+        optimizer_state: what the optimizers forget of edited weights: "momentum", "reset" or "keep".
+        resize_vocabulary: where SFT added tokens, fuse the common rows and keep the new ones.
+        rounding: of bfloat16 parameters, "nearest" or "stochastic".
+        seed: of the random control, of sampling and of stochastic rounding.
 
     Attributes:
         report: what was done, a :class:`RejuvenationReport`; None before it happens.
@@ -79,9 +89,14 @@ class RejuvenationCallback(Callback):
         calibration: Any = None,
         positions: PositionRule = "sharpened",
         positions_per_response: int = 1,
+        quantity: Quantity = "target_logit",
         rank_by: RankBy = "absolute",
         scope: Scope = "model",
-        target_excess: float = 1.0,
+        budget: Budget = "share",
+        alpha_target: float | None = None,
+        optimizer_state: OptimizerState = "momentum",
+        resize_vocabulary: bool = False,
+        rounding: Rounding = "nearest",
         seed: int = 0,
     ) -> None:
         if at_start == (at_epoch is not None):
@@ -96,16 +111,21 @@ class RejuvenationCallback(Callback):
         self._epoch = at_epoch or 0
         self._calibration = calibration
         self._options = Options(
-            alpha,
-            reset_fraction,
-            omega,
-            positions,
-            positions_per_response,
-            rank_by,
-            scope,
-            target_excess,
-            seed,
+            alpha=alpha,
+            reset_fraction=reset_fraction,
+            omega=omega,
+            positions=positions,
+            positions_per_response=positions_per_response,
+            quantity=quantity,
+            rank_by=rank_by,
+            scope=scope,
+            budget=budget,
+            alpha_target=alpha_target,
+            optimizer_state=optimizer_state,
+            rounding=rounding,
+            seed=seed,
         )
+        self._resize_vocabulary = resize_vocabulary
         self._applied = False
 
     @override
@@ -129,12 +149,13 @@ class RejuvenationCallback(Callback):
                 f"`at_epoch={self._epoch}` can never come: the fit ends before epoch {trainer.max_epochs}."
             )
         model = language_model(pl_module)
-        match(model, Anchor.open(self._anchor))
+        open_targets(model, self._anchor, self._resize_vocabulary)
         if self._options.reset_fraction > 0:
             take_apart(model)
+        if self._needs_calibration(pl_module):
             as_batches(self._calibration_of(pl_module))
-        if self._options.alpha == "auto":
-            self._sampler_of(pl_module)
+        if self._options.searches_alpha:
+            self._check_sampler(pl_module, model)
 
     @override
     def on_train_batch_start(
@@ -147,12 +168,20 @@ class RejuvenationCallback(Callback):
         self._rejuvenate(trainer, pl_module)
 
     def _rejuvenate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watchers = [c for c in _callbacks(trainer) if isinstance(c, PlasticityCallback)]
+        for watcher in watchers:
+            watcher.on_before_rejuvenation(trainer, pl_module)
+        sample = getattr(pl_module, "sample_responses", None)
+        options: dict[str, Any] = {f.name: getattr(self._options, f.name) for f in fields(self._options)}
         self.report = report = rejuvenate(
             language_model(pl_module),
             self._anchor,
-            self._calibration_of(pl_module) if self._options.reset_fraction > 0 else None,
-            sampler=self._sampler_of(pl_module) if self._options.alpha == "auto" else None,
-            **asdict(self._options),
+            self._calibration_of(pl_module) if self._needs_calibration(pl_module) else None,
+            sampler=None if sample is None else lambda _model: sample(),
+            verifier=getattr(pl_module, "verify_responses", None),
+            optimizer=trainer.optimizers,
+            resize_vocabulary=self._resize_vocabulary,
+            **options,
         )
         self._applied = True
         rank_zero_info(f"Rejuvenated before step {trainer.global_step}: {report.summary()}")
@@ -160,6 +189,12 @@ class RejuvenationCallback(Callback):
         directory = Path(trainer.log_dir or trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
         report.save(directory / "rejuvenation.json")
+        for watcher in watchers:
+            watcher.on_rejuvenation(trainer, pl_module, report.summary())
+
+    def _needs_calibration(self, pl_module: LightningModule) -> bool:
+        samples_itself = hasattr(pl_module, "sample_responses")
+        return self._options.reset_fraction > 0 or (self._options.searches_alpha and not samples_itself)
 
     def _calibration_of(self, pl_module: LightningModule) -> Any:
         if self._calibration is not None:
@@ -167,25 +202,24 @@ class RejuvenationCallback(Callback):
         loader = getattr(pl_module, "calibration_dataloader", None)
         if loader is None:
             raise MisconfigurationException(
-                f"`reset_fraction={self._options.reset_fraction}` needs calibration data: pass "
-                f"`calibration=<batches>`, give {type(pl_module).__name__} a `calibration_dataloader()` "
-                "that returns them, or set `reset_fraction=0` for fusion alone."
+                f"`alpha={self._options.alpha!r}` with `reset_fraction={self._options.reset_fraction}` needs "
+                f"calibration data: pass `calibration=<batches>`, give {type(pl_module).__name__} a "
+                "`calibration_dataloader()` that returns them, or set `reset_fraction=0` and a number for `alpha`."
             )
         return loader()
 
-    def _sampler_of(self, pl_module: LightningModule) -> Any:
-        sample = getattr(pl_module, "sample_responses", None)
-        if sample is None:
+    def _check_sampler(self, pl_module: LightningModule, model: nn.Module) -> None:
+        if not hasattr(pl_module, "sample_responses") and not hasattr(model, "generate"):
             raise MisconfigurationException(
-                f'`alpha="auto"` needs responses that the anchor samples: give {type(pl_module).__name__} '
-                "a method `sample_responses()` that returns them as batches with `input_ids` and `labels`, "
-                "or set `alpha` to a number."
+                f"`alpha={self._options.alpha!r}` needs responses that the anchor samples, and "
+                f"{type(model).__name__} has no `generate`: give {type(pl_module).__name__} a method "
+                "`sample_responses()` that returns them as batches, or set `alpha` to a number."
             )
-
-        def sampler(_model: nn.Module) -> Any:
-            return sample()
-
-        return sampler
+        if self._options.alpha == "support_retention" and not hasattr(pl_module, "verify_responses"):
+            raise MisconfigurationException(
+                f'`alpha="support_retention"` needs a verifier: give {type(pl_module).__name__} a method '
+                '`verify_responses(batch)` that returns which are right, or use `alpha="auto"`.'
+            )
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -196,15 +230,20 @@ class RejuvenationCallback(Callback):
         self._applied = bool(state_dict["applied"])
 
 
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
 def _scalars(report: RejuvenationReport) -> dict[str, float]:
-    values = {
-        "alpha": report.alpha,
+    values: dict[str, float] = {
         "drift_before": report.drift_before,
         "drift_after": report.drift_after,
         "neurons_reset": float(report.neurons_reset),
     }
-    if report.attribution:
-        values["token_entropy_before"] = report.attribution.entropy_before
-        values["token_entropy_after"] = report.attribution.entropy_after
-        values["token_entropy_anchor"] = report.attribution.entropy_base
+    if isinstance(report.alpha, float):
+        values["alpha"] = report.alpha
+    if report.comparison:
+        values["token_entropy_before"] = report.comparison.entropy_before
+        values["token_entropy_after"] = report.comparison.entropy_after
+        values["token_entropy_anchor"] = report.comparison.entropy_base
     return {f"rejuvenation/{name}": value for name, value in values.items()}

@@ -164,7 +164,7 @@ def test_it_waits_for_the_end_of_an_accumulation(pair, tmp_path):
 def test_automatic_alpha_samples_from_the_anchor(pair, tmp_path):
     base, sft = pair
     module = Calibrated(sft, base)
-    callback = RejuvenationCallback(base, at_start=True, alpha="auto", reset_fraction=0, target_excess=0.2)
+    callback = RejuvenationCallback(base, at_start=True, alpha="auto", reset_fraction=0, alpha_target=0.2)
     _fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     assert _equal(module.sampled_from, base.state_dict())
     assert callback.report is not None
@@ -236,7 +236,7 @@ def test_what_cannot_work_is_refused_before_training(pair, tmp_path):
             Module,
             {"at_start": True, "reset_fraction": 0, "alpha": "auto"},
             MisconfigurationException,
-            "samples",
+            "needs calibration",
         ),
         (Calibrated, {"at_epoch": 3}, MisconfigurationException, "can never come"),
         (Calibrated, {"at_epoch": 2, "anchor": "nowhere"}, FileNotFoundError, "no such file"),

@@ -1,0 +1,167 @@
+"""What `rejuvenate` costs: fusion beside a bare lerp, attribution beside a training step, and memory.
+
+    python benchmarks/rejuvenate.py [--size tiny|1b|8b] [--device cpu|cuda] [--tokens 128] [--repeats 5]
+
+Prints medians and the range of the repeats, as ratios within one run. The memory figure is what the
+process (or the device) held at its peak beyond what it held before, sampled every 5 ms on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lightning_rejuv import rejuvenate
+from lightning_rejuv.edit import lerp_
+
+SIZES = {
+    "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 4096},
+    "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256},
+}
+HEADS = {"tiny": (4, 2), "1b": (32, 4), "8b": (32, 8)}
+
+
+def build(size: str, device: str) -> LlamaForCausalLM:
+    heads, key_values = HEADS[size]
+    config = LlamaConfig(
+        **SIZES[size], num_attention_heads=heads, num_key_value_heads=key_values, dtype=torch.bfloat16
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        torch.set_default_dtype(torch.bfloat16)
+        model = LlamaForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+    return model
+
+
+def moved(base: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A copy of the base that has drifted and grown more confident."""
+    sft = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in sft.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.002)
+        sft.lm_head.weight.mul_(1.5)
+    return sft
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Peak:
+    """Memory beyond what was held when it was entered, in MiB."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.mib = device, 0.0
+
+    def _now(self) -> float:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * 4096 / 2**20
+
+    def __enter__(self) -> Peak:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._start = torch.cuda.memory_allocated() / 2**20
+            return self
+        self._start, self._stop = self._now(), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.mib = max(self.mib, self._now() - self._start)
+
+    def __exit__(self, *_: object) -> None:
+        if self.device == "cuda":
+            self.mib = torch.cuda.max_memory_allocated() / 2**20 - self._start
+            return
+        self._stop.set()
+        self._thread.join()
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def show(title: str, ratios: list[float], unit: str) -> None:
+    print(f"{title:<58}{statistics.median(ratios):>7.2f} {unit}   ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each of 4 calibration pairs")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    device = arguments.device
+
+    base = build(arguments.size, device)
+    sft = moved(base)
+    count = sum(p.numel() for p in base.parameters())
+    largest = max(p.numel() * p.element_size() for p in base.parameters()) / 2**20
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{count / 1e9:.2f}B parameters, bfloat16, {name}, torch {torch.__version__}")
+
+    ids = torch.randint(0, base.config.vocab_size, (4, arguments.tokens), device=device)
+    labels = ids.clone()
+    labels[:, : arguments.tokens // 2] = -100
+    batch = {"input_ids": ids, "labels": labels}
+
+    parameters, bases = list(sft.parameters()), list(base.parameters())
+
+    def bare() -> None:
+        torch._foreach_lerp_([p.data for p in parameters], [b.data for b in bases], 0.0078125)
+
+    def ours() -> None:
+        for parameter, anchor in zip(parameters, bases, strict=True):
+            lerp_(parameter, anchor.detach(), 0.0078125)
+
+    def step() -> None:
+        sft(**batch).loss.backward()
+        sft.zero_grad(set_to_none=True)
+
+    # The calibration is the anchor's own continuation of random tokens, so that there is what to sharpen.
+    with torch.no_grad():
+        labels[:, 1:] = torch.where(labels[:, 1:] == -100, -100, base(ids).logits[:, :-1].argmax(-1))
+    options = {"alpha": 1.0, "positions": "entropy_gap"}
+    fusion, attribution, whole, memory = [], [], [], []
+    bare(), step()
+    for _ in range(arguments.repeats):
+        fusion.append(timed(ours, device) / timed(bare, device))
+        unit = timed(step, device)
+        start = [p.detach().clone() for p in parameters] if arguments.size == "tiny" else None
+        plain = timed(lambda: rejuvenate(sft, base, reset_fraction=0, alpha=0.999), device)
+        with Peak(device) as peak:
+            full = timed(lambda: rejuvenate(sft, base, [batch], **options), device)
+        attribution.append((full - plain) / unit)
+        whole.append(full)
+        memory.append(peak.mib)
+        if start is not None:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, start, strict=True):
+                    parameter.copy_(value)
+    show("fusion, of a bare torch._foreach_lerp_", fusion, "x")
+    show("attribution and reset, in forward + backward passes", attribution, "x")
+    show("rejuvenate in all, seconds", whole, "s")
+    show(f"extra memory, of the largest tensor ({largest:.0f} MiB)", [m / largest for m in memory], "x")
+
+
+if __name__ == "__main__":
+    main()

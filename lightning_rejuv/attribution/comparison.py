@@ -1,0 +1,101 @@
+"""Everything that is learned from the calibration set before a weight changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy
+from lightning_rejuv.attribution.positions import PositionRule, Positions, select_positions
+from lightning_rejuv.attribution.scores import Attribution
+from lightning_rejuv.calibration import Batch
+from lightning_rejuv.edit import Blend
+from lightning_rejuv.forward import evaluation_mode
+
+# Largest reconstruction error, relative to the logit, with which the contributions still mean something.
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the calibration set says about an SFT model beside its anchor.
+
+    Attributes:
+        positions: for each batch the selected positions.
+        entropy_base: mean token entropy of the anchor on the responses, nats.
+        entropy_sft: mean token entropy of the SFT model, nats.
+    """
+
+    positions: list[Positions]
+    entropy_base: float
+    entropy_sft: float
+
+
+def compare(
+    model: nn.Module,
+    blend: Blend,
+    batches: list[Batch],
+    rule: PositionRule,
+    count: int,
+    reference: nn.Module | None = None,
+) -> Comparison:
+    """Compare the SFT model with its anchor on the calibration set and select positions.
+
+    Args:
+        model: the SFT model in eval mode.
+        blend: entered for ``model``; used to put the anchor's weights into it for one pass.
+        batches: the calibration set, on the model's device.
+        rule: at which positions neurons are attributed.
+        count: the most positions per response.
+        reference: the anchor as a module on the same device, where there is one: run instead of putting its
+            weights into the model, which takes a copy of the model's.
+
+    Raises:
+        ValueError: the rule selects no position.
+    """
+    if reference is not None:
+        with evaluation_mode(reference):
+            base = [confidence(reference, batch) for batch in batches]
+    else:
+        blend.at(0.0)
+        base = [confidence(model, batch) for batch in batches]
+    blend.at(1.0)
+    sft = [confidence(model, batch) for batch in batches]
+    positions = [
+        select_positions(s, b, batch.response, rule, count)
+        for s, b, batch in zip(sft, base, batches, strict=True)
+    ]
+    _check_any(positions, rule, base, sft)
+    return Comparison(positions, mean_entropy(base), mean_entropy(sft))
+
+
+def check_reconstruction(attribution: Attribution, dtype: torch.dtype) -> None:
+    """Refuse contributions that do not add up to the logits they should explain.
+
+    Args:
+        attribution: with its reconstruction error.
+        dtype: the model's.
+
+    Raises:
+        ValueError: the error is above what the dtype's rounding explains.
+    """
+    if not attribution.error <= _TOLERANCE.get(dtype, 1e-1):
+        raise ValueError(
+            f"Expected the neurons' contributions to add up to the target logits but the reconstruction error is "
+            f"{attribution.error:.1e} (at most {_TOLERANCE.get(dtype, 1e-1):.0e} for {dtype}): the scores would "
+            "mean nothing. Was a module of the model replaced or patched? Set `reset_fraction=0` for fusion alone."
+        )
+
+
+def _check_any(positions: list[Positions], rule: str, base: list[Confidence], sft: list[Confidence]) -> None:
+    if any(len(p) for p in positions):
+        return
+    raise ValueError(
+        f"Expected at least one position for `positions={rule!r}` but the calibration set has none: the mean "
+        f"token entropy is {mean_entropy(base):.3f} nats in the anchor and {mean_entropy(sft):.3f} in the "
+        "model, and nowhere did SFT sharpen what the anchor already gave p >= 0.25. Check that `model` and "
+        "`anchor` are not swapped, bring calibration data in the style of the SFT set, or set "
+        "`reset_fraction=0`."
+    )

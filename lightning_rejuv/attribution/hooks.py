@@ -1,0 +1,60 @@
+"""What the two attribution passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def first_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Change the hidden states that a module is called with, be they positional or by keyword.
+
+    Returns:
+        The changed tensor, and the arguments with it in place.
+    """
+    if args:
+        changed = change(args[0])
+        return changed, ((changed, *args[1:]), kwargs)
+    changed = change(kwargs["hidden_states"])
+    return changed, (args, {**kwargs, "hidden_states": changed})
+
+
+def expert_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Parameters of experts by name, each once, their biases included."""
+    found: dict[str, nn.Parameter] = {}
+    parameters = dict(model.named_parameters())
+    for name in names:
+        found[name] = parameters[name]
+        if f"{name}_bias" in parameters:
+            found[f"{name}_bias"] = parameters[f"{name}_bias"]
+    return found
+
+
+def by_token(activation: Tensor, shape: torch.Size) -> Tensor:
+    """Shape an activation [B, T, d]: some families hand a layer's tokens over as one list [B * T, d]."""
+    return activation.reshape(*shape, activation.shape[-1])
+
+
+def at_positions(activation: Tensor, shape: torch.Size, row: Tensor, time: Tensor) -> Tensor:
+    """Return the activation [P, d] at one position of each of some responses, in float32 or better."""
+    chosen = by_token(activation, shape)[row, time]
+    return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+
+
+@contextmanager
+def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let parameters take part in the graph for a while, also those that are frozen."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -1,0 +1,163 @@
+"""Models with LoRA adapters (PEFT): the base lies under the adapter, so that fusion scales the adapter.
+
+With W_sft = W + s·B·A, ``alpha * W_sft + (1 - alpha) * W = W + s·(alpha·B)·A``: pulling B toward zero is the
+fusion, zeroing a row of B or a column of A resets an output row or an input column. Exact for LoRA and
+rsLoRA. PEFT is not imported: its layers are known by their attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.anchor import Anchor, AnchorSource
+from lightning_rejuv.drift import Drift
+from lightning_rejuv.functional.relative_drift import _relative_drift_update
+from lightning_rejuv.names import canonical_name, listing
+
+_PREFIX = "base_model.model."
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model has LoRA adapters."""
+    return any(is_lora(module) for module in model.modules())
+
+
+def is_lora(module: nn.Module) -> bool:
+    """Whether a module is a PEFT layer with LoRA adapters."""
+    return hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "base_layer")
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every adapted layer by name."""
+    return ((name, module) for name, module in model.named_modules() if is_lora(module))
+
+
+def adapter_of(module: nn.Module) -> str:
+    """Name of a layer's only active adapter.
+
+    Raises:
+        ValueError: several are active.
+    """
+    active = list(module.active_adapters)  # type: ignore[arg-type]
+    if len(active) != 1:
+        raise ValueError(f"Expected one active LoRA adapter but got {active}. Activate one, or merge them.")
+    return str(active[0])
+
+
+def merged_weight(module: nn.Module) -> Tensor:
+    """A layer's weight [out, in], its adapter added; the weight itself where it has none."""
+    owner = module.get_submodule("base_layer") if is_lora(module) else module
+    weight = owner.get_parameter("weight").detach()
+    if is_lora(module):
+        weight = weight + module.get_delta_weight(adapter_of(module)).detach()  # type: ignore[operator]
+    # transformers' Conv1D keeps its weight as [in, out].
+    return weight.t() if type(owner).__name__ == "Conv1D" else weight
+
+
+def lora_targets(
+    model: nn.Module, anchor: AnchorSource | None
+) -> tuple[dict[str, nn.Parameter], Callable[[str], Tensor], Callable[[], dict[str, Drift]]]:
+    """Find what a fusion edits in a model with adapters.
+
+    Args:
+        model: a PEFT model with one active LoRA adapter.
+        anchor: where the base's values of parameters come from that were trained in place (``bias="all"``);
+            not needed without such.
+
+    Returns:
+        The parameters that fusion edits; what they are pulled toward; a measurement of the drift, by the
+        name of the adapted weight.
+
+    Raises:
+        ValueError: DoRA, adapters that are merged or several, a trained parameter without a base.
+    """
+    layers = dict(lora_layers(model))
+    _check_supported(layers)
+    names = {id(p): name for name, p in model.named_parameters()}
+    edited: dict[str, nn.Parameter] = {}
+    bases: dict[str, Tensor] = {}
+    inside: set[int] = set()
+    for module in layers.values():
+        adapter = adapter_of(module)
+        for table in ("lora_A", "lora_B"):
+            for parameter in getattr(module, table)[adapter].parameters():
+                name = names[id(parameter)]
+                inside.add(id(parameter))
+                bases[name] = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                if table == "lora_B":
+                    edited[name] = parameter
+    for saved, original in _saved_modules(model):
+        for parameter, base in zip(saved.parameters(), original.parameters(), strict=True):
+            edited[names[id(parameter)]] = parameter
+            bases[names[id(parameter)]] = base.detach()
+            inside.add(id(parameter))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
+    bases.update(_bases_of_trained(trained, anchor))
+    edited.update(trained)
+
+    def measure() -> dict[str, Drift]:
+        drift = {}
+        for name, module in layers.items():
+            weight = module.get_submodule("base_layer").get_parameter("weight").detach()
+            sums = _relative_drift_update(weight + module.get_delta_weight(adapter_of(module)), weight)  # type: ignore[operator]
+            drift[f"{name}.weight"] = Drift(float(sums[0]), float(sums[1]))
+        for name, parameter in edited.items():
+            if "lora_B" not in name:
+                sums = _relative_drift_update(parameter, bases[name])
+                drift[name] = Drift(float(sums[0]), float(sums[1]))
+        return drift
+
+    return edited, bases.__getitem__, measure
+
+
+def _check_supported(layers: dict[str, nn.Module]) -> None:
+    for name, module in layers.items():
+        if getattr(module, "merged", False):
+            raise ValueError(
+                f"Expected unmerged adapters but {name!r} is merged. Call `model.unmerge_adapter()`, or "
+                "`model.merge_and_unload()` and pass the base as `anchor`."
+            )
+        if adapter_of(module) in getattr(module, "lora_magnitude_vector", {}):
+            raise ValueError(
+                f"Expected LoRA or rsLoRA but {name!r} is DoRA, where scaling the adapter is not the "
+                "interpolation. Call `model.merge_and_unload()` and pass the base as `anchor`."
+            )
+        if adapter_of(module) not in module.lora_A:  # type: ignore[operator]
+            raise ValueError(
+                f"Expected linear LoRA adapters but {name!r} is an adapted embedding. Call "
+                "`model.merge_and_unload()` and pass the base as `anchor`."
+            )
+        weight = module.get_submodule("base_layer").get_parameter("weight")
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"Expected a floating-point base under the adapters but {name!r} is {weight.dtype}: a quantised "
+                "base cannot be attributed or measured. Load the base unquantised."
+            )
+
+
+def _saved_modules(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Modules that PEFT trains as a whole (``modules_to_save``), and the originals beside them."""
+    for module in model.modules():
+        if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+            yield module.modules_to_save[adapter_of(module)], module.original_module  # type: ignore[index, misc]
+
+
+def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: AnchorSource | None) -> dict[str, Tensor]:
+    if not trained:
+        return {}
+    if anchor is None:
+        raise ValueError(
+            f"The parameters {listing(trained)} were trained in place, so that their base values are not in the "
+            "adapter. Pass the base as `anchor`."
+        )
+    source = Anchor.open(anchor)
+    plain = {
+        name: canonical_name(name).removeprefix(_PREFIX).replace(".base_layer.", ".") for name in trained
+    }
+    missing = set(plain.values()) - set(source.names())
+    if missing:
+        raise ValueError(f"The anchor ({source.description}) does not hold {listing(missing)}.")
+    return {name: source.tensor(there) for name, there in plain.items()}

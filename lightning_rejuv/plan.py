@@ -1,0 +1,202 @@
+"""What a rejuvenation will change, decided and checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.attribution import (
+    Attribution,
+    Comparison,
+    Loss,
+    attribute,
+    attribute_entropy,
+    attribute_loss,
+    check_reconstruction,
+    compare,
+    select_neurons,
+)
+from lightning_rejuv.calibration import Batch, as_batches
+from lightning_rejuv.drift import Drift, check_finite
+from lightning_rejuv.edit import Blend
+from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, sample_with_generate
+from lightning_rejuv.forward import device_of, evaluation_mode
+from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
+from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.targets import Targets
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Neurons of one group that are returned to the base.
+
+    Attributes:
+        group: which weight, and which dimension of it counts neurons.
+        index: 1-D int64, the rows or columns of ``group.matrix(weight)``, sorted.
+    """
+
+    group: NeuronGroup
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked rejuvenation of one model toward one anchor.
+
+    Attributes:
+        alpha: weight of the SFT model in the fusion: one, or one for each name pattern.
+        alphas: weight of the SFT model for every parameter that fusion edits.
+        resets: the neurons to reset, for every group of the neuron map; empty for fusion alone.
+        drift: how far the model is from its anchor before the edit.
+        batches: the calibration set on the model's device; empty without a language model's.
+        comparison: what it said; None without one.
+        attribution: the neurons' contributions; None for fusion alone.
+        search: how alpha was found; None where it was given.
+    """
+
+    alpha: float | Mapping[str, float]
+    alphas: dict[str, float]
+    resets: list[Reset]
+    drift: dict[str, Drift]
+    batches: list[Batch]
+    comparison: Comparison | None
+    attribution: Attribution | None
+    search: AlphaSearch | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the caller brings beside the weights.
+
+    Attributes:
+        calibration: batches.
+        loss: for a module that is no language model: from the module and a batch to a scalar.
+        sampler: samples responses with the weights that the model holds, for an automatic alpha.
+        verifier: says which sampled responses are right.
+    """
+
+    calibration: Iterable[Any] | None = None
+    loss: Loss | None = None
+    sampler: Sampler | None = None
+    verifier: Verifier | None = None
+
+
+def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) -> Plan:
+    """Check a model, its anchor and the calibration data, and decide what to change; change nothing.
+
+    Args:
+        model: the SFT model.
+        targets: what fusion edits, matched with the anchor.
+        data: what the caller brings.
+        options: what is wanted.
+
+    Raises:
+        ValueError: as :func:`lightning_rejuv.rejuvenate`.
+    """
+    resets_neurons = options.reset_fraction > 0
+    decoder = take_apart(model) if resets_neurons and data.loss is None else None
+    groups = decoder.groups if decoder else output_rows(model) if resets_neurons else ()
+    batches: list[Batch] = []
+    if decoder or (options.searches_alpha and data.sampler is None):
+        batches = [b.to(device_of(model)) for b in as_batches(data.calibration)]
+    elif resets_neurons and data.calibration is None:
+        raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
+    sampler = _sampler(model, data, options, batches) if options.searches_alpha else None
+    given = options.alpha if not isinstance(options.alpha, str) else 0.0
+    alphas = alpha_by_name(given, list(targets.parameters))
+    drift = targets.measure()
+    check_finite(drift, targets.parameters, targets.base_of, targets.description)
+
+    search: AlphaSearch | None = None
+    comparison: Comparison | None = None
+    attribution: Attribution | None = None
+    if sampler or resets_neurons:
+        with evaluation_mode(model), Blend(targets.parameters, targets.base_of) as blend:
+            if sampler:
+                search = find_alpha(
+                    model,
+                    blend,
+                    str(options.alpha),
+                    sampler,
+                    target=options.alpha_target,
+                    verifier=data.verifier,
+                )
+                alphas = alpha_by_name(search.alpha, list(targets.parameters))
+            if decoder:
+                rule, count = options.positions, options.positions_per_response
+                comparison = compare(model, blend, batches, rule, count, targets.reference)
+                attribution = _attribute(model, decoder, blend, alphas, targets, batches, comparison, options)
+            elif resets_neurons:
+                blend.at(1.0)
+                assert data.loss is not None
+                attribution = attribute_loss(model, groups, data.calibration or (), data.loss)
+    return Plan(
+        alpha=search.alpha if search else given,
+        alphas=alphas,
+        resets=_select(groups, attribution, options) if attribution else [],
+        drift=drift,
+        batches=batches if decoder else [],
+        comparison=comparison,
+        attribution=attribution,
+        search=search,
+    )
+
+
+def _sampler(model: nn.Module, data: Data, options: Options, batches: list[Batch]) -> Sampler:
+    if options.alpha == "support_retention" and data.verifier is None:
+        raise ValueError(
+            'Expected a `verifier` for `alpha="support_retention"`: a function from a sampled batch to a bool '
+            'for each response. `alpha="auto"` needs none.'
+        )
+    if data.sampler is not None:
+        return data.sampler
+    if not hasattr(model, "generate"):
+        raise ValueError(
+            f"Expected a `sampler` for `alpha={options.alpha!r}`, since {type(model).__name__} has no `generate`: "
+            "a function that takes the model (which then holds the anchor's weights) and returns sampled "
+            "responses as batches with `input_ids` and `labels`."
+        )
+    return sample_with_generate(batches, options.seed)
+
+
+def _attribute(
+    model: nn.Module,
+    decoder: Decoder,
+    blend: Blend,
+    alphas: dict[str, float],
+    targets: Targets,
+    batches: list[Batch],
+    comparison: Comparison,
+    options: Options,
+) -> Attribution:
+    if options.quantity == "entropy_gradient":
+        blend.at(alphas)
+        return attribute_entropy(model, decoder.groups, batches, comparison.positions, targets.base_of)
+    total = sum(group.count for group in decoder.groups)
+    top = max(1, round(options.reset_fraction * total)) if options.budget == "union" else 0
+    attribution = attribute(model, decoder, batches, comparison.positions, top)
+    check_reconstruction(attribution, next(model.parameters()).dtype)
+    return attribution
+
+
+def _select(groups: tuple[NeuronGroup, ...], attribution: Attribution, options: Options) -> list[Reset]:
+    candidates = [number for number, group in enumerate(groups) if not group.fixed]
+    scores = attribution.total if options.rank_by == "signed" else attribution.absolute
+    # A neuron without a contribution to any position (an expert that no token reached) is no candidate.
+    chosen = select_neurons(
+        [scores[n] for n in candidates],
+        [groups[n].layer for n in candidates],
+        options.reset_fraction,
+        scope=options.scope,
+        union=[attribution.union[n] for n in candidates] if options.budget == "union" else None,
+        generator=torch.Generator().manual_seed(options.seed) if options.rank_by == "random" else None,
+    )
+    return [
+        Reset(groups[n], groups[n].place(neurons).sort().values)
+        for n, neurons in zip(candidates, chosen, strict=True)
+    ]

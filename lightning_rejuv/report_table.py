@@ -1,0 +1,93 @@
+"""A rejuvenation report as the table that ``print`` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lightning_rejuv.alpha import MEANINGS
+
+if TYPE_CHECKING:
+    from lightning_rejuv.report import RejuvenationReport
+
+_LAYERS, _TENSORS, _POINTS = 8, 4, 9
+
+
+def lines(report: RejuvenationReport) -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield f"Rejuvenation toward {report.anchor}"
+    yield from _alpha(report)
+    yield _row(
+        "drift", f"{report.drift_before:.4f} -> {report.drift_after:.4f}  (‖w - b‖ / ‖b‖, all parameters)"
+    )
+    furthest = sorted(report.tensors, key=lambda tensor: -tensor.drift_before)[:_TENSORS]
+    for number, tensor in enumerate(furthest):
+        drift = f"{tensor.drift_before:.4f} -> {tensor.drift_after:.4f}"
+        yield _row("  furthest" if number == 0 else "", f"{drift}  {tensor.name}")
+    if report.comparison:
+        c = report.comparison
+        entropy = f"{c.entropy_before:.4f} -> {c.entropy_after:.4f} nats  (anchor {c.entropy_base:.4f})"
+        yield _row("token entropy", f"{entropy}, teacher-forced on the calibration responses")
+    if report.attribution:
+        yield from _neurons(report)
+    if report.rounding_lost is not None:
+        share = f"{report.rounding_lost:.1%} of the changed half-precision elements"
+        yield _row("rounding", f"{share} fell back onto the model's or the anchor's value")
+    if report.optimizer_state_left:
+        count = len(report.optimizer_state_left)
+        yield _row(
+            "optimizer",
+            f"the state of {count} parameters could not be edited, e.g. of {report.optimizer_state_left[0]}",
+        )
+    memory = (
+        ""
+        if report.peak_memory is None
+        else f", peak memory of the process {report.peak_memory / 2**20:.0f} MiB"
+    )
+    yield _row("cost", f"{report.seconds:.2f} s{memory}")
+
+
+def _row(title: str, text: str) -> str:
+    return f"  {title:<17}{text}"
+
+
+def _alpha(report: RejuvenationReport) -> Iterator[str]:
+    if isinstance(report.alpha, dict):
+        for number, (pattern, value) in enumerate(report.alpha.items()):
+            yield _row("" if number else "alpha", f"{value:.3f}  {pattern}")
+        return
+    yield _row("alpha", f"{report.alpha:.3f}  (weight of the SFT model)")
+    if report.search:
+        search = report.search
+        yield _row("  found by", f"{search.rule}: {MEANINGS[search.rule]}, at most {search.target:.3g}")
+        step = max(1, len(search.curve) // _POINTS)
+        points = search.curve[::step]
+        yield _row("  alpha tried", " ".join(f"{alpha:>7.3f}" for alpha, _ in points))
+        yield _row("  value", " ".join(f"{value:>7.3f}" for _, value in points))
+
+
+def _neurons(report: RejuvenationReport) -> Iterator[str]:
+    found = report.attribution
+    assert found is not None
+    total = max(1, report.neurons_total)
+    count = f"{report.neurons_reset} of {report.neurons_total} ({report.neurons_reset / total:.2%})"
+    yield _row(
+        "neurons reset", f"{count}, ranked {found.rank_by} by {found.quantity}, omega {report.omega:g}"
+    )
+    if report.comparison:
+        c = report.comparison
+        split = f"{c.sharpened} sharpened, {c.learned} learned"
+        yield _row("positions", f"{found.positions} ({c.rule}): {split}")
+        yield _row("reconstruction", f"error {found.reconstruction_error:.1e} of the target logits, at most")
+    kinds = list(dict.fromkeys(group.kind for group in report.neurons))
+    counts: Counter[tuple[int, str]] = Counter()
+    for group in report.neurons:
+        counts[group.layer, group.kind] += group.reset
+    layers = sorted({group.layer for group in report.neurons})
+    busiest = sorted(layers, key=lambda layer: -sum(counts[layer, kind] for kind in kinds))[:_LAYERS]
+    yield _row("reset by layer", "".join(f"{kind:>7}" for kind in kinds))
+    for layer in sorted(busiest):
+        yield _row(f"  {layer}", "".join(f"{counts[layer, kind]:>7}" for kind in kinds))
+    if len(layers) > len(busiest):
+        yield _row("  …", f"{len(layers) - len(busiest)} other layers hold fewer each")

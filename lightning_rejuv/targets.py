@@ -1,0 +1,98 @@
+"""Which parameters a fusion edits, and what each of them is pulled toward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.anchor import Anchor, AnchorSource, match
+from lightning_rejuv.drift import Drift, measure_drift
+from lightning_rejuv.forward import device_of
+from lightning_rejuv.lora import is_adapted, lora_targets
+from lightning_rejuv.names import listing
+
+_EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The parameters that a fusion edits.
+
+    Attributes:
+        parameters: by the name that ``model.named_parameters()`` gives them; a tied one once.
+        base_of: gives the anchor's tensor for such a name, of the parameter's shape.
+        measure: measures how far the model is from its anchor now.
+        description: where the anchor comes from.
+        reference: the anchor as a module that can be run in the model's place, if it is one.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    base_of: Callable[[str], Tensor]
+    measure: Callable[[], dict[str, Drift]]
+    description: str
+    reference: nn.Module | None = None
+
+
+def open_targets(model: nn.Module, anchor: AnchorSource | None, resize_vocabulary: bool = False) -> Targets:
+    """Match a model with its anchor.
+
+    Args:
+        model: the SFT model; one with LoRA adapters (PEFT) carries its base with it.
+        anchor: the base; None for a model with adapters, unless parameters were trained in place as well.
+        resize_vocabulary: fuse the rows that the two vocabularies share by token index, and keep the
+            model's rows for tokens that the anchor does not have.
+
+    Raises:
+        ValueError: names, shapes or dtypes do not fit, or the anchor is missing.
+    """
+    if is_adapted(model):
+        return Targets(*lora_targets(model, anchor), "the base under the adapters")
+    if anchor is None:
+        raise ValueError(
+            "Expected an `anchor` but got None. Pass the base: its directory, a state dict or the module. Only "
+            "a model with LoRA adapters carries its base with it."
+        )
+    source = Anchor.open(anchor)
+    parameters = dict(model.named_parameters())
+    _check_dtypes(parameters)
+    resizable = _vocabulary(model) if resize_vocabulary else frozenset()
+    names = match(model, source, resizable)
+
+    def base_of(name: str) -> Tensor:
+        tensor, parameter = source.tensor(names[name]), parameters[name]
+        if tensor.shape == parameter.shape:
+            return tensor
+        common = min(len(tensor), len(parameter))
+        new = parameter.detach()[common:].to(tensor.device, tensor.dtype)
+        return torch.cat([tensor[:common], new])
+
+    reference = anchor if isinstance(anchor, nn.Module) and _runs_like(anchor, model) else None
+    return Targets(
+        parameters, base_of, lambda: measure_drift(parameters, base_of), source.description, reference
+    )
+
+
+def _runs_like(anchor: nn.Module, model: nn.Module) -> bool:
+    same_vocabulary = all(
+        p.shape == q.shape for p, q in zip(anchor.parameters(), model.parameters(), strict=True)
+    )
+    return type(anchor) is type(model) and device_of(anchor) == device_of(model) and same_vocabulary
+
+
+def _vocabulary(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters whose rows are tokens."""
+    tables = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    ours = {id(p) for table in tables if table is not None for p in table.parameters()}
+    return frozenset(name for name, p in model.named_parameters() if id(p) in ours)
+
+
+def _check_dtypes(parameters: dict[str, nn.Parameter]) -> None:
+    wrong = {name: str(p.dtype) for name, p in parameters.items() if p.dtype not in _EDITABLE}
+    if wrong:
+        raise ValueError(
+            f"Expected floating-point parameters but {listing(f'{n} ({d})' for n, d in wrong.items())} are not. "
+            "Quantised weights cannot be interpolated: rejuvenate the model before it is quantised."
+        )

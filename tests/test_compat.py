@@ -1,0 +1,113 @@
+"""Canaries: each fails when a private name of another package changes its meaning."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
+from torchmetrics import SumMetric
+
+from lightning_rejuv._compat import (
+    first_logged_step,
+    language_model,
+    log_interval,
+    logged_step,
+    mark_updated,
+    reshard,
+)
+from lightning_rejuv.metrics import PlasticityMonitor
+from tests.conftest import batch, tiny_llama
+from tests.two_processes import run_in_two
+
+
+def test_steps_are_those_of_lightnings_own_logging():
+    class Steps(Callback):
+        def __init__(self):
+            self.seen, self.first = [], None
+
+        def on_train_start(self, trainer, pl_module):
+            self.first = first_logged_step(trainer)
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.seen.append((logged_step(trainer), trainer.global_step))
+
+    steps = Steps()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        accumulate_grad_batches=2,
+        log_every_n_steps=7,
+        logger=False,
+        callbacks=[steps],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(BoringModel())
+    assert steps.first == 0
+    assert steps.seen == [(0, 0), (0, 0), (1, 1), (1, 1)]
+    assert logged_step(trainer) == 2
+    assert log_interval(trainer) == 7
+
+
+def test_language_model_is_the_only_outermost_one(monkeypatch):
+    llama = tiny_llama()
+    holder = nn.Module()
+    holder.inner = nn.Sequential(llama)
+    assert language_model(holder) is llama
+    assert language_model(llama) is llama
+    holder.reference = copy.deepcopy(llama)
+    assert language_model(holder) is holder  # two: which one, nobody can say
+    other = nn.Linear(2, 2)
+    assert language_model(other) is other
+    monkeypatch.delitem(sys.modules, "transformers")
+    assert language_model(llama) is llama
+    assert "transformers" not in sys.modules
+
+
+def test_a_marked_metric_forgets_its_cached_value():
+    metric = SumMetric()
+    metric.update(1.0)
+    assert metric.compute() == 1.0
+    metric.sum_value = torch.tensor(5.0)
+    assert metric.compute() == 1.0  # cached
+    mark_updated(metric)
+    assert metric.compute() == 5.0
+    fresh = SumMetric()
+    mark_updated(fresh)
+    assert fresh.update_called
+
+
+def test_measuring_under_fsdp2_leaves_no_full_parameters_behind(tmp_path):
+    probe = [batch(seed=5)]
+    expected = PlasticityMonitor(probe=probe).measure(tiny_llama())
+
+    def work(rank):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import DTensor
+
+        mesh = init_device_mesh("cpu", (2,))
+        model = tiny_llama()
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        with torch.no_grad():
+            model(**probe[0])
+        stale = not isinstance(model.lm_head.weight, DTensor)  # the trap is real
+        reshard(model)
+        values = PlasticityMonitor(probe=probe).measure(model)
+        sharded = all(isinstance(p, DTensor) for p in model.parameters())
+        return stale, sharded, {name: value.item() for name, value in values.items()}
+
+    for stale, sharded, values in run_in_two(work, tmp_path):
+        assert stale
+        assert sharded
+        for name, value in values.items():
+            torch.testing.assert_close(value, expected[name].item(), rtol=1e-4, atol=1e-6)

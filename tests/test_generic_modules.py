@@ -1,0 +1,120 @@
+"""The same call on modules that are no language models: an MLP and a CNN with a loss closure."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_rejuv import rejuvenate
+from lightning_rejuv.attribution import attribute_loss
+from lightning_rejuv.neurons import output_rows
+from tests.conftest import shifted
+
+
+class Classifier(LightningModule):
+    """A small CNN, as a LightningModule."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 5, 3, bias=False)
+        )
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(5 * 4 * 4, 7), nn.Tanh(), nn.Linear(7, 3))
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batches(shape, count=3):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(5, *shape, generator=generator), torch.randint(3, (5,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(("make", "shape"), [(mlp, (4,)), (Classifier, (1, 8, 8))], ids=["mlp", "cnn"])
+def test_the_score_is_gradient_times_activation(make, shape):
+    torch.manual_seed(0)
+    model, data = make().double().eval(), [(x.double(), y) for x, y in batches(shape)]
+    groups = output_rows(model)
+    result = attribute_loss(model, groups, data, loss)
+    signed = [torch.zeros_like(t) for t in result.total]
+    absolute = [torch.zeros_like(t) for t in result.total]
+    for batch in data:
+        outputs = {}
+        handles = [
+            model.get_submodule(g.module).register_forward_hook(
+                lambda _m, _a, out, name=g.module, kept=outputs: kept.__setitem__(name, out)
+            )
+            for g in groups
+        ]
+        value = loss(model, batch)
+        gradients = torch.autograd.grad(value, list(outputs.values()))
+        for handle in handles:
+            handle.remove()
+        for number, (out, gradient) in enumerate(zip(outputs.values(), gradients, strict=True)):
+            score = (out * gradient).transpose(0, 1).flatten(1).sum(1).detach()
+            signed[number] += score
+            absolute[number] += score.abs()
+    for got, want in ((result.total, signed), (result.absolute, absolute)):
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("make", "shape"), [(mlp, (4,)), (Classifier, (1, 8, 8))], ids=["mlp", "cnn"])
+def test_rows_and_their_biases_return_to_the_base(make, shape):
+    torch.manual_seed(0)
+    base = make()
+    sft = shifted(base)
+    before = {n: p.detach().clone() for n, p in sft.named_parameters()}
+    buffers = {n: b.clone() for n, b in sft.named_buffers()}
+    report = rejuvenate(sft, base, batches(shape), alpha=1.0, reset_fraction=0.25, loss=loss)
+    assert report.neurons_reset == round(0.25 * report.neurons_total)
+    assert report.comparison is None
+    rows = 0
+    for group in output_rows(sft):
+        now, was, there = (
+            sft.get_parameter(group.parameter),
+            before[group.parameter],
+            base.get_parameter(group.parameter),
+        )
+        moved = (now != was).flatten(1).any(1)
+        rows += int(moved.sum())
+        assert torch.equal(now[moved], there[moved])
+        if group.bias:
+            assert torch.equal(sft.get_parameter(group.bias)[moved], base.get_parameter(group.bias)[moved])
+            assert torch.equal(sft.get_parameter(group.bias)[~moved], before[group.bias][~moved])
+    assert rows == report.neurons_reset
+    assert all(torch.equal(b, buffers[n]) for n, b in sft.named_buffers())  # statistics of norms are left
+    assert "ranked absolute by loss" in str(report)
+
+
+def test_bad_losses_and_modules():
+    base = mlp()
+    sft = shifted(base)
+    before = copy.deepcopy(sft.state_dict())
+    with pytest.raises(ValueError, match="one number with a gradient but got"):
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]))
+    with pytest.raises(ValueError, match="one number with a gradient but got 1.0"):
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0)
+    with pytest.raises(ValueError, match="iterable is empty"):
+        rejuvenate(sft, base, [], loss=loss)
+    with pytest.raises(ValueError, match="`calibration` batches for `loss`"):
+        rejuvenate(sft, base, loss=loss)
+    norm = nn.LayerNorm(3)
+    with pytest.raises(ValueError, match="have linear or convolutional layers"):
+        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss)
+    assert all(torch.equal(v, before[k]) for k, v in sft.state_dict().items())

@@ -1,0 +1,125 @@
+"""Fusion and reset of adapters against the same on the merged weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lightning_rejuv import rejuvenate
+from lightning_rejuv.neurons import take_apart
+from tests.conftest import greedy_batch, tiny_llama
+
+peft = pytest.importorskip("peft", reason="peft is not installed")
+
+EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapted(base, seed=3, **options):
+    """A PEFT model whose adapter has been trained: B is not zero, and the logits have grown."""
+    options = {"r": 4, "lora_alpha": 6, "target_modules": EVERYWHERE, **options}
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "original_module" not in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def merged(model):
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def _close(a, b):
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, msg=name, rtol=1e-5, atol=1e-6)
+
+
+CONFIGS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "some modules": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "lora bias": {"lora_bias": True},
+    "modules to save": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS.keys())
+def test_fusion_of_the_adapter_is_fusion_of_the_merged_weights(options):
+    base = tiny_llama(attention_bias="lora_bias" in options, mlp_bias="lora_bias" in options)
+    model = adapted(base, **options)
+    whole = merged(model)
+    expected = rejuvenate(whole, base, alpha=0.3, reset_fraction=0)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    report = rejuvenate(model, None, alpha=0.3, reset_fraction=0)
+    _close(merged(model), whole)
+    for name, parameter in model.named_parameters():
+        if "lora_B" not in name and "modules_to_save" not in name:
+            assert torch.equal(parameter, before[name]), name
+    by_name = {t.name: t.drift_before for t in expected.tensors}
+    for tensor in report.tensors:
+        if tensor.name.startswith("base_model.model.model"):
+            plain = tensor.name.removeprefix("base_model.model.")
+            assert tensor.drift_before == pytest.approx(by_name[plain], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"target_modules": ["q_proj", "v_proj", "down_proj"]}])
+def test_reset_of_the_adapter_is_reset_of_the_merged_weights(options):
+    base = tiny_llama()
+    model = adapted(base, **options)
+    data = [greedy_batch(base, seed=s) for s in range(3)]
+    whole, untouched = merged(model), merged(model)
+    report = rejuvenate(model, None, data, alpha=1.0, reset_fraction=0.1, positions="entropy_gap")
+    assert report.attribution is not None
+    assert report.attribution.reconstruction_error < 1e-4
+    if not options:  # every projection has an adapter: the same neurons as on the merged weights
+        reference = rejuvenate(whole, base, data, alpha=1.0, reset_fraction=0.1, positions="entropy_gap")
+        assert [g.reset for g in report.neurons] == [g.reset for g in reference.neurons]
+        _close(merged(model), whole)
+    after, moved = merged(model), 0
+    groups = take_apart(after).groups
+    for group in groups:
+        now, was, there = (m.get_parameter(group.parameter) for m in (after, untouched, base))
+        changed = ((now - was).abs() > 1e-7).any(1 - group.dim).nonzero().flatten()
+        moved += len(changed)
+        pick = [t.index_select(group.dim, changed) for t in (now, there)]
+        torch.testing.assert_close(*pick, rtol=1e-6, atol=1e-7)
+        if options and group.kind not in ("q", "v", "down"):
+            assert not len(changed)
+    assert moved == report.neurons_reset > 0
+
+
+def test_trained_biases_need_the_base():
+    base = tiny_llama(attention_bias=True)
+    model = adapted(base, bias="all", target_modules=["q_proj", "v_proj"])
+    whole = merged(model)
+    with pytest.raises(ValueError, match="trained in place"):
+        rejuvenate(model, None, alpha=0.3, reset_fraction=0)
+    rejuvenate(whole, base, alpha=0.3, reset_fraction=0)
+    rejuvenate(model, base, alpha=0.3, reset_fraction=0)
+    _close(merged(model), whole)
+
+
+def test_what_scaling_the_adapter_cannot_do_is_refused():
+    base = tiny_llama()
+    with pytest.raises(ValueError, match="is DoRA"):
+        rejuvenate(adapted(base, use_dora=True), None, reset_fraction=0)
+    model = adapted(base)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"is merged. Call `model.unmerge_adapter\(\)`"):
+        rejuvenate(model, None, reset_fraction=0)
+    with pytest.raises(ValueError, match="Expected an `anchor` but got None"):
+        rejuvenate(base, None, reset_fraction=0)
+
+
+def test_an_automatic_alpha_samples_with_generate_from_the_base_under_the_adapter():
+    base = tiny_llama()
+    model = adapted(base)
+    data = [greedy_batch(base, rows=40, seed=s) for s in range(2)]
+    report = rejuvenate(model, None, data, alpha="auto", reset_fraction=0, alpha_target=0.2)
+    assert report.search is not None
+    assert 0 < report.search.alpha < 1
+    excess = dict(report.search.curve)
+    assert excess[report.alpha] <= 0.2 < excess[1.0]
