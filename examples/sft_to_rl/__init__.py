@@ -1,0 +1,1 @@
+"""Base → excessive SFT → rejuvenation → GRPO, on a small Llama, in one command."""
