@@ -16,7 +16,7 @@ REDUCTIONS = ("mean", "none")
 def sum_and_count(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum (float64) and number (int64) of the selected values; the others are not read, NaN or not."""
     if mask is None:
-        return values.sum(dtype=torch.float64), torch.tensor(values.numel(), device=values.device)
+        return values.sum(dtype=torch.float64), values.new_full((), values.numel(), dtype=torch.int64)
     keep = mask.to(torch.bool)
     return torch.where(keep, values, 0).sum(dtype=torch.float64), keep.sum()
 

@@ -24,16 +24,21 @@ def _spectrum_check(features: Tensor, mask: Tensor | None) -> None:
 def _spectrum_update(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Gram matrix [d, d] and sum [d] of the selected rows, float64, and their number."""
     rows = features.detach().reshape(-1, features.shape[-1])
-    if mask is not None:
-        rows = rows[mask.reshape(-1).to(torch.bool)]
+    keep = None if mask is None else mask.reshape(-1, 1).to(torch.bool)
+    if keep is not None and rows.device.type == "cpu":
+        rows, keep = rows[keep[:, 0]], None
     width = rows.shape[1]
     gram = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
     total = torch.zeros(width, dtype=torch.float64, device=rows.device)
-    for chunk in torch.split(rows, _ROWS_PER_CHUNK):
-        wide = chunk.to(torch.float64)
+    for start in range(0, rows.shape[0], _ROWS_PER_CHUNK):
+        wide = rows[start : start + _ROWS_PER_CHUNK].to(torch.float64)
+        if keep is not None:
+            # Zeroed and not indexed, NaN included: an index by a mask would wait for the device.
+            wide = torch.where(keep[start : start + _ROWS_PER_CHUNK], wide, 0.0)
         gram.addmm_(wide.T, wide)
         total += wide.sum(dim=0)
-    return gram, total, torch.tensor(rows.shape[0], device=rows.device)
+    count = total.new_full((), rows.shape[0], dtype=torch.int64) if keep is None else keep.sum()
+    return gram, total, count
 
 
 def _spectrum_compute(gram: Tensor, total: Tensor, count: Tensor, center: bool) -> Tensor:

@@ -22,7 +22,7 @@ def _active_fraction_compute(near_zero: Tensor, tokens: Tensor) -> Tensor:
 def active_fraction(activations: Tensor, mask: Tensor | None = None, threshold: float = 0.0) -> Tensor:
     r"""Fraction of (token, neuron) pairs with ``|h| > threshold``.
 
-    The fraction of active units of Ma et al. 2024 (arXiv 2310.07418, section 3) for ReLU at threshold 0. On
+    The fraction of active units of Ma et al. 2024 (arXiv 2310.07418) for ReLU at threshold 0. On
     smooth activations it is 1 at threshold 0; choose a threshold and compare with the base.
 
     Args:

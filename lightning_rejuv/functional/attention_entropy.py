@@ -18,7 +18,7 @@ def _attention_entropy_update(attention: Tensor, mask: Tensor | None) -> tuple[T
     dtype = torch.promote_types(attention.dtype, torch.float32)
     entropy = torch.special.entr(attention.detach().to(dtype)).sum(dim=-1, dtype=torch.float64)
     if mask is None:
-        return entropy.sum(dim=(0, 2)), torch.tensor(entropy[:, 0].numel(), device=entropy.device)
+        return entropy.sum(dim=(0, 2)), torch.full((), entropy[:, 0].numel(), device=entropy.device)
     keep = mask.to(torch.bool)
     return torch.where(keep[:, None], entropy, 0.0).sum(dim=(0, 2)), keep.sum()
 
@@ -26,7 +26,7 @@ def _attention_entropy_update(attention: Tensor, mask: Tensor | None) -> tuple[T
 def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Mean entropy of each head's attention, ``-Σ_j a_ij ln a_ij`` in nats, over the queries i.
 
-    Zhai et al. 2023 (arXiv 2303.06296, section 3): entropy collapse goes with unstable training. Its ceiling
+    Zhai et al. 2023 (arXiv 2303.06296): entropy collapse goes with unstable training. Its ceiling
     is the logarithm of how many keys a query sees, so compare equal positions only.
 
     Args:

@@ -23,4 +23,4 @@ def critical_pass_rate(group_size: int) -> float:
     0.083
     """
     check_count("group_size", group_size, at_least=2)
-    return 1.0 - 2.0 ** (-1.0 / group_size)
+    return 1.0 - float(2.0 ** (-1.0 / group_size))

@@ -15,14 +15,16 @@ def _tolerance_check(tolerance: float) -> None:
 
 def _drift_sparsity_update(weight: Tensor, base: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Number of unmoved weights and of all weights."""
-    difference = weight.detach() - base.detach().to(weight.device)
-    return (difference.abs() <= tolerance).sum(), torch.tensor(weight.numel(), device=weight.device)
+    weight, base = weight.detach(), base.detach().to(weight.device)
+    # Without a tolerance no difference is formed: a third of the time.
+    unmoved = weight == base if tolerance == 0 else (weight - base).abs() <= tolerance
+    return unmoved.sum(), torch.full((), weight.numel(), device=weight.device)
 
 
 def drift_sparsity(weight: Tensor, base: Tensor, tolerance: float = 0.0) -> Tensor:
     r"""Fraction of coordinates with ``|W - W_b| <= tolerance``: 1 means untouched.
 
-    Over-trained models drift in few coordinates (arXiv 2606.09932, section 3). In bfloat16 small updates are
+    Over-trained models drift in few coordinates (arXiv 2606.09932). In bfloat16 small updates are
     rounded away, so that a high figure may be the dtype's.
 
     Args:

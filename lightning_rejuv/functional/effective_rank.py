@@ -19,11 +19,11 @@ def effective_rank(
 ) -> Tensor:
     r"""Effective rank, ``exp(-Σ p_i ln p_i)`` with ``p_i = σ_i / Σ σ`` over the singular values σ.
 
-    Roy and Vetterli, "The effective rank", EUSIPCO 2007, equation 3.
+    Roy and Vetterli, "The effective rank", EUSIPCO 2007.
 
     Args:
-        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and attention
-            sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
+        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and
+            attention sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
         center: subtract the mean row first. Centred and uncentred differ widely on transformers: say which.
         mask: ``[...]`` bool, the rows to use; all by default.
         strict: raise where there are fewer rows than features, instead of warning. The sample then limits the

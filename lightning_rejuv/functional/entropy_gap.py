@@ -40,7 +40,7 @@ def entropy_gap(
 ) -> Tensor:
     r"""Entropy gap to the base, ``|H(t) - H_base(t)|`` in nats, position by position.
 
-    The score by which calibration positions are chosen in arXiv 2606.09932 (section on targeted reset).
+    The score by which calibration positions are chosen in arXiv 2606.09932.
 
     Args:
         logits: ``[..., V]``, any floating dtype.

@@ -19,11 +19,11 @@ def participation_ratio(
 ) -> Tensor:
     r"""Participation ratio, ``(Σ λ)² / Σ λ²`` with ``λ = σ²``, the covariance's eigenvalues up to a factor.
 
-    Gao et al. 2017, "A theory of multineuronal dimensionality", equation 5; centred, as a covariance is.
+    Gao et al. 2017, "A theory of multineuronal dimensionality" (bioRxiv 214262); centred, as a covariance is.
 
     Args:
-        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and attention
-            sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
+        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and
+            attention sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
         center: subtract the mean row first. Centred and uncentred differ widely on transformers: say which.
         mask: ``[...]`` bool, the rows to use; all by default.
         strict: raise where there are fewer rows than features, instead of warning. The sample then limits the
@@ -37,6 +37,6 @@ def participation_ratio(
         ValueError: features without rows, an empty mask, NaN or inf, or too few rows where ``strict``.
 
     >>> participation_ratio(torch.eye(3), center=False)
-    tensor(3.0000, dtype=torch.float64)
+    tensor(3., dtype=torch.float64)
     """
     return _participation_ratio_compute(singular_values(features, mask, center, strict))

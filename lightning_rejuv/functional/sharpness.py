@@ -32,7 +32,7 @@ def sharpness(
     r"""Largest eigenvalue ``λ_max(∇²L)`` of the loss's Hessian, by Lanczos with full reorthogonalisation.
 
     What "sharp, rigid landscape" would mean in arXiv 2606.09932, which claims and never measures it. Lanczos
-    as in Ghorbani et al. 2019 (arXiv 1901.10159, appendix A). It depends on the parametrisation and the loss:
+    as in Ghorbani et al. 2019 (arXiv 1901.10159). It depends on the parametrisation and the loss:
     compare the same network on the same batch only.
 
     Args:
@@ -91,4 +91,5 @@ def _lanczos(parameters: list[Tensor], gradient: list[Tensor], iterations: int, 
         off.append(norm)
     beta = torch.stack(off[: len(diagonal) - 1]) if len(diagonal) > 1 else torch.zeros(0).to(diagonal[0])
     tridiagonal = torch.diag(torch.stack(diagonal)) + torch.diag(beta, 1) + torch.diag(beta, -1)
-    return torch.linalg.eigvalsh(tridiagonal)[-1]
+    largest: Tensor = torch.linalg.eigvalsh(tridiagonal)[-1]
+    return largest

@@ -26,11 +26,11 @@ def srank(
 ) -> Tensor:
     r"""Smallest k with ``Σ_{i≤k} σ_i ≥ (1 - δ) Σ σ_i``.
 
-    srank_δ of Kumar et al. 2021 (arXiv 2010.14498, section 3), δ = 0.01 there.
+    srank_δ of Kumar et al. 2021 (arXiv 2010.14498), δ = 0.01 there.
 
     Args:
-        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and attention
-            sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
+        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and
+            attention sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
         delta: the share of the singular values' sum that may be left out.
         center: subtract the mean row first. Centred and uncentred differ widely on transformers: say which.
         mask: ``[...]`` bool, the rows to use; all by default.

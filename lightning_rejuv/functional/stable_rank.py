@@ -22,8 +22,8 @@ def stable_rank(
     :func:`srank` by this name; that is another quantity.
 
     Args:
-        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and attention
-            sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
+        features: ``[..., d]``, any floating dtype; all leading dimensions are rows. Leave out padding and
+            attention sinks with ``mask``: eight sink rows in two thousand can cut the figure to a tenth.
         center: subtract the mean row first. Centred and uncentred differ widely on transformers: say which.
         mask: ``[...]`` bool, the rows to use; all by default.
         strict: raise where there are fewer rows than features, instead of warning. The sample then limits the

@@ -24,13 +24,13 @@ def _support_retention_update(
     """Sum over responses of their log-likelihood ratio, float64, and the number of responses."""
     ratio = logprobs.detach().double() - base_logprobs.detach().double()
     if mask is None:
-        return ratio.sum(), torch.tensor(ratio.shape[0], device=ratio.device)
+        return ratio.sum(), torch.full((), ratio.shape[0], device=ratio.device)
     keep = mask.to(torch.bool)
     return torch.where(keep, ratio, 0.0).sum(), keep.any(dim=1).sum()
 
 
 def support_retention(logprobs: Tensor, base_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Mean log-likelihood ratio on the base's own responses, ``E_y[ln p(y) - ln p_base(y)]``, nats a response.
+    r"""Mean log-likelihood ratio on the base's own responses, ``E_y[ln p(y) - ln p_base(y)]``.
 
     With responses y sampled from the base it is ``-KL(p_base ‖ p)``: 0 where nothing is lost, and the more
     negative the fewer of the base's ways are left for RL to find. Sample held-out prompts and keep what is

@@ -27,8 +27,9 @@ def token_entropy(
     r"""Entropy of the next-token distribution, in nats: ``H(t) = -Σ_v p_v ln p_v``, ``p = softmax(x / T)``.
 
     Evaluated as ``ln d - s / d`` with ``z = (x - max x) / T``, ``d = Σ e^z``, ``s = Σ z e^z``, in one read of
-    the logits and float32 or better, which stays exact at the entropies of an over-trained model (0.02 nats and less), where bfloat16
-    arithmetic is off by tens of per cent. The pre-RL indicator of arXiv 2606.09932 (table 1) and 2606.18487.
+    the logits and float32 or better, which stays exact at the entropies of an over-trained model (0.02
+    nats and less), where bfloat16 arithmetic is off by tens of per cent. The pre-RL indicator of arXiv
+    2606.09932 and 2606.18487.
 
     Args:
         logits: ``[..., V]``, any floating dtype; -inf for masked-out tokens.

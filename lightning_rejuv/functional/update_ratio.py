@@ -10,8 +10,8 @@ from lightning_rejuv.functional.relative_drift import relative_drift
 def update_ratio(weight: Tensor, previous: Tensor) -> Tensor:
     r"""Relative size of an update, ``‖W_t - W_{t-1}‖₂ / ‖W_{t-1}‖₂``: the drift from one step before.
 
-    In RL an over-trained model has the *larger* gradient norm and the *smaller* update (arXiv 2606.09932,
-    table 3), so that the gradient norm alone misleads.
+    In RL an over-trained model has the *larger* gradient norm and the *smaller* update (arXiv 2606.09932), so
+    that the gradient norm alone misleads.
 
     Args:
         weight: any shape, any floating dtype, after the step.

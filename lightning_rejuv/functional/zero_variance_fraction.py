@@ -22,7 +22,7 @@ def check_rewards(rewards: Tensor) -> None:
 
 def _zero_variance_fraction_update(rewards: Tensor) -> tuple[Tensor, Tensor]:
     same = (rewards == rewards[:, :1]).all(dim=1)
-    return same.sum(), torch.tensor(rewards.shape[0], device=rewards.device)
+    return same.sum(), torch.full((), rewards.shape[0], device=rewards.device)
 
 
 def zero_variance_fraction(rewards: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from lightning_rejuv.functional._checks import check_count
 def zero_variance_probability(p: float | Tensor, group_size: int) -> Tensor:
     r"""Probability of a group without a learning signal, ``p^g + (1 - p)^g``, for a binary reward.
 
-    It follows from g independent rollouts at pass rate p; arXiv 2606.18487, section 4.
+    It follows from g independent rollouts at pass rate p; arXiv 2606.18487.
 
     Args:
         p: pass rate(s) in [0, 1].

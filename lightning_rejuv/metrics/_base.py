@@ -45,6 +45,10 @@ class Base:
                 )
             yield name, parameter.detach(), base
 
+    def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the base's weights under the model's names, on its devices and in its dtypes: one copy."""
+        return {name: base.to(parameter) for name, parameter, base in self.pairs(model)}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Base:
         return self
 

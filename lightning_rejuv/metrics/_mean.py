@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 
+from lightning_rejuv._compat import mark_updated
+
 
 class MeanMeasure(Metric):
     """A count-weighted mean, so that batches, and processes, of unequal size are weighted rightly.
@@ -32,6 +34,11 @@ class MeanMeasure(Metric):
         """Add a batch's sum and number of values; on the device, without a host sync."""
         self.total += total.to(self.total.device)
         self.count += count.to(self.count.device)
+
+    def absorb(self, total: Tensor, count: Tensor) -> None:
+        """Add sums that were taken elsewhere, as an update of its own."""
+        mark_updated(self)
+        self.add(total, count)
 
     def compute(self) -> Tensor:
         """Mean over everything since the last reset, float32; NaN, with a warning, where that is nothing."""

@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_rejuv._compat import reshard
 from lightning_rejuv.calibration import Batch, as_batches
 from lightning_rejuv.forward import device_of, evaluation_mode, forward_logits
+from lightning_rejuv.metrics._recorder import Record
 
 
 class Probe:
@@ -20,6 +22,7 @@ class Probe:
     Args:
         batches: mappings with ``input_ids`` and ``labels`` [B, T] (-100 outside the response) and perhaps
             ``attention_mask``.
+        what: how messages name it.
 
     Raises:
         ValueError: no batch, a missing key, differing shapes, or a row without a response.
@@ -31,13 +34,18 @@ class Probe:
     (2, 16)
     """
 
-    def __init__(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        self.batches: list[Batch] = [batch.to(torch.device("cpu")) for batch in as_batches(batches, "probe")]
+    def __init__(self, batches: Iterable[Mapping[str, Tensor]], what: str = "probe") -> None:
+        self.batches: list[Batch] = [batch.to(torch.device("cpu")) for batch in as_batches(batches, what)]
 
     @property
     def positions(self) -> int:
         """Number of response positions that are measured."""
         return sum(int(batch.response.sum()) for batch in self.batches)
+
+    @property
+    def responses(self) -> int:
+        """Number of responses."""
+        return sum(batch.response.shape[0] for batch in self.batches)
 
     @property
     def hash(self) -> str:
@@ -50,15 +58,32 @@ class Probe:
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def logits(self, model: nn.Module) -> Iterator[Tensor]:
-        """Run the model on every batch; yield the logits ``[positions, V]`` at the response positions.
+    def run(self, model: nn.Module, record: Record | None = None) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield each batch's logits ``[B, T - 1, V]`` and the batch, on the model's device.
 
-        Only under :func:`probing`, which sees to it that the model is left as it was.
+        Args:
+            model: under :func:`probing`, which leaves it as it was.
+            record: told the batch's response positions before its forward.
         """
         device = device_of(model)
         for batch in self.batches:
             batch = batch.to(device)
-            yield forward_logits(model, batch.inputs)[:, :-1][batch.response]
+            if record is not None:
+                record.mask = torch.nn.functional.pad(batch.response, (0, 1))
+            yield forward_logits(model, batch.inputs)[:, :-1], batch
+
+
+class Substituted(nn.Module):
+    """A model called with other weights in place of its own, which are not touched."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._weights = weights
+
+    def forward(self, **inputs: Tensor) -> object:
+        """Call the model."""
+        return functional_call(self.model, self._weights, (), inputs)
 
 
 @contextmanager

@@ -2,55 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.utilities import rank_zero_warn
 
+from lightning_rejuv._compat import language_model
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.forward import device_of
+from lightning_rejuv.functional._positions import sum_and_count
+from lightning_rejuv.functional.dormant_fraction import _tau_check
+from lightning_rejuv.functional.relative_drift import _relative_drift_update
 from lightning_rejuv.functional.zero_variance_fraction import check_rewards
 from lightning_rejuv.metrics._base import Base
-from lightning_rejuv.metrics._probe import Probe, probing
+from lightning_rejuv.metrics._collection import MeasureCollection
+from lightning_rejuv.metrics._probe import Probe, Substituted, probing
+from lightning_rejuv.metrics._recorder import recording
+from lightning_rejuv.metrics._reference import Reference
+from lightning_rejuv.metrics._sites import AUTO, activation_sites, feature_sites
+from lightning_rejuv.metrics.drift_sparsity import DriftSparsity
+from lightning_rejuv.metrics.entropy_gap import EntropyGap
 from lightning_rejuv.metrics.pass_at_k import PassAtK
 from lightning_rejuv.metrics.relative_drift import RelativeDrift
+from lightning_rejuv.metrics.support_retention import SupportRetention
 from lightning_rejuv.metrics.token_entropy import TokenEntropy
 from lightning_rejuv.metrics.top1_confidence import Top1Confidence
+from lightning_rejuv.metrics.verdict import Verdict, judge
 from lightning_rejuv.metrics.zero_variance_fraction import ZeroVarianceFraction
+from lightning_rejuv.ops import token_stats
 
-_OF_MODEL = ("token_entropy", "top1_confidence", "relative_drift")
+Batches = Iterable[Mapping[str, Tensor]]
 
 
-class PlasticityMonitor(MetricCollection):
+class PlasticityMonitor(MeasureCollection):
     """What tells whether a model can still be improved by RL; see the page "Monitor" of the documentation.
 
-    =========================== ========================================================= ==============
-    key of :meth:`compute`      meaning                                                   fed by
-    =========================== ========================================================= ==============
-    ``token_entropy``           mean next-token entropy on the probe's responses, nats    ``measure``
-    ``top1_confidence``         mean largest next-token probability there                 ``measure``
-    ``relative_drift``          ``‖θ - θ_base‖ / ‖θ_base‖`` over all parameters           ``measure``
-    ``pass_at_<k>``             unbiased pass@k of the rollouts                           ``update``
-    ``zero_variance_fraction``  share of rollout groups whose rewards are all equal       ``update``
-    =========================== ========================================================= ==============
+    ================================ ============================================== =====================
+    key of :meth:`compute`           meaning                                        needs
+    ================================ ============================================== =====================
+    ``token_entropy``                mean next-token entropy on responses, nats     probe or labels
+    ``top1_confidence``              mean largest next-token probability there      probe or labels
+    ``entropy_gap``                  mean ``|H - H_base|`` there, nats              probe and anchor
+    ``support_retention``            nats a response; see the function              base_samples, anchor
+    ``relative_drift``               ``‖θ - θ_base‖ / ‖θ_base‖``, all parameters    anchor
+    ``drift_sparsity``               share of parameters that equal the base's      anchor
+    ``dormant_fraction``             τ-dormant neurons; 0 on smooth activations     sites
+    ``dormancy_score_low``           5 % quantile of the neurons' dormancy scores   sites
+    ``active_fraction``              activations that are not zero                  sites
+    ``effective_rank``               of the final hidden states; also               rank_sites
+                                     ``stable_rank`` and ``srank``
+    ``pass_at_<k>``                  unbiased pass@k of the rollouts                rewards
+    ``zero_variance_fraction``       rollout groups whose rewards are all equal     rewards
+    ================================ ============================================== =====================
 
-    The monitor never holds the model: it is given to each call.
+    The monitor never holds the model: it is given to each call. Every process has to make the same calls.
 
     Args:
         anchor: the base, as a directory, a file, a state dict or a module other than the one measured; opened
-            at the first measurement and read tensor by tensor. Without it there is no drift.
+            at the first measurement. That one also runs the base on the probe, from one temporary copy of
+            the weights.
         probe: batches with ``input_ids`` and ``labels`` [B, T] (-100 outside the response), the same at every
-            measurement. Without it no entropy.
-        temperature: the sampling temperature at which entropy and confidence are taken.
+            measurement: a probe that changes makes a curve meaningless.
+        base_samples: batches of the same form whose responses the base sampled, best with the wrong ones
+            left out.
+        sites: where neurons are recorded: "auto" for the inputs of the MLPs' last projections, or the outputs
+            of activation modules; a regular expression on module names; None for nowhere.
+        rank_sites: where features' ranks are taken: "auto" for the input of the output embedding; likewise.
+        tau: dormancy threshold.
+        temperature: the sampling temperature at which entropy, confidence and support are taken.
         pass_at: the values of k; one that is larger than a rollout's group is left out, with a warning.
         success_threshold: a rollout succeeds where its reward is larger than this.
         prefix: put before every key.
         postfix: put after every key.
 
     Raises:
-        ValueError: a bad probe, temperature or k.
+        ValueError: a bad probe, temperature, tau or k.
 
     Example::
         >>> monitor = PlasticityMonitor(pass_at=(1, 2))
@@ -62,56 +89,145 @@ class PlasticityMonitor(MetricCollection):
     def __init__(
         self,
         anchor: AnchorSource | None = None,
-        probe: Iterable[Mapping[str, Tensor]] | None = None,
+        probe: Batches | None = None,
         *,
+        base_samples: Batches | None = None,
+        sites: str | None = AUTO,
+        rank_sites: str | None = AUTO,
+        tau: float = 0.025,
         temperature: float = 1.0,
         pass_at: Sequence[int] = (1, 8),
         success_threshold: float = 0.5,
         prefix: str | None = None,
         postfix: str | None = None,
     ) -> None:
-        # Without compute groups: measures whose states are equal at first would be merged for good.
-        metrics: dict[str, Metric] = {f"pass_at_{k}": PassAtK(k, success_threshold) for k in pass_at}
-        metrics["zero_variance_fraction"] = ZeroVarianceFraction()
-        metrics["token_entropy"] = TokenEntropy(temperature)
-        metrics["top1_confidence"] = Top1Confidence(temperature)
-        metrics["relative_drift"] = RelativeDrift()
-        super().__init__(metrics, prefix=prefix, postfix=postfix, compute_groups=False)  # type: ignore[arg-type]
+        _tau_check(tau)
+        of_model = {
+            "token_entropy": TokenEntropy(temperature),
+            "top1_confidence": Top1Confidence(temperature),
+            "entropy_gap": EntropyGap(temperature),
+            "support_retention": SupportRetention(),
+            "relative_drift": RelativeDrift(),
+            "drift_sparsity": DriftSparsity(),
+        }
+        of_rollouts = {
+            **{f"pass_at_{k}": PassAtK(k, success_threshold) for k in pass_at},
+            "zero_variance_fraction": ZeroVarianceFraction(),
+        }
+        super().__init__(of_model, of_rollouts, sites, tau, prefix, postfix)
         self.base = None if anchor is None else Base(anchor)
         self.probe = None if probe is None else Probe(probe)
-        self._warned: set[int] = set()
+        self.base_samples = None if base_samples is None else Probe(base_samples, "base_samples")
+        self.rank_sites = rank_sites
+        self.temperature = temperature
+        self.reference: Reference | None = None
 
+    @property
+    def records_forwards(self) -> bool:
+        """Whether :meth:`attach` has anything to record."""
+        return self.sites is not None or self.rank_sites is not None
+
+    @property
+    def measures_model(self) -> bool:
+        """Whether :meth:`measure` has something to measure with."""
+        return any(part is not None for part in (self.base, self.probe, self.base_samples))
+
+    @torch.inference_mode(False)
     def measure(self, model: nn.Module) -> dict[str, Tensor]:
         """Measure a model on the probe and against the anchor; replaces the previous measurement.
 
-        The model is run in eval mode without gradients; its modes and all RNGs are restored. Every process
-        has to call it, each on the same probe.
+        The model is run in eval mode, without gradients and without compiled graphs; its modes and all RNGs
+        are restored.
 
         Args:
-            model: the language model; it is not kept.
+            model: the language model, or a module that holds it; it is not kept.
 
         Returns:
-            The model's measures by name, float32 scalars.
+            The model's measures by name, float32 scalars: :meth:`compute_model`.
 
         Raises:
-            ValueError: the monitor has neither probe nor anchor, or the anchor does not match the model.
+            ValueError: the monitor has nothing to measure with, or the anchor does not match the model.
         """
         if not self.measures_model:
             raise ValueError(
                 "Expected a monitor with a `probe` or an `anchor` for `measure` but got neither."
             )
+        model = language_model(model)
         self.to(device_of(model))
-        for name in _OF_MODEL:
-            self._metric(name).reset()
-        if self.probe is not None:
-            with probing(model):
-                for logits in self.probe.logits(model):
-                    self._metric("token_entropy").update(logits)
-                    self._metric("top1_confidence").update(logits)
-        if self.base is not None:
-            for _, parameter, base in self.base.pairs(model):
-                self._metric("relative_drift").update(parameter, base)
-        return self._compute(_OF_MODEL)
+        if self.base is not None and self.reference is None and (self.probe or self.base_samples):
+            self.measure_base(Substituted(model, self.base.weights_for(model)))
+        self.reset_model()
+        self._run(model)
+        self.measure_drift(model)
+        return self.compute_model()
+
+    @torch.inference_mode(False)
+    def measure_drift(self, model: nn.Module) -> None:
+        """Measure the drift from the anchor, where there is one, and leave the other measures as they are.
+
+        Args:
+            model: the language model, or a module that holds it.
+
+        Raises:
+            ValueError: the anchor does not match the model.
+        """
+        self._forget_drift()
+        if self.base is None:
+            return
+        for name, parameter, base in self.base.pairs(language_model(model)):
+            self._drift[name] = _relative_drift_update(parameter, base)
+            self._modules["relative_drift"].absorb(*self._drift[name])
+            self._modules["drift_sparsity"].update(parameter, base)
+
+    @torch.inference_mode(False)
+    def measure_base(self, model: nn.Module) -> None:
+        """Measure the base itself: what ratios, gaps and the verdict compare with.
+
+        :meth:`measure` does it by itself where there is an anchor.
+
+        Args:
+            model: the base.
+
+        Raises:
+            ValueError: the monitor has no probe to compare on.
+        """
+        if self.probe is None and self.base_samples is None:
+            raise ValueError(
+                "Expected a monitor with a `probe` or `base_samples` for `measure_base` but got none."
+            )
+        self.to(device_of(model))
+        self.reset_model()
+        self.reference = None
+        reference = Reference()
+        self._run(model, into=reference)
+        reference.values = {name: float(value) for name, value in self.compute_model().items()}
+        self.reference = reference
+        self.reset_model()
+
+    @contextmanager
+    def attach(self, model: nn.Module, every_n_steps: int = 1) -> Iterator[None]:
+        """Record the forwards of a model inside the ``with`` block; they add up until :meth:`reset`.
+
+        Hooks are removed at the end, also after an error. Compiled modules run eagerly inside. Only the
+        responses count where the call has ``labels``, only real tokens where it has an ``attention_mask``.
+
+        Args:
+            model: the model whose calls are counted; where it holds a Hugging Face model, that one.
+            every_n_steps: record one call in so many.
+
+        Raises:
+            ValueError: a pattern that matches no module.
+        """
+        model = language_model(model)
+        sites, features = activation_sites(model, self.sites), feature_sites(model, self.rank_sites)
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            record = stack.enter_context(
+                recording(model, sites, features, temperature=self.temperature, every=every_n_steps)
+            )
+            yield
+        with torch.inference_mode(False):
+            self._absorb(record)
 
     def update(self, rewards: Tensor) -> None:  # type: ignore[override]
         """Add rollouts to the measures of the RL stage.
@@ -124,59 +240,62 @@ class PlasticityMonitor(MetricCollection):
             ValueError: another shape, NaN or inf.
         """
         check_rewards(rewards)
-        for name, metric in self._modules.items():
+        for name in self._of_rollouts:
+            metric = self._modules[name]
             if isinstance(metric, PassAtK) and metric.k > rewards.shape[1]:
-                self._warn_group(metric.k, rewards.shape[1])
-            elif name not in _OF_MODEL:
+                self._warn(f"{name} is left out: the rollouts have only {rewards.shape[1]} samples a prompt.")
+            else:
                 metric.update(rewards)
 
     def forward(self, rewards: Tensor) -> dict[str, Tensor]:
         """Add rollouts and return the measures of these rollouts alone."""
-        batch = self.clone()
+        batch: PlasticityMonitor = self.clone()  # type: ignore[assignment]
         batch.reset()
         batch.update(rewards)
         self.update(rewards)
-        return batch.compute()
+        values: dict[str, Tensor] = batch.compute_rollouts()
+        return values
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return every measure that has data, float32 by name. A collective: every rank has to call it."""
-        return self._compute(self._modules)
+    def verdict(self) -> Verdict:
+        """Judge the last measurement against the base's on the same positions. A collective.
 
-    def compute_rollouts(self) -> dict[str, Tensor]:
-        """Return the measures of the rollouts alone; empty where there were none. A collective."""
-        return self._compute(name for name in self._modules if name not in _OF_MODEL)
+        See :func:`lightning_rejuv.metrics.verdict.judge` for the thresholds and their evidence.
+        """
+        judged = self._compute((*self._of_model, *self._of_rollouts))
+        values = {name: float(value) for name, value in judged.items()}
+        base = {} if self.reference is None else self.reference.values
+        samples = self.base_samples
+        tokens = None if samples is None else samples.positions / max(1, samples.responses)
+        return judge(values, base, tokens)
 
-    @property
-    def measures_model(self) -> bool:
-        """Whether there is something to measure a model with: a probe or an anchor."""
-        return self.base is not None or self.probe is not None
+    def _run(self, model: nn.Module, into: Reference | None = None) -> None:
+        """Run a model on probe and samples; compare with the reference, or write what it is made of."""
+        with probing(model):
+            if self.probe is not None:
+                self._run_probe(model, self.probe, into)
+            if self.base_samples is not None and (into is not None or self.reference is not None):
+                self._run_samples(model, self.base_samples, into)
 
-    def reset_rollouts(self) -> None:
-        """Forget the rollouts, but not the last measurement of the model."""
-        for name in self._modules:
-            if name not in _OF_MODEL:
-                self._metric(name).reset()
+    def _run_probe(self, model: nn.Module, probe: Probe, into: Reference | None) -> None:
+        sites, features = activation_sites(model, self.sites), feature_sites(model, self.rank_sites)
+        with recording(model, sites, features, own_mask=True) as record:
+            for number, (logits, batch) in enumerate(probe.run(model, record)):
+                stats = token_stats(logits[batch.response], temperature=self.temperature)
+                self._modules["token_entropy"].absorb(*sum_and_count(stats.entropy, None))
+                self._modules["top1_confidence"].absorb(*sum_and_count(stats.top1_prob, None))
+                if into is not None:
+                    into.entropy.append(stats.entropy)
+                elif self.reference is not None:
+                    gap = (stats.entropy - self.reference.entropy[number].to(stats.entropy.device)).abs()
+                    self._modules["entropy_gap"].absorb(*sum_and_count(gap, None))
+        self._absorb(record)
 
-    def _compute(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Compute the measures that any rank has fed: every rank has to compute the same ones."""
-        metrics = {name: self._metric(name) for name in names}
-        fed = [metric.update_called for metric in metrics.values()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            flags = torch.tensor(fed, dtype=torch.int32, device=next(iter(metrics.values())).device)
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-            fed = flags.bool().tolist()
-        return {
-            self._set_name(name): metric.compute()
-            for (name, metric), has_data in zip(metrics.items(), fed, strict=True)
-            if has_data
-        }
-
-    def _metric(self, name: str) -> Metric:
-        return self._modules[name]
-
-    def _warn_group(self, k: int, group: int) -> None:
-        if k not in self._warned:
-            self._warned.add(k)
-            rank_zero_warn(
-                f"pass@{k} is left out: it needs {k} samples a prompt but the rollouts have {group}."
-            )
+    def _run_samples(self, model: nn.Module, samples: Probe, into: Reference | None) -> None:
+        for number, (logits, batch) in enumerate(samples.run(model)):
+            logprobs = token_stats(logits, batch.targets, self.temperature).logprob
+            assert logprobs is not None  # a target was given
+            if into is not None:
+                into.logprobs.append(logprobs)
+            elif self.reference is not None:
+                base = self.reference.logprobs[number].to(logprobs.device)
+                self._modules["support_retention"].update(logprobs, base, batch.response)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_rejuv._compat import mark_updated
 from lightning_rejuv.functional.relative_drift import (
     _relative_drift_check,
     _relative_drift_compute,
@@ -60,9 +61,17 @@ class RelativeDrift(Metric):
     def update(self, weight: Tensor, base: Tensor) -> None:
         """Add a tensor and the base's."""
         _relative_drift_check(weight, base, "tensor")
-        difference, reference = _relative_drift_update(weight, base)
+        self.add(*_relative_drift_update(weight, base))
+
+    def add(self, difference: Tensor, base: Tensor) -> None:
+        """Add a tensor's sums of squares."""
         self.difference += difference.to(self.difference.device)
-        self.base += reference.to(self.base.device)
+        self.base += base.to(self.base.device)
+
+    def absorb(self, difference: Tensor, base: Tensor) -> None:
+        """Add sums that were taken elsewhere, as an update of its own."""
+        mark_updated(self)
+        self.add(difference, base)
 
     def compute(self) -> Tensor:
         """Drift over everything since the last reset."""

@@ -1,0 +1,178 @@
+"""The monitor's book-keeping: which measures were fed, by site or as a whole, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities import rank_zero_warn
+
+from lightning_rejuv.functional.relative_drift import _relative_drift_compute
+from lightning_rejuv.metrics._activations import ActivationStatistics
+from lightning_rejuv.metrics._layers import LayerValues, activation_values, rank_values, site_scores
+from lightning_rejuv.metrics._recorder import Record
+from lightning_rejuv.metrics._spectrum import FeatureSpectrum
+from lightning_rejuv.names import listing
+
+_ACTIVATIONS, _SPECTRUM = "activations/", "spectrum/"
+
+
+class MeasureCollection(MetricCollection):
+    """Measures of the model, of each of its sites, and of rollouts.
+
+    States are made outside of inference mode, also inside of ``trainer.validate``: they could not be updated
+    in a later ``fit`` otherwise.
+
+    Args:
+        of_model: measures of the model as a whole.
+        of_rollouts: measures of rollouts.
+        sites: where neurons are recorded; None for nowhere.
+        tau: dormancy threshold.
+        prefix: put before every key.
+        postfix: put after every key.
+    """
+
+    _modules: dict[str, Any]
+
+    def __init__(
+        self,
+        of_model: Mapping[str, Metric],
+        of_rollouts: Mapping[str, Metric],
+        sites: str | None,
+        tau: float,
+        prefix: str | None,
+        postfix: str | None,
+    ) -> None:
+        # Without compute groups: measures whose states are equal at first would be merged for good.
+        metrics: dict[str, Metric | MetricCollection] = {**of_model, **of_rollouts}
+        super().__init__(metrics, prefix=prefix, postfix=postfix, compute_groups=False)
+        self.sites = sites
+        self.tau = tau
+        self._of_model = tuple(of_model)
+        self._of_rollouts = tuple(of_rollouts)
+        self._drift: dict[str, tuple[Tensor, Tensor]] = {}
+        self._recorded = False
+        self._warned: set[str] = set()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return every measure that has data, float32 by name. A collective: every rank has to call it."""
+        return {**self.compute_model(), **self.compute_rollouts()}
+
+    def compute_model(self) -> dict[str, Tensor]:
+        """Return the measures of the model alone, since its last measurement or reset. A collective."""
+        values = self._compute(self._of_model)
+        if self._recorded:
+            tables, spectra = self._of_sites()
+            values.update(activation_values(tables, self.tau)[0] if tables else self._no_site())
+            if spectra:
+                values.update(rank_values(spectra)[0])
+        return {self._set_name(name): value.to(torch.float32) for name, value in values.items()}
+
+    def compute_rollouts(self) -> dict[str, Tensor]:
+        """Return the measures of the rollouts alone; empty where there were none. A collective."""
+        return {self._set_name(name): value for name, value in self._compute(self._of_rollouts).items()}
+
+    def layer_values(self) -> LayerValues:
+        """Return the model's measures by measure and by parameter or site. A collective."""
+        layers: LayerValues = {}
+        if self._drift:
+            drift = {name: float(_relative_drift_compute(*sums)) for name, sums in self._drift.items()}
+            layers["relative_drift"] = drift
+        tables, spectra = self._of_sites()
+        if tables:
+            layers.update(activation_values(tables, self.tau)[1])
+        if spectra:
+            layers.update(rank_values(spectra)[1])
+        return layers
+
+    def dormancy_scores(self) -> dict[str, Tensor]:
+        """Return the neurons' dormancy scores ``[N]`` by site, for histograms. A collective."""
+        return site_scores(self._of_sites()[0])
+
+    @torch.inference_mode(False)
+    def reset(self) -> None:
+        """Forget everything that was measured; the reference stays."""
+        self.reset_model()
+        self.reset_rollouts()
+
+    @torch.inference_mode(False)
+    def reset_model(self) -> None:
+        """Forget the measures of the model, but not the rollouts."""
+        for name, metric in self._modules.items():
+            if name not in self._of_rollouts:
+                metric.reset()
+        self._forget_drift()
+        self._recorded = False
+
+    @torch.inference_mode(False)
+    def reset_rollouts(self) -> None:
+        """Forget the rollouts, but not the measures of the model."""
+        for name in self._of_rollouts:
+            self._modules[name].reset()
+
+    def _forget_drift(self) -> None:
+        for name in ("relative_drift", "drift_sparsity"):
+            self._modules[name].reset()
+        self._drift = {}
+
+    def _absorb(self, record: Record) -> None:
+        """Add what hooks have recorded."""
+        self._recorded = True
+        for site, table in record.tables.items():
+            name = _ACTIVATIONS + site.replace(".", "/")
+            if name not in self._modules:
+                self.add_metrics({name: ActivationStatistics(table.shape[1]).to(table.device)})
+            self._modules[name].absorb(table)
+        for site, parts in record.spectra.items():
+            name = _SPECTRUM + site.replace(".", "/")
+            if name not in self._modules:
+                self.add_metrics({name: FeatureSpectrum(parts[0].shape[0]).to(parts[0].device)})
+            self._modules[name].absorb(*parts)
+        for name, sums in (("token_entropy", record.entropy), ("top1_confidence", record.confidence)):
+            if sums is not None:
+                self._modules[name].absorb(*sums)
+        if record.unmasked:
+            self._warn(
+                f"Not recorded: {listing(record.unmasked)}, whose number of tokens is not the batch's "
+                "(routed experts?), so that padding could not be told apart."
+            )
+
+    def _of_sites(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Per site the table of its neurons, and per site its singular values."""
+        found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        for which, start in enumerate((_ACTIVATIONS, _SPECTRUM)):
+            values = self._compute(name for name in self._modules if name.startswith(start))
+            found[which].update({k.removeprefix(start).replace("/", "."): v for k, v in values.items()})
+        return found
+
+    def _compute(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Compute the measures that any rank has fed: every rank has to compute the same ones."""
+        metrics: dict[str, Metric] = {name: self._modules[name] for name in names}
+        fed = [metric.update_called for metric in metrics.values()]
+        if metrics and torch.distributed.is_available() and torch.distributed.is_initialized():
+            flags = torch.tensor(fed, dtype=torch.int32, device=next(iter(metrics.values())).device)
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+            fed = flags.bool().tolist()
+        return {
+            name: metric.compute()
+            for (name, metric), has_data in zip(metrics.items(), fed, strict=True)
+            if has_data
+        }
+
+    def _no_site(self) -> dict[str, Tensor]:
+        """NaN for what no site was recorded for: never 0 % dormant."""
+        if self.sites is None:
+            return {}
+        self._warn(
+            "Dormancy is NaN: no module was recorded. Name the modules whose neurons to measure with "
+            "`sites=<regular expression>`."
+        )
+        return activation_values({}, self.tau)[0]
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            rank_zero_warn(message)

@@ -1,0 +1,50 @@
+"""Curvature of the loss, averaged over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv.functional._checks import check_count
+from lightning_rejuv.functional.sharpness import sharpness
+from lightning_rejuv.metrics._mean import MeanMeasure
+
+
+class Sharpness(MeanMeasure):
+    r"""Mean over batches of ``λ_max(∇²L)``; see :func:`lightning_rejuv.functional.sharpness`.
+
+    As input to ``forward`` and ``update`` the metric accepts
+
+    - ``closure`` (callable): recomputes and returns a batch's scalar loss
+    - ``parameters`` (sequence of Tensor): what to differentiate by
+
+    As output of ``compute`` it returns a float32 scalar, NaN where no batch was given.
+
+    Args:
+        iterations: Lanczos steps a batch.
+        kwargs: see :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: no parameter requires a gradient, the loss is no scalar.
+
+    Example::
+        >>> x = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> metric = Sharpness()
+        >>> metric.update(lambda: 3 * x[0] ** 2 + x[1] ** 2, [x])
+        >>> metric.compute()
+        tensor(6.0000)
+    """
+
+    higher_is_better: bool | None = False
+
+    def __init__(self, iterations: int = 20, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count("iterations", iterations)
+        self.iterations = iterations
+
+    def update(self, closure: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
+        """Add a batch's loss."""
+        self.add(sharpness(closure, parameters, self.iterations), torch.tensor(1))

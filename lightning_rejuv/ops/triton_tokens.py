@@ -1,0 +1,246 @@
+"""D as Triton kernels: a lane-wise online softmax in one read of the logits, then the merge of partials.
+
+Every lane keeps its own maximum, Σe^u and Σu·e^u, so the loop needs no exchange between threads; exponents
+are powers of two because the hardware's are. Sentinels are finite, so that -inf never meets -inf and NaN
+stays visible.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# Kernels are compiled by Triton, whose argument types do not exist for mypy.
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightning_rejuv.ops.triton_launch import OPTIONS, ceil_div, on_device, resident_programs
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+#: The lowest finite float32: below every logit but -inf.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+#: Exponents are clamped here. 2^x is 0 far earlier, and 0 times this is 0 where 0 times -inf would be NaN.
+LOWEST_EXPONENT = tl.constexpr(-1.0e4)
+NOWHERE = tl.constexpr(2**31 - 1)
+NO_ID = tl.constexpr(2**63 - 1)
+
+#: Tile [L, K]: the K neighbours of a lane make one 16-byte load. It needs rows that start on 16 bytes.
+ALIGNED_LANES = 256
+#: Tile [K, L] for any other row: neighbouring lanes read neighbouring elements.
+UNALIGNED_TILE = {"L": 1024, "K": 4, "ALIGNED": False, **OPTIONS}
+MERGE_TILE = {"BP": 16, "BM": 32, **OPTIONS}
+
+
+@triton.jit
+def _update(top, total, weighted, tile, x, start, c, AXIS: tl.constexpr):
+    """Add one tile of logits to the lanes' running maximum, Σ2^u and Σu·2^u, u = (x − maximum)·c."""
+    peak = tl.max(x, AXIS)
+    tile = tl.where(peak > top, start, tile)
+    new = tl.maximum(top, peak)
+    u = tl.maximum((x - tl.expand_dims(new, AXIS)) * c, LOWEST_EXPONENT, propagate_nan=tl.PropagateNan.ALL)
+    p = tl.exp2(u)
+    shift = tl.maximum((top - new) * c, LOWEST_EXPONENT)
+    scale = tl.exp2(shift)
+    weighted = scale * (weighted + shift * total) + tl.sum(u * p, AXIS)
+    total = scale * total + tl.sum(p, AXIS)
+    return new, total, weighted, tile
+
+
+@triton.jit(do_not_specialize=["M", "vocab_start"])
+def token_partials_kernel(
+    x_ptr,
+    target_ptr,
+    tau_ptr,
+    part_ptr,
+    id_ptr,
+    M,
+    V,
+    stride_m,
+    stride_v,
+    chunk,
+    temperature,
+    vocab_start,
+    HAS_TARGET: tl.constexpr,
+    HAS_TAU: tl.constexpr,
+    L: tl.constexpr,
+    K: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Write ``part [S, 4, M]`` and ``id [S, M]`` of one row's part of the vocabulary, grid (M, S)."""
+    AXIS: tl.constexpr = 1 if ALIGNED else 0
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    base = x_ptr + row * stride_m
+    if HAS_TAU:  # noqa: SIM108  a branch that Triton drops
+        tau = tl.load(tau_ptr + row)
+    else:
+        tau = temperature
+    inverse = 1.0 / tl.where(tau > 0, tau, float("nan"))
+    c = inverse * LOG2E
+    if ALIGNED:
+        lane = tl.arange(0, L)[:, None] * K + tl.arange(0, K)[None, :]
+    else:
+        lane = tl.arange(0, K)[:, None] * L + tl.arange(0, L)[None, :]
+    first = part * chunk
+    last = tl.minimum(first + chunk, V)
+    whole = first + (last - first) // (L * K) * (L * K)
+    top = tl.full((L,), LOWEST, tl.float32)
+    total = tl.zeros((L,), tl.float32)
+    weighted = tl.zeros((L,), tl.float32)
+    tile = tl.zeros((L,), tl.int32) + first
+    for start in range(first, whole, L * K):
+        x = tl.load(base + (start + lane).to(tl.int64) * stride_v).to(tl.float32)
+        top, total, weighted, tile = _update(top, total, weighted, tile, x, start, c, AXIS)
+    if whole < last:
+        at = whole + lane
+        x = tl.load(base + at.to(tl.int64) * stride_v, mask=at < last, other=float("-inf")).to(tl.float32)
+        top, total, weighted, tile = _update(top, total, weighted, tile, x, whole, c, AXIS)
+    highest = tl.max(top, 0)
+    shift = tl.maximum((top - highest) * c, LOWEST_EXPONENT)
+    scale = tl.exp2(shift)
+    weighted = tl.sum(scale * (weighted + shift * total), 0)
+    total = tl.sum(scale * total, 0)
+    # The first tile that holds the maximum is read again, from the cache, for the place in it.
+    at = tl.min(tl.where(top == highest, tile, NOWHERE), 0) + lane
+    x = tl.load(base + at.to(tl.int64) * stride_v, mask=(at >= 0) & (at < last), other=float("-inf")).to(
+        tl.float32
+    )
+    place = tl.min(tl.min(tl.where(x == highest, at, NOWHERE), 1), 0)
+    wide = part_ptr.dtype.element_ty
+    out = part_ptr + part.to(tl.int64) * 4 * M + row
+    tl.store(out, highest.to(wide) * inverse.to(wide))
+    tl.store(out + M, total.to(wide))
+    tl.store(out + 2 * M, (weighted * LN2).to(wide))
+    tl.store(id_ptr + part.to(tl.int64) * M + row, place.to(tl.int64) + vocab_start)
+    if HAS_TARGET:
+        local = tl.load(target_ptr + row) - vocab_start
+        here = (local >= first) & (local < last)
+        y = tl.load(base + tl.where(here, local, 0) * stride_v).to(wide)
+        tl.store(out + 3 * M, tl.where(here, y * inverse.to(wide), float("nan")))
+    else:
+        tl.store(out + 3 * M, tl.full((), float("nan"), wide))
+
+
+@triton.jit(do_not_specialize=["P", "M"])
+def merge_kernel(
+    part_ptr, id_ptr, out_ptr, out_id_ptr, P, M, FINAL: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr
+):
+    """Merge ``part [P, 4, M]``, ``id [P, M]`` into a partial or ``FINAL`` statistics. Grid (row blocks,)."""
+    wide = part_ptr.dtype.element_ty
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    in_rows = rows < M
+    highest = tl.full((BM,), float("-inf"), wide)
+    for p in range(0, P, BP):
+        parts = p + tl.arange(0, BP)
+        inside = (parts < P)[:, None] & in_rows[None, :]
+        at = parts.to(tl.int64)[:, None] * 4 * M + rows[None, :]
+        highest = tl.maximum(highest, tl.max(tl.load(part_ptr + at, mask=inside, other=float("-inf")), 0))
+    total = tl.zeros((BM,), wide)
+    weighted = tl.zeros((BM,), wide)
+    target = tl.zeros((BM,), wide)
+    found = tl.zeros((BM,), tl.int32)
+    place = tl.full((BM,), NO_ID, tl.int64)
+    for p in range(0, P, BP):
+        parts = p + tl.arange(0, BP)
+        inside = (parts < P)[:, None] & in_rows[None, :]
+        at = parts.to(tl.int64)[:, None] * 4 * M + rows[None, :]
+        top = tl.load(part_ptr + at, mask=inside, other=LOWEST)
+        d = tl.load(part_ptr + at + M, mask=inside, other=0.0)
+        s = tl.load(part_ptr + at + 2 * M, mask=inside, other=0.0)
+        y = tl.load(part_ptr + at + 3 * M, mask=inside, other=float("nan"))
+        ids = tl.load(id_ptr + parts.to(tl.int64)[:, None] * M + rows[None, :], mask=inside, other=NO_ID)
+        shift = tl.maximum(top - highest[None, :], LOWEST_EXPONENT)
+        scale = tl.exp(shift)
+        weighted += tl.sum(scale * (s + shift * d), 0)
+        total += tl.sum(scale * d, 0)
+        target += tl.sum(tl.where(y == y, y, 0.0), 0)
+        found += tl.sum((y == y).to(tl.int32), 0)
+        place = tl.minimum(place, tl.min(tl.where(top == highest[None, :], ids, NO_ID), 0))
+    nan = tl.full((BM,), float("nan"), wide)
+    target = tl.where(found > 0, target, nan)
+    if FINAL:
+        defined = (total > 0) & (total < float("inf"))
+        log_total = tl.log(tl.where(defined, total, 1.0))
+        entropy = tl.maximum(log_total - weighted / total, 0.0)
+        tl.store(out_ptr + rows, tl.where(defined, entropy, nan), mask=in_rows)
+        tl.store(out_ptr + M + rows, tl.where(defined, highest + log_total, nan), mask=in_rows)
+        tl.store(out_ptr + 2 * M + rows, tl.where(defined, target - highest - log_total, nan), mask=in_rows)
+        tl.store(out_ptr + 3 * M + rows, tl.where(defined, 1.0 / total, nan), mask=in_rows)
+        place = tl.where(defined, place, -1)
+    else:
+        tl.store(out_ptr + rows, highest, mask=in_rows)
+        tl.store(out_ptr + M + rows, total, mask=in_rows)
+        tl.store(out_ptr + 2 * M + rows, weighted, mask=in_rows)
+        tl.store(out_ptr + 3 * M + rows, target, mask=in_rows)
+    tl.store(out_id_ptr + rows, place, mask=in_rows)
+
+
+def logits_tile(logits: Tensor) -> dict[str, int | bool]:
+    """Return the tile that suits the alignment of the rows."""
+    size = logits.element_size()
+    starts_aligned = logits.data_ptr() % 16 == 0 and logits.stride(0) * size % 16 == 0
+    if logits.stride(1) == 1 and starts_aligned:
+        return {"L": ALIGNED_LANES, "K": 16 // size, "ALIGNED": True, **OPTIONS}
+    return dict(UNALIGNED_TILE)
+
+
+def split_vocabulary(rows: int, vocabulary: int, step: int, resident: int) -> tuple[int, int]:
+    """Return the parts of a row and their size: more than one where rows alone leave the device idle."""
+    split = 1
+    if 2 * rows < resident:
+        split = min(ceil_div(vocabulary, 4 * step), ceil_div(resident, max(1, rows)))
+    chunk = ceil_div(ceil_div(vocabulary, split), step) * step
+    return ceil_div(vocabulary, chunk), chunk
+
+
+def _merge(sums: Tensor, ids: Tensor, final: bool) -> tuple[Tensor, Tensor]:
+    parts, _, rows = sums.shape
+    out, out_id = torch.empty_like(sums[0]), torch.empty_like(ids[0])
+    if rows > 0:
+        grid = (ceil_div(rows, MERGE_TILE["BM"]),)
+        merge_kernel[grid](sums, ids, out, out_id, parts, rows, FINAL=final, **MERGE_TILE)
+    return out, out_id
+
+
+def token_partials(
+    logits: Tensor,
+    target: Tensor | None,
+    temperature: float,
+    row_temperature: Tensor | None,
+    vocab_start: int,
+) -> tuple[Tensor, Tensor]:
+    """Return ``[4, M]`` float64 (maximum, Σe^u, Σu·e^u, target's logit) and ``[M]``, the maximum's index."""
+    rows, vocabulary = logits.shape
+    tile = logits_tile(logits)
+    split, chunk = split_vocabulary(rows, vocabulary, tile["L"] * tile["K"], resident_programs(logits.device))
+    sums = torch.empty((split, 4, rows), dtype=torch.float64, device=logits.device)
+    ids = torch.empty((split, rows), dtype=torch.int64, device=logits.device)
+    if rows == 0:
+        return sums[0], ids[0]
+    with on_device(logits.device):
+        token_partials_kernel[(rows, split)](
+            logits,
+            ids if target is None else target,
+            logits if row_temperature is None else row_temperature,
+            sums,
+            ids,
+            rows,
+            vocabulary,
+            *logits.stride(),
+            chunk,
+            temperature,
+            vocab_start,
+            HAS_TARGET=target is not None,
+            HAS_TAU=row_temperature is not None,
+            **tile,
+        )
+        if split == 1:
+            return sums[0], ids[0]
+        return _merge(sums, ids, final=False)
+
+
+def merge_token_partials(sums: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge ``[P, 4, M]`` and ``[P, M]`` into ``[4, M]`` statistics and ``[M]`` top-1 indices."""
+    with on_device(sums.device):
+        return _merge(sums.contiguous(), ids.contiguous(), final=True)

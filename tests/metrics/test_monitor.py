@@ -1,0 +1,431 @@
+"""The monitor: what it reads off a model, and that the model does not notice."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_rejuv.functional import (
+    active_fraction,
+    dormancy_scores,
+    dormant_fraction,
+    effective_rank,
+    entropy_gap,
+    relative_drift,
+    response_mask,
+    token_entropy,
+    top1_confidence,
+)
+from lightning_rejuv.metrics import PlasticityMonitor
+from tests.conftest import batch, shifted, tiny_llama
+from tests.two_processes import run_in_two
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def tuned(llama):
+    return shifted(llama, 0.1)
+
+
+PROBE = [batch(seed=0), batch(rows=2, length=12, seed=1)]
+
+
+def floats(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in values.items()}
+
+
+def clone_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def concatenated(model: nn.Module) -> torch.Tensor:
+    """Logits at all response positions, by the plain route."""
+    rows = []
+    with torch.no_grad():
+        for b in PROBE:
+            logits = model(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits
+            rows.append(logits[response_mask(b["labels"])])
+    return torch.cat(rows)
+
+
+def test_measure_equals_the_functionals_on_response_positions(llama, tuned):
+    monitor = PlasticityMonitor(anchor=llama.state_dict(), probe=PROBE)
+    values = monitor.measure(tuned)
+    logits, base = concatenated(tuned), concatenated(llama)
+    assert values["token_entropy"].item() == pytest.approx(token_entropy(logits).item(), rel=1e-5)
+    assert values["top1_confidence"].item() == pytest.approx(top1_confidence(logits).item(), rel=1e-5)
+    assert values["entropy_gap"].item() == pytest.approx(entropy_gap(logits, base).item(), rel=1e-4)
+    weights, old = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (tuned, llama))
+    assert values["relative_drift"].item() == pytest.approx(relative_drift(weights, old).item(), rel=1e-5)
+    assert monitor.reference.values["token_entropy"] == pytest.approx(token_entropy(base).item(), rel=1e-5)
+    assert monitor.compute() == values
+
+
+def test_activations_are_the_down_projections_input_at_response_positions(llama):
+    monitor = PlasticityMonitor(probe=PROBE, tau=0.5)
+    values = monitor.measure(llama)
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda _m, a, n=n: seen.setdefault(n, []).append(a[0].detach()))
+        for n, m in llama.named_modules()
+        if n.endswith(("down_proj", "lm_head"))
+    ]
+    concatenated(llama)
+    for handle in handles:
+        handle.remove()
+    masks = [response_mask(b["labels"]) for b in PROBE]
+    rows = {n: torch.cat([h[m] for h, m in zip(hs, masks, strict=True)]) for n, hs in seen.items()}
+    hidden = rows.pop("lm_head")
+    scores = torch.cat([dormancy_scores(h) for h in rows.values()])
+    assert values["dormant_fraction"].item() == pytest.approx(dormant_fraction(scores, 0.5).item())
+    assert values["dormancy_score_low"].item() == pytest.approx(scores.sort().values[0].item(), rel=1e-5)
+    active = torch.cat(list(rows.values()), 1)
+    assert values["active_fraction"].item() == pytest.approx(active_fraction(active).item())
+    assert values["effective_rank"].item() == pytest.approx(effective_rank(hidden).item(), rel=1e-4)
+    layers = monitor.layer_values()
+    assert set(layers["dormant_fraction"]) == {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)}
+    assert set(layers["effective_rank"]) == {"lm_head"}
+
+
+def test_support_retention_on_the_bases_own_samples(llama, tuned):
+    monitor = PlasticityMonitor(anchor=llama.state_dict(), base_samples=PROBE)
+    value = monitor.measure(tuned)["support_retention"].item()
+    ratios = []
+    for b in PROBE:
+        for row in range(len(b["labels"])):
+            total = 0.0
+            for t in range(1, b["labels"].shape[1]):
+                target = b["labels"][row, t]
+                if target == -100:
+                    continue
+                inputs = {k: b[k][row : row + 1] for k in ("input_ids", "attention_mask")}
+                with torch.no_grad():
+                    new, old = (m(**inputs).logits[0, t - 1].double().log_softmax(-1) for m in (tuned, llama))
+                total += (new[target] - old[target]).item()
+            ratios.append(total)
+    assert value == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
+    assert monitor.measure(copy.deepcopy(llama))["support_retention"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_base_against_itself_is_no_change(llama):
+    monitor = PlasticityMonitor(anchor=clone_of(llama), probe=PROBE, base_samples=PROBE)
+    values = monitor.measure(llama)
+    assert values["relative_drift"].item() == 0
+    assert values["drift_sparsity"].item() == 1
+    assert values["entropy_gap"].item() == pytest.approx(0, abs=1e-6)
+    assert monitor.verdict().level == "plastic"
+
+
+def test_an_anchor_that_is_the_model_itself_is_refused(llama):
+    with pytest.raises(ValueError, match="is the model's own memory"):
+        PlasticityMonitor(anchor=llama).measure(llama)
+
+
+def test_the_model_does_not_notice(llama):
+    model = tiny_llama(attention_dropout=0.5).train()
+    model.model.layers[0].eval()  # a mode of one module that must come back
+    modes = [m.training for m in model.modules()]
+    before, state = clone_of(model), torch.get_rng_state()
+    monitor = PlasticityMonitor(anchor=llama.state_dict(), probe=PROBE, base_samples=PROBE)
+    first = monitor.measure(model)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert monitor.measure(model) == first  # eval mode: dropout does not move the figures
+
+
+def test_hooks_are_gone_after_an_error(llama):
+    monitor = PlasticityMonitor()
+    with pytest.raises(RuntimeError, match="stop"), monitor.attach(llama):
+        raise RuntimeError("stop")
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in llama.modules())
+    assert monitor.compute() == {}
+
+
+def test_nothing_holds_the_model():
+    model = tiny_llama()
+    monitor = PlasticityMonitor(anchor=clone_of(model), probe=PROBE)
+    monitor.measure(model)
+    with monitor.attach(model):
+        model(**PROBE[0])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_attach_takes_the_mask_from_the_call(llama):
+    b = PROBE[0]
+    inputs = {k: b[k] for k in ("input_ids", "attention_mask")}
+    with_labels, with_mask, unpadded = (PlasticityMonitor(rank_sites=None) for _ in range(3))
+    with with_labels.attach(llama):
+        llama(**b)
+    probe = PlasticityMonitor(probe=[b], rank_sites=None)
+    expected = probe.measure(llama)
+    assert floats(with_labels.compute()) == pytest.approx(floats(expected))
+    with with_mask.attach(llama):
+        llama(**inputs)
+    rows = [row[m.bool()] for row, m in zip(b["input_ids"], b["attention_mask"], strict=True)]
+    with unpadded.attach(llama):
+        for row in rows:
+            llama(input_ids=row[None])
+    assert with_mask.compute()["dormancy_score_low"].item() == pytest.approx(
+        unpadded.compute()["dormancy_score_low"].item(), rel=1e-4
+    )
+    assert "token_entropy" not in with_mask.compute()  # no labels, so no response is known
+
+
+def test_attach_samples_steps(llama):
+    every, first = PlasticityMonitor(), PlasticityMonitor()
+    with every.attach(llama, every_n_steps=2):
+        for b in (PROBE[0], PROBE[1], PROBE[0]):
+            llama(**b)
+    with first.attach(llama):
+        llama(**PROBE[0])
+        llama(**PROBE[0])
+    assert floats(every.compute()) == pytest.approx(floats(first.compute()))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_is_not_counted_twice(reentrant):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.act, self.fc2 = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            run = lambda v: self.fc2(self.act(self.up(v)))  # noqa: E731
+            return checkpoint(run, x, use_reentrant=reentrant)
+
+    net, monitor = Net(), PlasticityMonitor(rank_sites=None)
+    with monitor.attach(net):
+        net(torch.randn(5, 4, requires_grad=True)).sum().backward()
+    assert monitor["activations/fc2"].table[-1, 0].item() == 5
+
+
+def test_a_module_used_twice_is_two_sites():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.relu = nn.Linear(4, 8), nn.Linear(8, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.b(self.relu(self.a(x))))
+
+    net, monitor = Net(), PlasticityMonitor()
+    with torch.no_grad():
+        net.a.weight.fill_(1)  # the first use is alive, the second dead: others report the last alone
+        net.a.bias.fill_(1)
+        net.b.weight.fill_(-1)
+        net.b.bias.fill_(-1)
+    x = torch.rand(6, 4)
+    with monitor.attach(net):
+        net(x)
+        net(x)
+    layers = monitor.layer_values()["dormant_fraction"]
+    assert layers == {"relu": 0.0, "relu#2": 1.0}
+    assert monitor.compute()["dormant_fraction"].item() == pytest.approx(3 / 11)
+
+
+def test_equal_layers_are_not_merged():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+    monitor = PlasticityMonitor(rank_sites=None)
+    with torch.no_grad():
+        for linear in (net[0], net[2]):
+            linear.weight.copy_(torch.eye(4))
+            linear.bias.zero_()
+    with monitor.attach(net):
+        net(torch.ones(2, 4))  # equal states at first: compute groups would merge the two for good
+        with torch.no_grad():
+            net[2].bias.fill_(-9)
+        net(torch.ones(2, 4))
+    assert monitor.layer_values()["active_fraction"] == {"1": 1.0, "3": 0.5}
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_compiled_models(llama, wrapped):
+    plain = PlasticityMonitor(probe=PROBE).measure(llama)
+    model = copy.deepcopy(llama)
+    if wrapped:
+        compiled = torch.compile(model, backend="eager")
+    else:
+        model.compile(backend="eager")
+        compiled = model
+    compiled(input_ids=PROBE[0]["input_ids"])  # hooks that come later do not fire in the graph
+    monitor = PlasticityMonitor(probe=PROBE)
+    assert floats(monitor.measure(compiled)) == pytest.approx(floats(plain))
+    attached = PlasticityMonitor()
+    with attached.attach(compiled):
+        compiled(**PROBE[0])
+    assert attached.compute()["dormancy_score_low"].isfinite()
+
+
+def test_no_site_is_nan_and_a_warning():
+    net, monitor = nn.Linear(3, 2), PlasticityMonitor()
+    with monitor.attach(net):
+        net(torch.randn(4, 3))
+    with pytest.warns(UserWarning, match="Dormancy is NaN: no module was recorded"):
+        assert monitor.compute()["dormant_fraction"].isnan()
+    with pytest.raises(ValueError, match=r"'nothing' to match a module's name but the model has \['0'\]"):
+        PlasticityMonitor(sites="nothing").attach(nn.Sequential(nn.Linear(2, 2))).__enter__()
+
+
+def test_own_sites_of_both_kinds(llama):
+    monitor = PlasticityMonitor(probe=PROBE, sites=r"o_proj$", rank_sites=r"layers\.\d+$")
+    monitor.measure(llama)
+    layers = monitor.layer_values()
+    assert set(layers["dormancy_score_low"]) == {f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)}
+    assert set(layers["srank"]) == {"model.layers.0", "model.layers.1"}
+
+
+def test_routed_tokens_are_left_out_and_said():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc2 = nn.Linear(4, 4)
+
+        def forward(self, input_ids, attention_mask):
+            return self.fc2(torch.randn(3, 4))
+
+    net, monitor = Net(), PlasticityMonitor(rank_sites=None)
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.warns(UserWarning, match=r"Not recorded: \['fc2'\].*routed experts"), monitor.attach(net):
+        net(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_rollouts():
+    monitor = PlasticityMonitor(pass_at=(1, 4))
+    with pytest.warns(UserWarning, match="pass_at_4 is left out: the rollouts have only 2 samples"):
+        monitor.update(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
+    assert set(monitor.compute()) == {"pass_at_1", "zero_variance_fraction"}
+    alone = monitor(torch.tensor([[0.0, 0.0]]))
+    assert alone["pass_at_1"].item() == 0.0
+    assert monitor.compute()["pass_at_1"].item() == pytest.approx(0.5)
+    monitor.reset_rollouts()
+    assert monitor.compute() == {}
+    with pytest.raises(ValueError, match=r"\[prompts, group\]"):
+        monitor.update(torch.zeros(3))
+
+
+def test_prefix_and_copies(llama):
+    monitor = PlasticityMonitor(anchor=clone_of(llama), probe=PROBE, prefix="val_")
+    values = monitor.measure(shifted(llama))
+    assert all(name.startswith("val_") for name in values)
+    copied = copy.deepcopy(monitor)
+    assert copied.base is monitor.base  # the base is shared and not copied with the monitor
+    assert copied.compute() == values
+    assert pickle.loads(pickle.dumps(monitor)).compute() == values
+    assert monitor.state_dict() == {}
+    assert not list(monitor.parameters())
+
+
+def test_as_an_attribute_of_a_module(llama):
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = llama
+            self.monitor = PlasticityMonitor(probe=PROBE)
+
+    holder = Holder()
+    assert {n.split(".")[0] for n in holder.state_dict()} == {"model"}
+    assert holder.monitor.measure(holder) == holder.monitor.measure(llama)
+
+
+def test_memory_does_not_grow_with_steps(llama):
+    monitor = PlasticityMonitor()
+
+    def size() -> int:
+        return sum(v.numel() for m in monitor.values() for v in m.metric_state.values())
+
+    with monitor.attach(llama):
+        llama(**PROBE[0])
+    small = size()
+    for _ in range(3):
+        with monitor.attach(llama):
+            llama(**PROBE[1])
+    assert size() == small
+
+
+def test_probe_hash():
+    same = PlasticityMonitor(probe=copy.deepcopy(PROBE)).probe
+    assert same.hash == PlasticityMonitor(probe=PROBE).probe.hash
+    for key in ("input_ids", "labels", "attention_mask"):
+        other = copy.deepcopy(PROBE)
+        other[1][key][0, -1] += 1 if key != "labels" else 2
+        assert PlasticityMonitor(probe=other).probe.hash != same.hash
+    assert same.positions == sum(int(response_mask(b["labels"]).sum()) for b in PROBE)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"probe": []}, ValueError, "at least one probe batch"),
+        ({"probe": [{"input_ids": torch.zeros(1, 3).long()}]}, ValueError, "probe batch 0 .*'labels'"),
+        ({"base_samples": [torch.zeros(3)]}, TypeError, "base_samples batch 0 to be a mapping"),
+        ({"temperature": 0.0}, ValueError, "`temperature`"),
+        ({"tau": -1.0}, ValueError, "`tau`"),
+        ({"pass_at": (0,)}, ValueError, "`k` to be an integer >= 1 but got 0"),
+    ],
+)
+def test_bad_arguments(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        PlasticityMonitor(**kwargs)
+
+
+def test_bad_use(llama):
+    with pytest.raises(ValueError, match="`probe` or an `anchor` for `measure` but got neither"):
+        PlasticityMonitor().measure(llama)
+    with pytest.raises(ValueError, match="`probe` or `base_samples`"):
+        PlasticityMonitor().measure_base(llama)
+    with pytest.raises(ValueError, match="do not hold the same parameters"):
+        PlasticityMonitor(anchor={"weight": torch.zeros(2)}, probe=PROBE).measure(llama)
+
+
+def test_measured_inside_inference_mode_and_again_outside(llama):
+    monitor = PlasticityMonitor(anchor=clone_of(llama), probe=PROBE)
+    with torch.inference_mode():
+        inside = monitor.measure(llama)
+    assert floats(monitor.measure(llama)) == pytest.approx(floats(inside))
+
+
+def test_two_processes_equal_one(llama, tuned, tmp_path):
+    rewards = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+
+    def work(rank):
+        monitor = PlasticityMonitor(anchor=clone_of(llama), probe=PROBE, pass_at=(1,))
+        monitor.measure(tuned)
+        monitor.reset_rollouts()
+        if rank == 0:
+            monitor.update(rewards[:2])
+        else:
+            monitor.update(rewards[2:])
+        return floats(monitor.compute())
+
+    first, second = run_in_two(work, tmp_path)
+    monitor = PlasticityMonitor(anchor=clone_of(llama), probe=PROBE, pass_at=(1,))
+    monitor.measure(tuned)
+    monitor.update(rewards)
+    assert first == second == pytest.approx(floats(monitor.compute()), rel=1e-6)
+
+
+def test_a_rank_without_rollouts_does_not_hang(tmp_path):
+    def work(rank):
+        monitor = PlasticityMonitor(pass_at=(1,))
+        if rank == 0:
+            monitor.update(torch.tensor([[0.0, 1.0]]))
+        return floats(monitor.compute())
+
+    assert run_in_two(work, tmp_path) == [{"pass_at_1": 0.5, "zero_variance_fraction": 0.0}] * 2
