@@ -3,7 +3,7 @@
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.callbacks import PlasticityCallback, RejuvenationCallback
 from lightning_rejuv.metrics import PlasticityMonitor
-from lightning_rejuv.rejuvenate import rejuvenate
+from lightning_rejuv.rejuvenate import RejuvenationError, rejuvenate
 from lightning_rejuv.report import RejuvenationReport
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "PlasticityCallback",
     "PlasticityMonitor",
     "RejuvenationCallback",
+    "RejuvenationError",
     "RejuvenationReport",
     "rejuvenate",
 ]

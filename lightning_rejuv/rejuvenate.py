@@ -164,8 +164,11 @@ def apply_plan(model: nn.Module, targets: Targets, plan: Plan, options: Options)
     done: list[str] = []
     try:
         for name, parameter in targets.parameters.items():
-            base, share = targets.base_of(name), plan.alphas[name]
-            rounds = parameter.dtype.itemsize < 4 and 0 < share < 1
+            share = plan.alphas[name]
+            if share == 1:
+                continue  # nothing to read
+            base = targets.base_of(name)
+            rounds = parameter.dtype.itemsize < 4 and share > 0
             before = parameter.detach().clone() if rounds else parameter
             lerp_(parameter, base, 1.0 - share, generator=generator)
             done.append(name)

@@ -1,0 +1,60 @@
+"""The anchor: the checkpoint that a model is pulled back toward, read tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+AnchorSource: TypeAlias = "Anchor | nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]"
+
+
+class Anchor(ABC):
+    """A checkpoint's tensors by canonical name, each read only when it is asked for.
+
+    Use :meth:`Anchor.open`; any checkpoint may be the anchor: the pretrained base, or an earlier epoch.
+
+    >>> anchor = Anchor.open({"weight": torch.ones(2, 3)})
+    >>> anchor.names(), tuple(anchor.shape("weight"))
+    (['weight'], (2, 3))
+    """
+
+    @staticmethod
+    def open(source: AnchorSource) -> Anchor:
+        """Open whatever holds the anchor's weights.
+
+        Args:
+            source: a module; a state dict; a Hugging Face directory (``model.safetensors``, sharded or
+                not); a ``torch.distributed.checkpoint`` folder; a ``.safetensors`` file; a Lightning
+                checkpoint or another file that ``torch.load(weights_only=True)`` can read. Files are
+                memory-mapped.
+
+        Raises:
+            FileNotFoundError: the path, or a shard that its index names, does not exist.
+            ValueError: the path holds no weights that can be read safely.
+            TypeError: ``source`` is none of the above.
+        """
+        from lightning_rejuv.anchor.sources import open_anchor  # the sources are anchors themselves
+
+        return open_anchor(source)
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Where the tensors come from, for messages and reports."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All tensors' canonical names."""
+
+    @abstractmethod
+    def shape(self, name: str) -> torch.Size:
+        """A tensor's shape, without reading the tensor."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, on the device where it lies (the CPU for files). Never to be written to."""
