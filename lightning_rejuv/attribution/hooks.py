@@ -47,6 +47,14 @@ def at_positions(activation: Tensor, shape: torch.Size, row: Tensor, time: Tenso
     return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
 
 
+def target_logits(head: nn.Module, normed: Tensor, targets: Tensor) -> Tensor:
+    """Return the head's logit [P] of one token for each of some normed residual streams [P, d].
+
+    The head runs on these positions alone, so that no gradient of the size of all logits is ever made.
+    """
+    return head(normed).gather(1, targets[:, None])[:, 0]  # type: ignore[no-any-return]
+
+
 @contextmanager
 def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Let parameters take part in the graph for a while, also those that are frozen."""

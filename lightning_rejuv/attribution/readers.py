@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.attribution.hooks import by_token, expert_parameters, first_argument
+from lightning_rejuv.attribution.hooks import by_token, expert_parameters, first_argument, target_logits
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import Decoder, NeuronGroup
@@ -30,18 +30,19 @@ class ReaderAttribution:
 
     def __init__(self, model: nn.Module, decoder: Decoder, batch: Batch) -> None:
         self._model = model
+        self._head = decoder.head
         self._groups = [group for group in decoder.groups if not group.writes]
         self._batch = batch
         self._experts = expert_parameters(model, [g.parameter for g in self._groups if g.expert is not None])
         modules = list(dict.fromkeys(g.module for g in self._groups if g.expert is None))
         with _recorded(model, decoder, modules) as record, torch.enable_grad():
             forward_logits(model, batch.inputs)
-        self._logits = record.pop("logits")
+        self._normed = record.pop("normed")
         self._activations = record
 
     def logits(self, row: Tensor, time: Tensor) -> Tensor:
         """[P] the target logits at positions of the batch, without gradient, float32 or better."""
-        found = self._logits[row, time, self._batch.targets[row, time]].detach()
+        found = target_logits(self._head, self._normed[row, time], self._batch.targets[row, time]).detach()
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def contributions(self, row: Tensor, time: Tensor) -> list[Tensor]:
@@ -54,7 +55,7 @@ class ReaderAttribution:
         Returns:
             For each reading group [P, count], float32 or better.
         """
-        logits = self._logits[row, time, self._batch.targets[row, time]]
+        logits = target_logits(self._head, self._normed[row, time], self._batch.targets[row, time])
         found = torch.autograd.grad(logits.sum(), list(self._activations.values()), retain_graph=True)
         shape = self._batch.inputs["input_ids"].shape
         products = {}
@@ -82,7 +83,7 @@ class ReaderAttribution:
         ]
 
     def _of_expert(self, group: NeuronGroup, gradients: Mapping[str, Tensor | None]) -> Tensor:
-        total = torch.zeros((), device=self._logits.device)
+        total = torch.zeros((), device=self._normed.device)
         for name in (group.parameter, group.bias):
             gradient = gradients.get(name) if name else None
             if name is None or gradient is None:
@@ -107,7 +108,7 @@ def _recorded(model: nn.Module, decoder: Decoder, modules: list[str]) -> Iterato
 
     handles = [
         decoder.first_layer.register_forward_pre_hook(start_graph, with_kwargs=True),
-        decoder.head.register_forward_hook(keep("logits")),
+        decoder.head.register_forward_pre_hook(lambda _module, args: record.__setitem__("normed", args[0])),
         *(model.get_submodule(name).register_forward_hook(keep(name)) for name in modules),
     ]
     try:

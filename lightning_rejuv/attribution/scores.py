@@ -77,7 +77,7 @@ def attribute(
     result = Attribution(top=top)
     experts = {group.parameter for group in decoder.groups if group.expert is not None}
     frozen = [p for name, p in model.named_parameters() if name.removesuffix("_bias") in experts]
-    with requiring_grad(frozen):
+    with requiring_grad(frozen), torch.enable_grad():
         for batch, chosen in zip(batches, positions, strict=True):
             if not len(chosen):
                 continue

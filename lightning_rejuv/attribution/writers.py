@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.attribution.frozen_norm import frozen_norm, is_norm
-from lightning_rejuv.attribution.hooks import at_positions, expert_parameters, first_argument
+from lightning_rejuv.attribution.hooks import at_positions, expert_parameters, first_argument, target_logits
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.lora import merged_weight
@@ -26,7 +26,7 @@ class _Record:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None
     shifts: list[Tensor] = field(default_factory=list)
-    logits: Tensor | None = None
+    normed: Tensor | None = None
 
 
 class WriterAttribution:
@@ -48,6 +48,7 @@ class WriterAttribution:
         self._model = model
         self._groups = [group for group in decoder.groups if group.writes]
         self._batch = batch
+        self._head = decoder.head
         head_bias = getattr(decoder.head, "bias", None)
         self._head_bias = head_bias if isinstance(head_bias, Tensor) else None
         self._experts = expert_parameters(model, [g.parameter for g in self._groups if g.expert is not None])
@@ -67,10 +68,11 @@ class WriterAttribution:
             the biases' included: the reconstructed logit. float32 or better.
         """
         record = self._record
-        assert record.logits is not None
+        assert record.normed is not None
         assert record.embedded is not None
         target = self._batch.targets[row, time]
-        logits = record.logits[row, time, target]
+        with torch.enable_grad():
+            logits = target_logits(self._head, record.normed[row, time], target)
         leaves = {"": record.embedded, **record.outputs}
         found = torch.autograd.grad(logits.sum(), list(leaves.values()), retain_graph=True)
         shape = self._batch.inputs["input_ids"].shape
@@ -169,12 +171,12 @@ def _residual_stream_only(
 
         return hook
 
-    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        record.logits = output
+    def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        record.normed = args[0]
 
     try:
         handles.append(decoder.first_layer.register_forward_pre_hook(embed, with_kwargs=True))
-        handles.append(decoder.head.register_forward_hook(keep))
+        handles.append(decoder.head.register_forward_pre_hook(keep))
         inside = {id(m) for b in decoder.branches for m in b.modules()}
         for b in decoder.branches:
             handles.append(b.register_forward_pre_hook(branch, with_kwargs=True))
