@@ -2,5 +2,15 @@
 
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.rejuvenation import RejuvenationCallback
+from lightning_rejuv.callbacks.triggers import AtEpoch, AtStart, AtStep, Every, Trigger, WhenMetric
 
-__all__ = ["PlasticityCallback", "RejuvenationCallback"]
+__all__ = [
+    "AtEpoch",
+    "AtStart",
+    "AtStep",
+    "Every",
+    "PlasticityCallback",
+    "RejuvenationCallback",
+    "Trigger",
+    "WhenMetric",
+]

@@ -41,8 +41,8 @@ class PlasticityCallback(Callback):
     Args:
         monitor: what to measure.
         every_n_steps: optimizer steps between two measurements of the model.
-        figure_every_n_steps: steps between two sets of maps; they are drawn at the start and at the end
-            as well. 0 for no figures at all.
+        figure_every_n_steps: steps between two sets of maps; they are drawn at the end and at a
+            rejuvenation as well. 0 for no figures at all.
         per_layer: also write every layer's scalars and the histograms of the neurons' scores.
         custom_layout: give TensorBoard a custom-scalars layout; it replaces one that the run already has.
         track_updates: also measure gradient norm, gradient dormancy and update size, every n steps; takes a
@@ -105,7 +105,7 @@ class PlasticityCallback(Callback):
         if self.custom_layout:
             log_layout(trainer.loggers, log.custom_layout())
         if self.monitor.measures_model:
-            self._measure(trainer, pl_module, self._measured_at, draw=True)
+            self._measure(trainer, pl_module, self._measured_at)
 
     @override
     def on_train_batch_start(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import override
@@ -16,6 +18,7 @@ from lightning_rejuv._compat import language_model, logged_step
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
+from lightning_rejuv.callbacks.triggers import AtEpoch, AtStart, Trigger
 from lightning_rejuv.loggers import log_scalars
 from lightning_rejuv.neurons import take_apart
 from lightning_rejuv.optimizer_state import OptimizerState
@@ -26,7 +29,7 @@ from lightning_rejuv.targets import open_targets
 
 
 class RejuvenationCallback(Callback):
-    """Rejuvenate a model once, before the first update of a fit or of an epoch.
+    """Rejuvenate a model before an update: the first of a fit, that of an epoch, or when a trigger fires.
 
     The edit is made in ``on_train_batch_start``, the only hook that always runs before the first update,
     so that weights, the record that it was done, metrics and checkpoints agree; after a resume it is not
@@ -47,6 +50,8 @@ class RejuvenationCallback(Callback):
             or a state dict. None for a model with LoRA adapters.
         at_start: rejuvenate before the first update of the fit: the RL stage that starts from an SFT model.
         at_epoch: rejuvenate before the first update of this epoch, counted from 0: the end of SFT.
+        when: any other moment: a trigger of :mod:`lightning_rejuv.callbacks.triggers`, such as
+            ``WhenMetric("plasticity/token_entropy", threshold=0.1)`` or ``Every(epochs=8)``.
         alpha: weight of the SFT model in the fusion, 0 to 1, or one for each name pattern, or a rule that
             finds it: "auto", "support_retention", "kl_balance" or "entropy_ratio".
         reset_fraction: share of all neurons that is reset to the base; 0 is fusion alone.
@@ -65,10 +70,10 @@ class RejuvenationCallback(Callback):
         seed: of the random control, of sampling and of stochastic rounding.
 
     Attributes:
-        report: what was done, a :class:`RejuvenationReport`; None before it happens.
+        report: what was done last, a :class:`RejuvenationReport`; None before it happens.
 
     Raises:
-        MisconfigurationException: not exactly one of ``at_start`` and ``at_epoch``; at the start of the
+        MisconfigurationException: not exactly one of ``at_start``, ``at_epoch`` and ``when``; at the start of the
             fit: no calibration data, no sampler, several devices.
         ValueError: an argument out of range; at the start of the fit: an anchor that does not match.
 
@@ -83,6 +88,7 @@ class RejuvenationCallback(Callback):
         *,
         at_start: bool = False,
         at_epoch: int | None = None,
+        when: Trigger | None = None,
         alpha: Alpha = 0.5,
         reset_fraction: float = 0.01,
         omega: float = 1.0,
@@ -99,16 +105,15 @@ class RejuvenationCallback(Callback):
         rounding: Rounding = "nearest",
         seed: int = 0,
     ) -> None:
-        if at_start == (at_epoch is not None):
+        given = [at_start, at_epoch is not None, when is not None]
+        if sum(given) != 1:
             raise MisconfigurationException(
-                "Expected exactly one of `at_start=True` and `at_epoch=<epoch>` but got "
-                f"at_start={at_start}, at_epoch={at_epoch}: say when to rejuvenate."
+                "Expected exactly one of `at_start=True`, `at_epoch=<epoch>` and `when=<trigger>` but got "
+                f"at_start={at_start}, at_epoch={at_epoch}, when={when}: say when to rejuvenate."
             )
-        if at_epoch is not None and at_epoch < 0:
-            raise ValueError(f"Expected argument `at_epoch` to be an epoch, 0 or later, but got {at_epoch}.")
         self.report: RejuvenationReport | None = None
         self._anchor = anchor
-        self._epoch = at_epoch or 0
+        self._trigger = when or (AtStart() if at_epoch is None else AtEpoch(at_epoch))
         self._calibration = calibration
         self._options = Options(
             alpha=alpha,
@@ -126,28 +131,27 @@ class RejuvenationCallback(Callback):
             seed=seed,
         )
         self._resize_vocabulary = resize_vocabulary
-        self._applied = False
+        self._armed = True
+        self._fresh = deepcopy(self._trigger.state_dict())
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             # A new fit is a new run; where it resumes one, load_state_dict comes after this hook.
-            self._applied = False
+            self._armed = True
+            self._trigger.load_state_dict(self._fresh)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot work before any training is done."""
-        if self._applied:
+        if not self._armed:
             return
         if trainer.world_size > 1:
             raise MisconfigurationException(
                 f"Expected one device but got {trainer.world_size}: RejuvenationCallback edits the weights "
                 "of a single process so far. Use `lightning_rejuv.rejuvenate` on the checkpoint first."
             )
-        if trainer.max_epochs is not None and trainer.max_epochs != -1 and self._epoch >= trainer.max_epochs:
-            raise MisconfigurationException(
-                f"`at_epoch={self._epoch}` can never come: the fit ends before epoch {trainer.max_epochs}."
-            )
+        self._trigger.check(trainer)
         model = language_model(pl_module)
         open_targets(model, self._anchor, self._resize_vocabulary)
         if self._options.reset_fraction > 0:
@@ -161,11 +165,21 @@ class RejuvenationCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._applied or trainer.current_epoch < self._epoch:
+        if not self._armed or not self._trigger.due(trainer):
             return
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients of the old weights are half accumulated: wait for the next step
         self._rejuvenate(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._armed and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._trigger.observe(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._armed and not any(trainer.num_val_batches):
+            self._trigger.observe(trainer)
 
     def _rejuvenate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         watchers = [c for c in _callbacks(trainer) if isinstance(c, PlasticityCallback)]
@@ -183,7 +197,7 @@ class RejuvenationCallback(Callback):
             resize_vocabulary=self._resize_vocabulary,
             **options,
         )
-        self._applied = True
+        self._armed = self._trigger.fired(trainer)
         rank_zero_info(f"Rejuvenated before step {trainer.global_step}: {report.summary()}")
         log_scalars(trainer.loggers, _scalars(report), logged_step(trainer))
         directory = Path(trainer.log_dir or trainer.default_root_dir)
@@ -223,11 +237,12 @@ class RejuvenationCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"applied": self._applied}
+        return {"armed": self._armed, "trigger": self._trigger.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._applied = bool(state_dict["applied"])
+        self._armed = bool(state_dict["armed"])
+        self._trigger.load_state_dict(state_dict["trigger"])
 
 
 def _callbacks(trainer: Trainer) -> list[Callback]:

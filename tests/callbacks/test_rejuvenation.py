@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv.callbacks.triggers import AtStart, AtStep, Every, WhenMetric
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 
 
@@ -136,6 +137,102 @@ def test_after_a_resume_it_is_not_done_again(pair, tmp_path, options):
         assert (again.report is None) == (at == "after")
 
 
+class Logged(Calibrated):
+    """Logs a metric that falls by 0.1 at every validation, from 0.9 on."""
+
+    def on_validation_epoch_end(self):
+        self.value = getattr(self, "value", 1.0) - 0.1
+        self.log("entropy", self.value)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader([0], batch_size=None)
+
+
+def _edited_at(module, callback, tmp_path, **options):
+    """Batches before whose update the drift from the base collapsed."""
+
+    class Watch(Callback):
+        def __init__(self):
+            self.reports, self.at, self.batch = [], [], 0
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if callback.report is not None and all(callback.report is not r for r in self.reports):
+                self.reports.append(callback.report)
+                self.at.append(self.batch)
+            self.batch += 1
+
+    watch = Watch()
+    _fit(module, callback, watch, tmp_path=tmp_path, **options)
+    return watch.at
+
+
+# Four batches an epoch; validated after the epochs 0, 1, 2 with 0.9, 0.8, 0.7. What is seen then is acted upon
+# before the next batch, so that the last look comes too late.
+TRIGGERS = {
+    "step": (AtStep(6), [6]),
+    "every 5 steps": (Every(steps=5), [5, 10]),
+    "every epoch": (Every(epochs=1), [4, 8]),
+    "below 0.75": (WhenMetric("entropy", 0.75), []),
+    "below 0.85": (WhenMetric("entropy", 0.85), [8]),
+    "below 0.95 twice": (WhenMetric("entropy", 0.95, patience=2), [8]),
+    "above 0.85": (WhenMetric("entropy", 0.85, mode="max"), [4]),
+}
+
+
+@pytest.mark.parametrize(("trigger", "expected"), TRIGGERS.values(), ids=TRIGGERS.keys())
+def test_every_trigger_fires_when_it_should(pair, tmp_path, trigger, expected):
+    base, sft = pair
+    callback = RejuvenationCallback(base, when=trigger, alpha=0.5, reset_fraction=0)
+    assert _edited_at(Logged(sft, base), callback, tmp_path, num_sanity_val_steps=0) == expected
+
+
+def test_a_metric_without_validation_is_looked_at_after_each_epoch(pair, tmp_path):
+    class Trained(Calibrated):
+        def on_train_epoch_start(self):
+            self.log("entropy", 1.0 / (1 + self.current_epoch))
+
+    base, sft = pair
+    callback = RejuvenationCallback(base, when=WhenMetric("entropy", 0.6), alpha=0.5, reset_fraction=0)
+    assert _edited_at(Trained(sft, base), callback, tmp_path) == [8]
+
+
+def test_an_unknown_metric_is_named_with_the_known_ones(pair, tmp_path):
+    base, sft = pair
+    callback = RejuvenationCallback(base, when=WhenMetric("entropi", 0.6), reset_fraction=0)
+    with pytest.raises(RuntimeError, match=r"'entropi' .* Known: \['entropy'\]"):
+        _fit(Logged(sft, base), callback, tmp_path=tmp_path)
+
+
+def test_a_repeating_trigger_goes_on_after_a_resume(pair, tmp_path):
+    base, sft = pair
+    checkpoint = ModelCheckpoint(tmp_path / "ckpt", filename="{step}", save_top_k=-1, every_n_train_steps=6)
+    callback = RejuvenationCallback(base, when=Every(steps=5), alpha=0.5, reset_fraction=0)
+    _fit(Calibrated(copy.deepcopy(sft), base), callback, checkpoint, tmp_path=tmp_path)
+    again = RejuvenationCallback(base, when=Every(steps=5), alpha=0.5, reset_fraction=0)
+    path = tmp_path / "ckpt" / "step=6.ckpt"
+    assert _edited_at(Calibrated(copy.deepcopy(sft), base), again, tmp_path, ckpt_path=path) == [4]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AtStep(-1),
+        lambda: Every(),
+        lambda: Every(epochs=1, steps=1),
+        lambda: Every(steps=0),
+        lambda: WhenMetric("entropy", float("nan")),
+        lambda: WhenMetric("entropy", 0.1, mode="low"),
+        lambda: WhenMetric("entropy", 0.1, patience=0),
+    ],
+)
+def test_bad_triggers_are_refused_at_construction(make):
+    with pytest.raises(MisconfigurationException, match="Expected"):
+        make()
+
+
 def test_a_second_fit_is_a_new_run(pair, tmp_path):
     base, sft = pair
     callback = RejuvenationCallback(base, at_start=True, alpha=0.5, reset_fraction=0)
@@ -212,16 +309,18 @@ def test_no_option_is_ignored(pair, tmp_path, name):
     assert not _equal(*results)
 
 
-@pytest.mark.parametrize("when", [{}, {"at_start": True, "at_epoch": 1}])
+@pytest.mark.parametrize(
+    "when", [{}, {"at_start": True, "at_epoch": 1}, {"at_start": True, "when": AtStart()}]
+)
 def test_it_has_to_be_said_when(when):
-    with pytest.raises(MisconfigurationException, match="exactly one of `at_start=True` and `at_epoch="):
+    with pytest.raises(MisconfigurationException, match="exactly one of `at_start=True`, `at_epoch="):
         RejuvenationCallback("base", **when)
 
 
 def test_options_are_checked_at_construction():
     with pytest.raises(ValueError, match="`alpha`"):
         RejuvenationCallback("base", at_start=True, alpha=3)
-    with pytest.raises(ValueError, match="`at_epoch`"):
+    with pytest.raises(MisconfigurationException, match="`epoch`"):
         RejuvenationCallback("base", at_epoch=-1)
     with pytest.raises(TypeError, match="aplha"):
         RejuvenationCallback("base", at_start=True, aplha=0.5)
@@ -239,6 +338,7 @@ def test_what_cannot_work_is_refused_before_training(pair, tmp_path):
             "needs calibration",
         ),
         (Calibrated, {"at_epoch": 3}, MisconfigurationException, "can never come"),
+        (Calibrated, {"when": AtStep(12)}, MisconfigurationException, "can never come"),
         (Calibrated, {"at_epoch": 2, "anchor": "nowhere"}, FileNotFoundError, "no such file"),
         (Calibrated, {"at_epoch": 2, "anchor": other}, ValueError, "to have shape"),
         (Calibrated, {"at_epoch": 2, "calibration": []}, ValueError, "iterable is empty"),
