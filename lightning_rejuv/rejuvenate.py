@@ -129,9 +129,30 @@ def rejuvenate(
     )
     targets = open_targets(model, anchor, resize_vocabulary)
     plan = make_plan(model, targets, Data(calibration, loss, sampler, verifier), options)
-    lost = apply_plan(model, targets, plan, options)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    unsliced = _forget(model, targets, plan, optimizers, optimizer_state)
+    return carry_out(model, targets, plan, options, optimizers, started)
+
+
+def carry_out(
+    model: nn.Module,
+    targets: Targets,
+    plan: Plan,
+    options: Options,
+    optimizers: Iterable[Optimizer],
+    started: float,
+) -> RejuvenationReport:
+    """Do what was planned, and report it.
+
+    Args:
+        model: the model that was planned for.
+        targets: what its parameters are pulled toward.
+        plan: what to change.
+        options: what was asked for.
+        optimizers: those that hold a state of the model.
+        started: when the work began, by ``time.perf_counter()``.
+    """
+    lost = apply_plan(model, targets, plan, options)
+    unsliced = _forget(model, targets, plan, optimizers, options.optimizer_state)
     with evaluation_mode(model):
         entropy = mean_entropy([confidence(model, batch) for batch in plan.batches]) if plan.batches else None
     seconds = time.perf_counter() - started
@@ -195,7 +216,7 @@ def reset_neurons(model: nn.Module, targets: Targets, reset: Reset, omega: float
 
 
 def _forget(
-    model: nn.Module, targets: Targets, plan: Plan, optimizers: list[Optimizer], mode: OptimizerState
+    model: nn.Module, targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState
 ) -> list[str]:
     whole = {name: p for name, p in targets.parameters.items() if plan.alphas[name] < 1}
     parts = [

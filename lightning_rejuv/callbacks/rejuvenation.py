@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -23,9 +25,13 @@ from lightning_rejuv.loggers import log_scalars
 from lightning_rejuv.neurons import take_apart
 from lightning_rejuv.optimizer_state import OptimizerState
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
-from lightning_rejuv.rejuvenate import rejuvenate
+from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report import RejuvenationReport
-from lightning_rejuv.targets import open_targets
+from lightning_rejuv.targets import Targets, open_targets
+
+# Strategies that hold every parameter whole on every rank.
+_REPLICATING = (SingleDeviceStrategy, DDPStrategy)
 
 
 class RejuvenationCallback(Callback):
@@ -74,7 +80,7 @@ class RejuvenationCallback(Callback):
 
     Raises:
         MisconfigurationException: not exactly one of ``at_start``, ``at_epoch`` and ``when``; at the start of the
-            fit: no calibration data, no sampler, several devices.
+            fit: no calibration data, no sampler, a strategy that shards parameters.
         ValueError: an argument out of range; at the start of the fit: an anchor that does not match.
 
     Example::
@@ -146,10 +152,10 @@ class RejuvenationCallback(Callback):
         """Refuse what cannot work before any training is done."""
         if not self._armed:
             return
-        if trainer.world_size > 1:
+        if not isinstance(trainer.strategy, _REPLICATING):
             raise MisconfigurationException(
-                f"Expected one device but got {trainer.world_size}: RejuvenationCallback edits the weights "
-                "of a single process so far. Use `lightning_rejuv.rejuvenate` on the checkpoint first."
+                f"Expected one device or DDP but got {type(trainer.strategy).__name__}: the callback does not edit "
+                "sharded parameters. Use `lightning_rejuv.rejuvenate` on the checkpoint before this fit."
             )
         self._trigger.check(trainer)
         model = language_model(pl_module)
@@ -185,26 +191,47 @@ class RejuvenationCallback(Callback):
         watchers = [c for c in _callbacks(trainer) if isinstance(c, PlasticityCallback)]
         for watcher in watchers:
             watcher.on_before_rejuvenation(trainer, pl_module)
-        sample = getattr(pl_module, "sample_responses", None)
-        options: dict[str, Any] = {f.name: getattr(self._options, f.name) for f in fields(self._options)}
-        self.report = report = rejuvenate(
-            language_model(pl_module),
-            self._anchor,
-            self._calibration_of(pl_module) if self._needs_calibration(pl_module) else None,
-            sampler=None if sample is None else lambda _model: sample(),
-            verifier=getattr(pl_module, "verify_responses", None),
-            optimizer=trainer.optimizers,
-            resize_vocabulary=self._resize_vocabulary,
-            **options,
-        )
+        started = time.perf_counter()
+        model = language_model(pl_module)
+        targets = open_targets(model, self._anchor, self._resize_vocabulary)
+        plan = self._plan(trainer, pl_module, model, targets)
+        report = carry_out(model, targets, plan, self._options, trainer.optimizers, started)
+        self.report = report = trainer.strategy.broadcast(report)
         self._armed = self._trigger.fired(trainer)
         rank_zero_info(f"Rejuvenated before step {trainer.global_step}: {report.summary()}")
         log_scalars(trainer.loggers, _scalars(report), logged_step(trainer))
-        directory = Path(trainer.log_dir or trainer.default_root_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        report.save(directory / "rejuvenation.json")
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
+        if trainer.is_global_zero:
+            directory.mkdir(parents=True, exist_ok=True)
+            report.save(directory / "rejuvenation.json")
         for watcher in watchers:
             watcher.on_rejuvenation(trainer, pl_module, report.summary())
+
+    def _plan(self, trainer: Trainer, pl_module: LightningModule, model: nn.Module, targets: Targets) -> Plan:
+        """Plan on rank zero alone and hand the plan round: every rank has to make the same edit."""
+        made: Plan | None = None
+        failure: Exception | None = None
+        if trainer.is_global_zero:
+            sample = getattr(pl_module, "sample_responses", None)
+            data = Data(
+                calibration=self._calibration_of(pl_module) if self._needs_calibration(pl_module) else None,
+                sampler=None if sample is None else lambda _model: sample(),
+                verifier=getattr(pl_module, "verify_responses", None),
+            )
+            try:
+                made = make_plan(model, targets, data, self._options)
+            except Exception as error:  # the other ranks wait for it
+                failure = error
+        message = None if failure is None else f"Planning failed on rank 0: {failure}"
+        theirs = None if made is None else replace(made, batches=[])
+        theirs, message = trainer.strategy.broadcast((theirs, message))
+        if failure is not None:
+            raise failure
+        if message is not None:
+            raise RuntimeError(message)
+        plan = made or theirs
+        assert plan is not None
+        return plan
 
     def _needs_calibration(self, pl_module: LightningModule) -> bool:
         samples_itself = hasattr(pl_module, "sample_responses")
