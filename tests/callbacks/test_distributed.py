@@ -43,9 +43,7 @@ def in_two_ranks(function):
     for process in ranks:
         process.start()
     try:
-        found = dict(
-            (rank, (result, error)) for rank, result, error in (results.get(timeout=90) for _ in ranks)
-        )
+        found = {rank: (result, error) for rank, result, error in (results.get(timeout=90) for _ in ranks)}
     except queue.Empty as error:
         raise TimeoutError("the two ranks wait for each other: a collective is missing on one") from error
     finally:
