@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_rejuv.cli import main
-from tests.handoff.checkpoints import pair, tensors, write_calibration
+from tests.handoff.checkpoints import known_pair, pair, tensors
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def models(tmp_path):
     return pair(tmp_path, dtype=torch.float32)
 
 
-def test_the_whole_way(models, tmp_path, capsys):
-    base, sft = map(str, models)
-    calibration, out = str(write_calibration(tmp_path / "c.jsonl")), str(tmp_path / "out")
+def test_the_whole_way(tmp_path, capsys):
+    base, sft, calibration = map(str, known_pair(tmp_path))
+    out = str(tmp_path / "out")
     common = ["--base", base, "--sft", sft]
     assert main(["diagnose", *common, "--calibration", calibration]) == 0
     assert "recommended alpha" in capsys.readouterr().out
@@ -29,6 +29,8 @@ def test_the_whole_way(models, tmp_path, capsys):
     assert f"Rejuvenated model in {out}" in printed.out
     assert main(["verify", out]) == 0
     assert "whole and loadable" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
+    assert report["attribution"]["neurons_reset"] == round(0.01 * report["attribution"]["neurons"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_rejuv.functional._drift import blocked_sums
 from lightning_rejuv.functional.relative_drift import _relative_drift_check
 
 
@@ -15,10 +16,8 @@ def _tolerance_check(tolerance: float) -> None:
 
 def _drift_sparsity_update(weight: Tensor, base: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Number of unmoved weights and of all weights."""
-    weight, base = weight.detach(), base.detach().to(weight.device)
-    # Without a tolerance no difference is formed: a third of the time.
-    unmoved = weight == base if tolerance == 0 else (weight - base).abs() <= tolerance
-    return unmoved.sum(), torch.full((), weight.numel(), device=weight.device)
+    unmoved = blocked_sums(weight, base, tolerance)[2]
+    return unmoved, torch.full((), weight.numel(), device=weight.device)
 
 
 def drift_sparsity(weight: Tensor, base: Tensor, tolerance: float = 0.0) -> Tensor:

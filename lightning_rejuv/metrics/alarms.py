@@ -29,7 +29,8 @@ def rl_alarms(initial_entropy: float, entropy: float, progress: float) -> dict[s
     if initial_entropy < PRE_RL_ENTROPY:
         alarms["low_entropy"] = (
             f"RL started at a token entropy of {initial_entropy:.3f} nats, below {PRE_RL_ENTROPY}: "
-            "checkpoints below it hardly gained from GRPO in arXiv 2606.18487. Rejuvenate, or take an earlier checkpoint."
+            "checkpoints below it hardly gained from GRPO in arXiv 2606.18487. "
+            "Rejuvenate, or take an earlier checkpoint."
         )
     if progress <= EARLY and entropy < ENTROPY_FALL * initial_entropy:
         alarms["entropy_fall"] = (

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lightning_rejuv._compat import language_model
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.forward import device_of
+from lightning_rejuv.functional._drift import all_drift_sums
 from lightning_rejuv.functional._positions import sum_and_count
 from lightning_rejuv.functional.dormant_fraction import _tau_check
-from lightning_rejuv.functional.relative_drift import _relative_drift_update
 from lightning_rejuv.functional.zero_variance_fraction import check_rewards
 from lightning_rejuv.metrics._base import Base
 from lightning_rejuv.metrics._collection import MeasureCollection
@@ -136,14 +136,13 @@ class PlasticityMonitor(MeasureCollection):
     def measure(self, model: nn.Module) -> dict[str, Tensor]:
         """Measure a model on the probe and against the anchor; replaces the previous measurement.
 
-        The model is run in eval mode, without gradients and without compiled graphs; its modes and all RNGs
-        are restored.
+        The model runs in eval mode, without gradients or compiled graphs; modes and RNGs are restored.
 
         Args:
             model: the language model, or a module that holds it; it is not kept.
 
         Returns:
-            The model's measures by name, float32 scalars: :meth:`compute_model`.
+            :meth:`compute_model`.
 
         Raises:
             ValueError: the monitor has nothing to measure with, or the anchor does not match the model.
@@ -175,9 +174,10 @@ class PlasticityMonitor(MeasureCollection):
         if self.base is None:
             return
         for name, parameter, base in self.base.pairs(language_model(model)):
-            self._drift[name] = _relative_drift_update(parameter, base)
-            self._modules["relative_drift"].absorb(*self._drift[name])
-            self._modules["drift_sparsity"].update(parameter, base)
+            squares, base_squares, unmoved = all_drift_sums(parameter, base, 0.0)
+            self._drift[name] = (squares, base_squares)
+            self._modules["relative_drift"].absorb(squares, base_squares)
+            self._modules["drift_sparsity"].absorb(unmoved, torch.full_like(unmoved, parameter.numel()))
 
     @torch.inference_mode(False)
     def measure_base(self, model: nn.Module) -> None:
@@ -257,10 +257,7 @@ class PlasticityMonitor(MeasureCollection):
         return values
 
     def verdict(self) -> Verdict:
-        """Judge the last measurement against the base's on the same positions. A collective.
-
-        See :func:`lightning_rejuv.metrics.verdict.judge` for the thresholds and their evidence.
-        """
+        """Judge the last measurement by :func:`lightning_rejuv.metrics.verdict.judge`. A collective."""
         judged = self._compute((*self._of_model, *self._of_rollouts))
         values = {name: float(value) for name, value in judged.items()}
         base = {} if self.reference is None else self.reference.values

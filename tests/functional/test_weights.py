@@ -71,3 +71,23 @@ def test_bad_options():
         relative_drift(torch.zeros(2), torch.zeros(2), per="row")
     with pytest.raises(ValueError, match="`tolerance`"):
         drift_sparsity(torch.zeros(2), torch.zeros(2), tolerance=-1.0)
+
+
+def test_blocks_add_up_to_the_whole():
+    # More elements than a block, of very different size; a float32 sum over all would lose the small ones.
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(2**18 + 77, generator=generator)
+    weight = base + 1e-4 * torch.randn(base.shape, generator=generator)
+    weight[:1000] = base[:1000]
+    w, b = weight.double(), base.double()
+    expected = ((w - b).square().sum() / b.square().sum()).sqrt().item()
+    assert relative_drift(weight, base).item() == pytest.approx(expected, rel=5e-6)
+    unmoved = int((weight == base).sum())
+    assert drift_sparsity(weight, base).item() == unmoved / base.numel()
+    assert drift_sparsity(weight, base, tolerance=1e-4).item() == int(((w - b).abs() <= 1e-4).sum()) / len(w)
+
+
+def test_strided_weights():
+    base, weight = torch.randn(6, 4).T, torch.randn(4, 12)[:, ::2]
+    expected = (weight - base).norm() / base.norm()
+    assert relative_drift(weight, base).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,0 +1,229 @@
+"""What README, CONTRIBUTING and the pages of docs/ say, held against the code: blocks run, figures and names agree."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from safetensors.torch import load_file
+
+from docs.docstrings import markdown
+from docs.results import update
+from lightning_rejuv import PlasticityCallback, RejuvenationCallback
+from tests.callbacks.test_rejuvenation import Calibrated
+from tests.conftest import greedy_batch, sharpened, tiny_llama
+
+ROOT = Path(__file__).parents[1]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+
+
+def _run(blocks: list[str], page: Path, names: dict) -> dict:
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    return names
+
+
+class Policy(Calibrated):
+    """Stands for the reader's RL module: the over-trained model inside, calibration batches at hand."""
+
+    def __init__(self):
+        base = tiny_llama()
+        super().__init__(sharpened(base), base)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(
+            self.parameters(), lr=0.0
+        )  # what RL does to the weights is not the matter here
+
+
+@pytest.fixture
+def _beside_checkpoints(tmp_path, monkeypatch):
+    """The current directory holds the base and the over-trained model, as in the reader's project."""
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    sharpened(base).save_pretrained(tmp_path / "sft")
+    monkeypatch.chdir(tmp_path)
+
+
+def _is_rejuvenated(weights: dict[str, torch.Tensor], reset: int) -> bool:
+    """Half of each parent, but for exactly `reset` rows or columns, which are the base's."""
+    parents = [load_file(f"{name}/model.safetensors") for name in ("base", "sft")]
+    found = 0
+    for name, weight in weights.items():
+        base, sft = (parent[name].double() for parent in parents)
+        differs = ~torch.isclose(weight.double(), (base + sft) / 2, rtol=0, atol=1e-6)
+        assert torch.equal(weight[differs].double(), base[differs])
+        if differs.any():
+            found += int(
+                differs.any(dim=0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1).sum()
+            )
+    return found == reset
+
+
+@pytest.mark.usefixtures("_beside_checkpoints")
+def test_python_of_the_readme(capsys):
+    policy = Policy()
+    names = {"grpo": policy, "held_out": [greedy_batch(tiny_llama(), seed=9)]}
+    on_a_trainer, on_checkpoints = _blocks(README, "python")
+    assert len([line for line in on_a_trainer.splitlines() if line]) <= 11
+
+    _run([on_a_trainer], README, names)
+    report = names["rejuvenation"].report
+    assert report.neurons_reset == round(0.01 * report.neurons_total) == 2
+    assert _is_rejuvenated(dict(policy.model.named_parameters()), reset=2)
+
+    _run([on_checkpoints], README, names)
+    assert _is_rejuvenated(load_file("rejuvenated/model.safetensors"), reset=2)
+    assert capsys.readouterr().out.count("Rejuvenation toward base") == 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.usefixtures("_beside_checkpoints")
+def test_yaml_trains(page):
+    (block,) = _blocks(ROOT / page, "yaml")
+    assert len(block.splitlines()) == 6
+    Path("rejuvenate.yaml").write_text(block)
+    quiet = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    cli = LightningCLI(Policy, args=["fit", "--config", "rejuvenate.yaml", *quiet])
+    kinds = {type(callback): callback for callback in cli.trainer.callbacks}
+    report = kinds[RejuvenationCallback].report
+    assert "plasticity/relative_drift" in cli.trainer.callback_metrics
+    assert kinds[PlasticityCallback].monitor.base is not None
+    if page == "README.md":
+        assert _is_rejuvenated(dict(cli.model.model.named_parameters()), reset=report.neurons_reset)
+    else:
+        assert report.search.rule == "auto"
+
+    # What the run saves beside its logs is a configuration that builds the same callbacks again.
+    saved = Path(cli.trainer.log_dir, "config.yaml")
+    given = {
+        name: value
+        for entry in yaml.safe_load(block)["trainer"]["callbacks"][:1]
+        for name, value in entry["init_args"].items()
+    }
+    kept = yaml.safe_load(saved.read_text())["trainer"]["callbacks"][0]["init_args"]
+    assert {name: kept[name] for name in given} == given
+    LightningCLI(Policy, run=False, args=["--config", str(_without_subcommand(saved))])
+
+
+def _without_subcommand(saved: Path) -> Path:
+    config = yaml.safe_load(saved.read_text())
+    path = saved.with_name("again.yaml")
+    path.write_text(yaml.safe_dump({"trainer": config["trainer"]}))
+    return path
+
+
+@pytest.mark.slow
+def test_python_of_the_quickstart(tmp_path, monkeypatch, capsys):
+    """From top to bottom in an empty directory, as the page says."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "quickstart.md"
+    names = _run(_blocks(page, "python"), page, {})
+    assert names["rejuvenation"].report.search.rule == "auto"
+    assert names["callback"].report.neurons_reset > 0
+    assert "plasticity/pass_at_8" in names["trainer"].callback_metrics
+    assert {path.name for path in tmp_path.iterdir()} >= {"base", "sft", "rejuvenated"}
+    assert "token_entropy" in capsys.readouterr().out
+
+
+def test_figures_are_the_demos():
+    summary = json.loads(update.RESULTS.read_text())
+    assert summary["miniature"] is False
+    for page in (README, ROOT / "docs" / "demo.md"):
+        assert page.read_text() == update.filled(page.read_text(), summary), (
+            f"{page.name} and docs/results/demo.json differ: run `python -m docs.results.update runs/demo`."
+        )
+
+    # The table again, without the code that wrote it.
+    titles = {"base": "base", "modsft": "moderate SFT", "oversft": "excessive SFT"}
+    titles["rejuvenated"] = "excessive SFT, rejuvenated"
+    lines = [line for line in README.read_text().splitlines() if "→ **" in line]
+    assert len(lines) == len(titles) == len(summary["arms"])
+    for arm, title in titles.items():
+        (line,) = (line for line in lines if line.startswith(f"| {title} |"))
+        row = summary["arms"][arm]
+        expected = [row[split][moment] for split in ("id", "ood") for moment in ("start", "end")]
+        printed = [float(number) for number in re.findall(r"\d\.\d\d", line)]
+        assert printed == pytest.approx(expected, abs=0.005 + 1e-9)
+        ends = [result["id"]["end"]["pass_at_1"] for result in row["per_seed"]]
+        assert line.endswith(f"| {sum(end >= 0.5 for end in ends)} of {len(ends)} |")
+        assert row["id"]["end"] == pytest.approx(sum(ends) / len(ends))
+    assert f"{summary['rl_budget']:,} sampled responses" in README.read_text()
+
+
+def test_update_refuses_a_miniature(tmp_path):
+    summary = {**json.loads(update.RESULTS.read_text()), "miniature": True}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit, match="miniature"):
+        update.main(tmp_path)
+
+
+def test_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for page in PAGES:
+        code = "\n".join([*_blocks(page, "bash"), *re.findall(r"`([^`\n]+)`", page.read_text())])
+        named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code))
+        assert named <= targets, f"{page.name} names `make` targets that do not exist: {named - targets}"
+    assert {"demo", "test"} <= set(re.findall(r"^make ([a-z-]+)", "".join(_blocks(README, "bash")), re.M))
+
+
+def test_links_and_pictures_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).is_file(), (
+                    f"{page.name} points to {target!r}, which does not exist"
+                )
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture.stat().st_size < 300_000, f"{picture.name} is larger than 300 KB"
+
+
+def test_structure_page_is_the_structure():
+    """Every room has a floor, and no import goes up."""
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "docs" / "structure.md").read_text(), flags=re.M)
+    floors = {room.strip("/"): int(floor) for floor, rooms in rows for room in re.findall(r"`(.*?)`", rooms)}
+    package = ROOT / "lightning_rejuv"
+    rooms = {
+        path.name if path.is_dir() else path.stem for path in package.iterdir() if path.name != "py.typed"
+    }
+    assert rooms - {"__init__", "__pycache__", "_compat"} == set(floors)
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        if room not in floors:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_rejuv."):
+                used = node.module.split(".")[1]
+                assert floors.get(used, 0) <= floors[room], f"{path.name} imports {node.module}, a floor up"
+
+
+def test_files_named_in_the_structure_page_exist():
+    text = (ROOT / "docs" / "structure.md").read_text()
+    for name in re.findall(r"`([a-z_/]+\.py)`", text):
+        assert (ROOT / "lightning_rejuv" / name).is_file() or (ROOT / name).is_file(), name
+
+
+def test_docstrings_become_markdown():
+    text = markdown(
+        "See :func:`lightning_rejuv.alpha.default_target` or :class:`Verdict`.\n\n"
+        "=====  =======\nkey    meaning\n=====  =======\n``a``  first,\n       and on\n``b``  other\n=====  =======\n\n"
+        "    Example::\n        >>> 1 + 1\n        2\n\n    more"
+    )
+    assert (
+        '<autoref identifier="lightning_rejuv.alpha.default_target" optional><code>default_target</code>'
+        in text
+    )
+    assert "`Verdict`" in text
+    assert "| key | meaning |\n| --- | --- |\n| ``a`` | first, and on |\n| ``b`` | other |" in text
+    assert "    Examples:\n        ```pycon\n        >>> 1 + 1\n        2\n        ```\n\n    more" in text
