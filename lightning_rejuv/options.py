@@ -75,7 +75,7 @@ class Options:
             raise ValueError(f"Expected argument `alpha_target` to be a number of at least 0 but got {got}.")
         if self.alpha_target is not None and not self.searches_alpha:
             raise ValueError(
-                f"`alpha_target` belongs to a rule that finds alpha, but alpha={self.alpha!r} is given. Drop one of them."
+                f"`alpha_target` belongs to a rule that finds alpha, but alpha={self.alpha!r} is given."
             )
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
             raise ValueError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rejuv.functional._drift import blocked_sums
 from lightning_rejuv.functional.relative_drift import _relative_drift_check
+from lightning_rejuv.ops.drift_sums import blocked_sums
 
 
 def _tolerance_check(tolerance: float) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv.functional._checks import check_choice, check_floating, check_same_shape
-from lightning_rejuv.functional._drift import drift_sums
 from lightning_rejuv.ops import weight_drift
+from lightning_rejuv.ops.drift_sums import drift_sums
 
 Per = Literal["tensor", "row", "column"]
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_rejuv._compat import language_model
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.forward import device_of
-from lightning_rejuv.functional._drift import all_drift_sums
 from lightning_rejuv.functional._positions import sum_and_count
 from lightning_rejuv.functional.dormant_fraction import _tau_check
 from lightning_rejuv.functional.zero_variance_fraction import check_rewards
@@ -31,6 +30,7 @@ from lightning_rejuv.metrics.top1_confidence import Top1Confidence
 from lightning_rejuv.metrics.verdict import Verdict, judge
 from lightning_rejuv.metrics.zero_variance_fraction import ZeroVarianceFraction
 from lightning_rejuv.ops import token_stats
+from lightning_rejuv.ops.drift_sums import all_drift_sums
 
 Batches = Iterable[Mapping[str, Tensor]]
 

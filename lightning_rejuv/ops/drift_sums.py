@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rejuv.ops import weight_drift
 from lightning_rejuv.ops._inputs import check_plain
+from lightning_rejuv.ops.drift import weight_drift
 
 # A quarter of a megabyte in float32: the difference stays in the cache, its sum keeps five digits and more.
 _ELEMENTS_PER_BLOCK = 2**16
@@ -32,7 +32,7 @@ def all_drift_sums(weight: Tensor, base: Tensor, tolerance: float) -> tuple[Tens
 def blocked_sums(weight: Tensor, base: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return :func:`drift_sums` and the number of ``|w - b| <= tolerance``, block by block.
 
-    A third of the time of ``weight_drift`` on a CPU, which also gives rows and columns. Nothing is counted
+    About half the time of ``weight_drift`` on a CPU, which also gives rows and columns. Nothing is counted
     without a tolerance.
     """
     check_plain(weight=weight, base=base)
