@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.edit import lerp_
+from lightning_rejuv.access.edit import lerp_
 
 SIZES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 4096},

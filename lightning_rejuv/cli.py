@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -46,6 +47,9 @@ _CALIBRATION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parsed = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode is no reason to fail
     # The libraries' own bars and hints would stand between ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -136,7 +140,7 @@ def _diagnose(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from lightning_rejuv import handoff
 
-    verification = handoff.verify(parsed.directory)
+    verification = handoff.verify(parsed.directory, None if parsed.quiet else _bar)
     _print(verification, parsed)
     return 0 if verification else _FAULTS
 

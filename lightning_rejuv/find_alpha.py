@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.alpha import AlphaSearch, default_target, search_alpha
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
 from lightning_rejuv.calibration import IGNORED, Batch, as_batches
-from lightning_rejuv.edit import Blend
 from lightning_rejuv.forward import device_of
 
 Sampler = Callable[[nn.Module], Iterable[Any]]

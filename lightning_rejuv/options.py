@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
+from lightning_rejuv.access.optimizer_state import OPTIMIZER_STATES, OptimizerState
 from lightning_rejuv.alpha import ALPHA_RULES, AlphaRule
 from lightning_rejuv.attribution import POSITION_RULES, RANKINGS, SCOPES, PositionRule, RankBy, Scope
 from lightning_rejuv.names import listing
-from lightning_rejuv.optimizer_state import OPTIMIZER_STATES, OptimizerState
 
 Alpha = float | AlphaRule | Mapping[str, float]
 Quantity = Literal["target_logit", "entropy_gradient"]

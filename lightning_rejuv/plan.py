@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.edit import Blend
+from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution import (
     Attribution,
@@ -23,12 +25,10 @@ from lightning_rejuv.attribution import (
 )
 from lightning_rejuv.calibration import Batch, as_batches
 from lightning_rejuv.drift import Drift, check_finite
-from lightning_rejuv.edit import Blend
 from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, sample_with_generate
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
 from lightning_rejuv.options import Options, alpha_by_name
-from lightning_rejuv.targets import Targets
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_rejuv.access.edit import count_lost, lerp_
+from lightning_rejuv.access.optimizer_state import OptimizerState, edit_optimizer_state
+from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
-from lightning_rejuv.edit import count_lost, lerp_
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode
-from lightning_rejuv.optimizer_state import OptimizerState, edit_optimizer_state
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Data, Plan, Reset, make_plan
 from lightning_rejuv.report import RejuvenationReport, write_report
-from lightning_rejuv.targets import Targets, open_targets
 
 
 def rejuvenate(
@@ -88,7 +88,7 @@ def rejuvenate(
             neurons are then the output rows of its linear and convolutional layers.
         optimizer: the optimizers that hold a state of the model, if any.
         optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
-            :func:`lightning_rejuv.optimizer_state.edit_optimizer_state`.
+            :func:`lightning_rejuv.access.optimizer_state.edit_optimizer_state`.
         resize_vocabulary: where SFT added tokens: fuse the common rows by token index, keep the new ones.
         rounding: how a bfloat16 parameter is rounded, ``"nearest"`` or ``"stochastic"``.
         seed: of the random control, the default sampler and stochastic rounding.

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.drift import pooled
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Plan
-from lightning_rejuv.targets import Targets
 
 
 @dataclass(frozen=True)

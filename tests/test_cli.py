@@ -218,6 +218,7 @@ def test_an_adapter_in_and_out_and_merged(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "m"), "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_as_a_process(models, tmp_path):
     command = [sys.executable, "-m", "lightning_rejuv.cli", "verify", str(models[1])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

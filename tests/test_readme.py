@@ -88,7 +88,7 @@ def test_python_of_the_readme(capsys):
     assert capsys.readouterr().out.count("Rejuvenation toward base") == 2
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/quickstart.md", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("_beside_checkpoints")
 def test_yaml_trains(page):
     (block,) = _blocks(ROOT / page, "yaml")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy
 from lightning_rejuv.attribution.positions import PositionRule, Positions, select_positions
 from lightning_rejuv.attribution.scores import Attribution
 from lightning_rejuv.calibration import Batch
-from lightning_rejuv.edit import Blend
 from lightning_rejuv.forward import evaluation_mode
 
 # Largest reconstruction error, relative to the logit, with which the contributions still mean something.

@@ -17,18 +17,18 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_rejuv._compat import language_model, logged_step
+from lightning_rejuv.access.optimizer_state import OptimizerState
+from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtEpoch, AtStart, Trigger
 from lightning_rejuv.loggers import log_scalars
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.optimizer_state import OptimizerState
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report import RejuvenationReport
-from lightning_rejuv.targets import Targets, open_targets
 
 # Strategies that hold every parameter whole on every rank.
 _REPLICATING = (SingleDeviceStrategy, DDPStrategy)

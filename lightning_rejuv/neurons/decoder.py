@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_rejuv.lora import adapter_of, is_adapted, is_lora
+from lightning_rejuv.access.lora import adapter_of, is_adapted, is_lora
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons.families import EXPERTS, FAMILIES, NO_NEURONS
 from lightning_rejuv.neurons.group import WRITERS, Kind, NeuronGroup

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.lora import is_adapted, lora_targets
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.drift import Drift, measure_drift
 from lightning_rejuv.forward import device_of
-from lightning_rejuv.lora import is_adapted, lora_targets
 from lightning_rejuv.names import listing
 
 _EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_rejuv.edit import Blend, lerp_
+from lightning_rejuv.access.edit import Blend, lerp_
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

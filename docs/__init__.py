@@ -1,0 +1,1 @@
+"""The documentation; the Python here builds it."""

@@ -1,0 +1,1 @@
+"""What finished demos showed, and how it comes into the pages."""

@@ -1,0 +1,151 @@
+"""Adapter in, adapter out: fusion with the base is a scaled update, and the base is not read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv.access.edit import lerp_
+from lightning_rejuv.handoff.adapter import Adapter, open_adapter
+from lightning_rejuv.handoff.checkpoint import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    Checkpoint,
+    PathLike,
+    open_checkpoint,
+    reading,
+)
+from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
+from lightning_rejuv.handoff.header import build_header
+from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.report import HandoffReport
+from lightning_rejuv.handoff.sidecar import copy_sidecar
+from lightning_rejuv.handoff.write_report import check_apart, write_report
+from lightning_rejuv.handoff.writer import FileWriter
+from lightning_rejuv.names import bridge, listing
+from lightning_rejuv.options import Options, alpha_by_name
+
+
+def rejuvenate_adapter(
+    sft: PathLike, out: PathLike, *, base: PathLike | None = None, alpha: float | Mapping[str, float] = 0.5
+) -> HandoffReport:
+    """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
+
+    ``W + scale * B @ A`` moves to ``W + alpha * scale * B @ A``, so that only B changes, by ``alpha``; the
+    same holds for rank-stabilised LoRA and for embeddings. Tensors that replace the base's
+    (``modules_to_save``, trained biases) are interpolated with them, for which the base is read.
+
+    Args:
+        sft: directory of the adapter.
+        out: directory to write; must not exist.
+        base: directory of the base; needed only where the adapter replaces tensors.
+        alpha: weight of the SFT model; or one for each pattern of weights' names in the base model.
+
+    Raises:
+        ValueError: DoRA, whose fusion is no DoRA of the same form (merge it instead); another kind of
+            adapter that cannot be scaled; a tensor of the base is needed and not given.
+        FileExistsError: the output exists.
+    """
+    Options(alpha=alpha)
+    source, target = Path(sft), Path(out)
+    check_free(target)
+    check_apart(target, source, *([Path(base)] if base else []))
+    adapter = open_adapter(source)
+    dora = [module for module, lora in adapter.loras.items() if lora.dora]
+    if dora:
+        raise ValueError(
+            f"The adapter {str(source)!r} is DoRA ({listing(dora)}): its fusion with the base is no "
+            "adapter of the "
+            "same form. Write the whole model (`merge_adapter`, `--merge`)."
+        )
+    names = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
+    alphas = alpha_by_name(alpha, names)
+    files, theirs = adapter.files, open_checkpoint(base, "base") if base and adapter.whole else None
+    replaced = _replaced(adapter, theirs)
+    factors = {
+        lora.parts[part]: alphas[f"{lora.module}.weight"]
+        for lora in adapter.loras.values()
+        for part in ("lora_B", "lora_embedding_B", "lora_B.bias")
+        if part in lora.parts
+    }
+    inputs = {"sft": (source, [ADAPTER]), **({"base": (theirs.path, list(theirs.shards))} if theirs else {})}
+    with new_directory(target) as partial, Hasher(inputs) as hasher:
+        with FileWriter(partial) as writer, reading(files, theirs or files) as (ours, base_reader):
+            entries = files.shards[ADAPTER].entries
+            table = [(e.name, e.dtype, e.shape) for e in entries]
+            writer.write(ADAPTER, build_header(table, files.shards[ADAPTER].metadata))
+            for entry in entries:
+                tensor = ours.tensor(entry.name)
+                if entry.name in factors:
+                    tensor = _scaled(tensor, factors[entry.name])
+                elif entry.name in replaced:
+                    name, base_name = replaced[entry.name]
+                    lerp_(tensor, base_reader.tensor(base_name), 1.0 - alphas[name])
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"Expected finite weights but {entry.name!r} holds NaN or infinity.")
+                writer.write(ADAPTER, tensor)
+        report = HandoffReport(
+            version=version("lightning-rejuv"),
+            output=str(target),
+            form="adapter",
+            inputs={
+                role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
+            },
+            outputs=writer.digests,
+            options={"alpha": alpha, "reset_fraction": 0.0},
+            alpha=alpha,
+        )
+        copy_sidecar(source, partial, None)
+        write_file(partial / ADAPTER_CONFIG, (source / ADAPTER_CONFIG).read_bytes())
+        write_report(partial, source, report)
+    return report
+
+
+def _scaled(tensor: Tensor, alpha: float) -> Tensor:
+    """Multiply in float32 or better and round once: a lerp toward the base's update, which is zero."""
+    return lerp_(tensor, torch.zeros_like(tensor), 1.0 - alpha)
+
+
+def _replaced(adapter: Adapter, base: Checkpoint | None) -> Mapping[str, tuple[str, str]]:
+    """For tensors that replace the base's: the model's name of each and the base's name on disk."""
+    if not adapter.whole:
+        return {}
+    if base is None:
+        raise ValueError(
+            f"The adapter {str(adapter.files.path)!r} replaces whole tensors of the base "
+            f"({listing(adapter.whole)}): "
+            "they are interpolated with the base's, so pass `base` (`--base`)."
+        )
+    names = base_names(list(adapter.whole), base)
+    for name, stored in adapter.whole.items():
+        ours, theirs = adapter.files.entry(stored).shape, base.entry(names[name]).shape
+        if ours != theirs:
+            raise ValueError(
+                f"Expected {stored!r} to have the base's shape {theirs} but got {ours}. A resized "
+                "vocabulary needs "
+                "the whole model: merge the adapter with PEFT and pass the merged model."
+            )
+    return {stored: (name, names[name]) for name, stored in adapter.whole.items()}
+
+
+def base_names(names: list[str], base: Checkpoint) -> dict[str, Any]:
+    """Return the base's names on disk of some of the model's parameters.
+
+    Raises:
+        ValueError: the base's files hold a parameter under another name or in another layout.
+    """
+    rename = bridge([[name] for name in names], base.place.keys())
+    if rename is None:
+        missing = [name for name in names if name not in base.place]
+        raise ValueError(
+            f"Expected the base {str(base.path)!r} to hold {listing(missing)} but its tensors are "
+            f"{listing(base.place)}. If it stores them in another layout, merge the adapter with PEFT and "
+            "pass the "
+            "merged model; if it is another model, pass the one that the adapter was trained on."
+        )
+    return {name: rename(name) for name in names}

@@ -1,0 +1,168 @@
+"""A PEFT LoRA adapter on disk: which tensors it holds, and what they do to which weight of the base."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_rejuv.handoff.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint, PathLike, read_json
+from lightning_rejuv.handoff.header import read_header
+from lightning_rejuv.names import listing
+
+_PREFIX = "base_model.model."
+_PART = re.compile(
+    r"^(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector)(?:\.weight)?$"
+)
+_UNKNOWN_PART = re.compile(r"\.(?:lora_|trainable_tokens|token_adapter|hada_|lokr_|vera_|oft_|ia3_)")
+# Their first step changes the base, so that the adapter is not the whole difference from it.
+_CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The update of one weight: ``scale * B @ A``, for embeddings and Conv1D its transpose.
+
+    Attributes:
+        module: the module's name in the base model.
+        scale: ``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilised LoRA.
+        parts: the names of its tensors in the adapter's file, by part.
+    """
+
+    module: str
+    scale: float
+    parts: dict[str, str]
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it is an embedding's."""
+        return "lora_embedding_A" in self.parts
+
+    @property
+    def dora(self) -> bool:
+        """Whether rows of the result are rescaled to trained norms."""
+        return "lora_magnitude_vector" in self.parts
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter directory.
+
+    Attributes:
+        files: its tensors.
+        config: ``adapter_config.json``.
+        loras: the updates, by module.
+        whole: tensors that replace the base's (``modules_to_save``, trained biases): the base model's name,
+            and the name in the file.
+    """
+
+    files: Checkpoint
+    config: dict[str, Any]
+    loras: dict[str, Lora]
+    whole: dict[str, str]
+
+
+def is_adapter(path: PathLike) -> bool:
+    """Whether a directory holds a PEFT adapter instead of a model."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def open_adapter(path: PathLike) -> Adapter:
+    """Read the headers of a LoRA adapter.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: it is not LoRA, or of a kind whose fusion with the base is not a scaled adapter.
+    """
+    root = Path(path)
+    config = read_json(root / ADAPTER_CONFIG)
+    if not (root / ADAPTER).is_file():
+        raise FileNotFoundError(
+            f"Expected {ADAPTER} in {str(root)!r}: save the adapter as safetensors; pickled weights are "
+            "never read."
+        )
+    _check_kind(root, config)
+    header = read_header(root / ADAPTER)
+    place = {entry.name: (ADAPTER, entry) for entry in header.entries}
+    parts: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    frozen: dict[str, str] = {}
+    for name in place:
+        if not name.startswith(_PREFIX):
+            raise ValueError(
+                f"Expected the tensors of {str(root)!r} to begin with {_PREFIX!r} but got {name!r}."
+            )
+        inner = name.removeprefix(_PREFIX)
+        if found := _PART.match(inner):
+            parts.setdefault(found["module"], {})[found["part"].removesuffix(".weight")] = name
+        elif _UNKNOWN_PART.search(inner):
+            raise ValueError(
+                f"Expected a LoRA adapter in {str(root)!r} but its tensor {name!r} is not known."
+            )
+        elif ".base_layer." in inner:
+            # A trained bias; or the frozen copy of the base's embedding that PEFT stores beside its update.
+            frozen[inner.replace(".base_layer.", ".")] = name
+        else:
+            whole[re.sub(r"\.modules_to_save(?:\.default)?\.", ".", inner)] = name
+    whole |= {n: stored for n, stored in frozen.items() if n.removesuffix(".weight") not in parts}
+    loras = {module: _lora(root, module, found, config, place) for module, found in parts.items()}
+    return Adapter(Checkpoint(root, {}, {ADAPTER: header}, place, None), config, loras, whole)
+
+
+def _check_kind(root: Path, config: dict[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"Expected a LoRA adapter in {str(root)!r} but `peft_type` is {config.get('peft_type')!r}."
+        )
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGES_THE_BASE):
+        raise ValueError(
+            f"The adapter {str(root)!r} was initialised with {start!r}, which changes the base: scaling it "
+            "would not "
+            "lead to the base that SFT started from. Convert it to a plain LoRA (PEFT: "
+            "`save_pretrained(path_initial_model_for_weight_conversion=…)`), or pass a merged model."
+        )
+    for key in (
+        "layer_replication",
+        "alora_invocation_tokens",
+        "target_parameters",
+        "trainable_token_indices",
+    ):
+        if config.get(key):
+            raise ValueError(
+                f"The adapter {str(root)!r} uses `{key}`, which cannot be fused as an adapter: merge it "
+                "with PEFT "
+                "and pass the merged model."
+            )
+
+
+def _lora(
+    root: Path, module: str, parts: dict[str, str], config: dict[str, Any], place: dict[str, Any]
+) -> Lora:
+    first, second = (
+        ("lora_embedding_A", "lora_embedding_B") if "lora_embedding_A" in parts else ("lora_A", "lora_B")
+    )
+    if first not in parts or second not in parts:
+        raise ValueError(
+            f"Expected both {first} and {second} of {module!r} in {str(root)!r} but got {listing(parts)}."
+        )
+    a, b = place[parts[first]][1].shape, place[parts[second]][1].shape
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+        raise ValueError(
+            f"Expected matrices [r, in] and [out, r] for {module!r} in {str(root)!r} but got {a} and {b}."
+        )
+    rank = a[0]
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise ValueError(f"Expected `lora_alpha` in {str(root)!r} to be a number but got {alpha!r}.")
+    return Lora(module, alpha / (rank**0.5 if config.get("use_rslora") else rank), parts)
+
+
+def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
+    """PEFT's rule: a pattern matches the end of a module's name, from a dot on."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,31 @@
+"""Alpha by tensor name, from a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def read_alphas(path: Path) -> dict[str, float]:
+    """Read an alpha for each pattern of names on disk (``*`` and ``?``); the first that fits counts.
+
+    .. code-block:: yaml
+
+        "*.layers.0.*": 0.8
+        "*embed_tokens*": 0.4
+        "*": 0.5
+
+    Raises:
+        ValueError: it is not YAML of this form.
+        OSError: it cannot be read.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    form = f"Expected {str(path)!r} to map patterns of tensor names to numbers, the last pattern '*',"
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{form} but it is not YAML: {error}.") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{form} but got {content!r:.200}.")
+    return content

@@ -1,0 +1,139 @@
+"""What only running the models can tell: token entropy beside the base's, and which alpha keeps its support."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.access.edit import Blend
+from lightning_rejuv.access.targets import open_targets
+from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.attribution import confidence, mean_entropy
+from lightning_rejuv.calibration import IGNORED, Batch, as_batches
+from lightning_rejuv.find_alpha import Verifier, find_alpha, sample_with_generate
+from lightning_rejuv.forward import device_of, evaluation_mode
+from lightning_rejuv.handoff.checkpoint import Checkpoint
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.models import load_model, load_tokenizer
+from lightning_rejuv.handoff.pairing import Pairing
+from lightning_rejuv.handoff.reset import anchor_for
+
+TextVerifier = Callable[[str, str], Any]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the calibration data said.
+
+    Attributes:
+        responses: how many there are.
+        entropy_sft: mean token entropy of the SFT model on the responses, nats, teacher-forced.
+        entropy_base: the base's on the same tokens.
+        support_retention: mean of ln p_sft(y) - ln p_base(y) over responses y that the base sampled to the
+            calibration prompts, nats per response; with a verifier over the right ones.
+        verified: whether a verifier chose those responses.
+        search: the search for the largest alpha that keeps the base's own responses likely.
+    """
+
+    responses: int
+    entropy_sft: float
+    entropy_base: float
+    support_retention: float
+    verified: bool
+    search: AlphaSearch
+
+    @property
+    def entropy_ratio(self) -> float:
+        """Entropy of the SFT model relative to the base's, on the same tokens."""
+        return self.entropy_sft / self.entropy_base if self.entropy_base else float("nan")
+
+
+def measure_behaviour(
+    sft: Checkpoint,
+    base: Checkpoint,
+    pairing: Pairing,
+    calibration: Path,
+    verifier: TextVerifier | None,
+    device: str,
+    dtype: torch.dtype,
+    scratch: Path,
+    seed: int = 0,
+) -> Behaviour:
+    """Run the SFT model, and the base in its place, on the calibration data and on what the base samples.
+
+    Args:
+        sft: the SFT model.
+        base: the base.
+        pairing: which of their tensors belong together.
+        calibration: JSONL, see :func:`read_dialogues`.
+        verifier: from prompt and response to whether it is right.
+        device: where to run.
+        dtype: in which dtype.
+        scratch: an empty directory, see :func:`plan_on_disk`.
+        seed: of the sampling.
+
+    Raises:
+        ValueError: malformed calibration data, or no sampled response that the verifier accepts.
+    """
+    model = load_model(sft.path, device, dtype)
+    tokenizer = load_tokenizer(sft.path)
+    batches = [
+        b.to(device_of(model))
+        for b in as_batches(tokenize(read_dialogues(calibration, tokenizer), tokenizer))
+    ]
+    targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
+    rule = "support_retention" if verifier else "auto"
+    sampler = sample_with_generate(batches, seed)
+    with evaluation_mode(model), Blend(targets.parameters, targets.base_of) as blend:
+        blend.at(0.0)
+        entropy_base = _entropy(model, batches)
+        blend.at(1.0)
+        entropy_sft = _entropy(model, batches)
+        check = text_verifier(verifier, tokenizer) if verifier else None
+        search = find_alpha(model, blend, rule, sampler, verifier=check)
+    excess = dict(search.curve)[1.0]
+    responses = sum(len(batch.response) for batch in batches)
+    return Behaviour(responses, entropy_sft, entropy_base, -excess, verifier is not None, search)
+
+
+def text_verifier(verifier: TextVerifier, tokenizer: Any) -> Verifier:
+    """Make a function of prompt and response one of a sampled batch."""
+
+    def check(batch: Mapping[str, Tensor]) -> Tensor:
+        right = []
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            start = int((labels != IGNORED).int().argmax())
+            prompt = tokenizer.decode(ids[:start])
+            response = tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
+            right.append(bool(verifier(prompt, response)))
+        return torch.tensor(right, device=batch["input_ids"].device)
+
+    return check
+
+
+def import_verifier(name: str) -> TextVerifier:
+    """Import ``module:function``.
+
+    Raises:
+        ValueError: it does not exist, or cannot be called.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"Expected `verifier` as MODULE:FUNCTION that can be imported but got {name!r}: {error}."
+        ) from error
+    if not callable(found):
+        raise ValueError(f"Expected `verifier` {name!r} to be a function but got {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]
+
+
+def _entropy(model: nn.Module, batches: list[Batch]) -> float:
+    return mean_entropy([confidence(model, batch) for batch in batches])

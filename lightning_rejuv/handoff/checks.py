@@ -1,0 +1,121 @@
+"""Checks of what stands beside the weights, and of what ties them together: tying, vocabulary, template, EOS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
+from lightning_rejuv.handoff.pairing import embedding_names, head_names
+from lightning_rejuv.handoff.refusals import says_tied, vocabulary_size
+from lightning_rejuv.handoff.vocabulary import token_ids
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        check: what.
+        ok: True where it is as it should be, False where it is a fault, None where it is a warning.
+        detail: what was found.
+    """
+
+    check: str
+    ok: bool | None
+    detail: str
+
+    def __str__(self) -> str:
+        mark = {True: "ok", False: "FAULT", None: "warning"}[self.ok]
+        return f"  {self.check:<18} {mark:<8} {self.detail}"
+
+
+def check_tying(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Whether config and stored heads agree."""
+    heads, embeddings, said = (
+        head_names(checkpoint),
+        embedding_names(checkpoint),
+        says_tied(checkpoint.config),
+    )
+    with reading(checkpoint) as (reader,):
+        for head in heads if said else []:
+            alike = [n for n in embeddings if checkpoint.entry(n).shape == checkpoint.entry(head).shape]
+            if alike and not any(reader.equal(head, name) for name in alike):
+                yield Finding("tying", False, f"config.json says tied but {head!r} differs from {alike[0]!r}")
+                return
+    if said is False and not heads and embeddings:
+        yield Finding("tying", None, "config.json says untied but no head is stored")
+        return
+    yield Finding("tying", True, f"config.json says {said}, head stored: {bool(heads)}")
+
+
+def check_vocabulary(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Whether config, embedding rows and tokenizer agree."""
+    said, ids = vocabulary_size(checkpoint.config), token_ids(checkpoint.path)
+    rows = {checkpoint.entry(n).shape[0] for n in (*embedding_names(checkpoint), *head_names(checkpoint))}
+    highest = max(ids.values(), default=-1) if ids else -1
+    text = f"config.json says {said}, rows {sorted(rows)}, highest token id {highest if ids else 'unknown'}"
+    fits = (said is None or not rows or said in rows) and (said is None or highest < said)
+    yield Finding("vocabulary", fits, text)
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Whether a tokenizer, a chat template and an EOS token are there and can be used."""
+    ids = token_ids(checkpoint.path)
+    if ids is None:
+        yield Finding("tokenizer", None, "there is none: a trainer will ask for one")
+        return
+    settings = checkpoint.path / "tokenizer_config.json"
+    config = read_json(settings) if settings.is_file() else {}
+    eos = config.get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    yield from _loaded(checkpoint, len(ids))
+    if eos is None:
+        yield Finding("end of sequence", None, "the tokenizer names no EOS token")
+    else:
+        known = isinstance(eos, str) and eos in ids
+        yield Finding("end of sequence", known, f"EOS {eos!r}" + ("" if known else " is no token"))
+
+
+def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        yield Finding("tokenizer", None, f"{size} tokens; transformers is not installed: not loaded")
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:  # whatever a malformed file leads to
+        yield Finding("tokenizer", False, f"transformers cannot load it: {error}")
+        return
+    yield Finding("tokenizer", True, f"{size} tokens")
+    if not tokenizer.chat_template:
+        yield Finding("chat template", None, "there is none")
+        return
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    except Exception as error:  # some templates want more than one message of a user
+        broken = type(error).__name__ == "TemplateSyntaxError"
+        yield Finding(
+            "chat template", False if broken else None, f"a message of a user does not render: {error}"
+        )
+        return
+    yield Finding("chat template", True, "there is one, and it renders")
+
+
+def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Whether generation ends on tokens that exist."""
+    path = checkpoint.path / "generation_config.json"
+    if not path.is_file():
+        yield Finding("generation config", None, "there is none: defaults come from config.json")
+        return
+    ends, ids = read_json(path).get("eos_token_id"), token_ids(checkpoint.path) or {}
+    numbers = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    size = vocabulary_size(checkpoint.config)
+    wrong = [n for n in numbers if type(n) is not int or not 0 <= n < (size or n + 1)]
+    unknown = [n for n in numbers if ids and n not in ids.values()]
+    ok = False if wrong else None if unknown or not numbers else True
+    detail = (
+        f", no token ids: {wrong}" if wrong else f", unknown to the tokenizer: {unknown}" if unknown else ""
+    )
+    yield Finding("generation config", ok, f"EOS ids {numbers}{detail}")

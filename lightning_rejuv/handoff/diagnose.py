@@ -1,0 +1,124 @@
+"""How far SFT has gone, whether it went too far, and which alpha fits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning_rejuv.handoff.adapter import is_adapter
+from lightning_rejuv.handoff.checkpoint import Checkpoint, PathLike, open_checkpoint, read_json
+from lightning_rejuv.handoff.checks import (
+    Finding,
+    check_generation,
+    check_tokenizer,
+    check_tying,
+    check_vocabulary,
+)
+from lightning_rejuv.handoff.diagnosis import Diagnosis, judge
+from lightning_rejuv.handoff.pairing import Pairing, pair_up
+from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
+from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe
+
+# Rounding is estimated for the fusion that is written if nobody says otherwise.
+_ALPHA = 0.5
+
+
+def diagnose(
+    base: PathLike,
+    sft: PathLike,
+    *,
+    calibration: PathLike | None = None,
+    verifier: str | Callable[[str, str], object] | None = None,
+    device: str = "cpu",
+    compute_dtype: str = "float32",
+    bar: Callable[[int], Progress] | None = None,
+) -> Diagnosis:
+    """Compare an SFT checkpoint with its base.
+
+    Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, support
+    retention and the recommended alpha need calibration data, for which the SFT model is loaded.
+
+    Args:
+        base: directory of the checkpoint that SFT started from.
+        sft: directory of the SFT model.
+        calibration: JSONL, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
+        verifier: from prompt and response to whether it is right, or ``"module:function"``.
+        device: where the model runs.
+        compute_dtype: in which dtype it runs.
+        bar: called with the number of bytes to read; returns what is called with those that are done.
+
+    Raises:
+        ValueError: checkpoints that do not belong together, malformed files, a verifier without calibration.
+        OSError: reading failed.
+    """
+    if compute_dtype not in DTYPES:
+        raise ValueError(
+            f"Expected argument `compute_dtype` to be one of {sorted(DTYPES)} but got {compute_dtype!r}."
+        )
+    if verifier is not None and calibration is None:
+        raise ValueError("Expected `calibration` with `verifier`: its prompts are what the base answers.")
+    if is_adapter(sft):
+        raise ValueError(
+            f"{str(sft)!r} is an adapter: merge it first (`lightning-rejuv rejuvenate --alpha 1 "
+            "--reset-fraction 0 "
+            "--merge`) and diagnose the merged model."
+        )
+    ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
+    check_fusable(ours, "SFT model")
+    check_fusable(theirs, "base")
+    warnings = check_same_architecture(ours, theirs)
+    pairing = pair_up(ours, theirs)
+    stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, _ALPHA)))
+    stream.measure(bar(ours.nbytes) if bar else lambda _: None)
+    behaviour = None
+    if calibration is not None:
+        from lightning_rejuv.handoff.behaviour import import_verifier, measure_behaviour
+
+        check = import_verifier(verifier) if isinstance(verifier, str) else verifier
+        with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
+            behaviour = measure_behaviour(
+                ours, theirs, pairing, Path(calibration), check, device, DTYPES[compute_dtype], Path(scratch)
+            )
+    verdict, alpha, reason = judge(stream.measured, behaviour)
+    return Diagnosis(
+        base=str(base),
+        sft=str(sft),
+        tensors=stream.measured,
+        findings=(*_findings(ours, theirs, pairing), *(Finding("config", None, text) for text in warnings)),
+        behaviour=behaviour,
+        verdict=verdict,
+        reason=reason,
+        alpha=alpha,
+    )
+
+
+def _findings(sft: Checkpoint, base: Checkpoint, pairing: Pairing) -> list[Finding]:
+    findings = [*check_tying(sft), *check_vocabulary(sft), *check_tokenizer(sft), *check_generation(sft)]
+    rows = pairing.rows
+    if rows is not None and not rows.identity:
+        text = f"{rows.shared} tokens shared with the base, {rows.moved} of them moved, {rows.new} new"
+        findings.append(Finding("vocabulary", None, text))
+    if pairing.unused:
+        findings.append(Finding("unused", None, f"{len(pairing.unused)} tensors that only the base has"))
+    ours, theirs = _template(sft), _template(base)
+    if ours != theirs:
+        what = "the SFT model's own" if ours else "lost in SFT: the base has one"
+        findings.append(Finding("chat template", bool(ours), what))
+    ends = _ends(sft), _ends(base)
+    if ends[0] != ends[1]:
+        findings.append(Finding("end of sequence", True, f"EOS ids {ends[0]}, the base's {ends[1]}"))
+    return findings
+
+
+def _template(checkpoint: Checkpoint) -> str | None:
+    file, settings = checkpoint.path / "chat_template.jinja", checkpoint.path / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    found = read_json(settings).get("chat_template") if settings.is_file() else None
+    return None if found is None else str(found)
+
+
+def _ends(checkpoint: Checkpoint) -> object:
+    file = checkpoint.path / "generation_config.json"
+    return (read_json(file) if file.is_file() else checkpoint.config).get("eos_token_id")

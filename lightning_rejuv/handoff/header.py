@@ -1,0 +1,171 @@
+"""The header of a safetensors file: read, checked byte by byte, and written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies.
+
+    Attributes:
+        name: its name on disk.
+        dtype: its dtype.
+        shape: its shape.
+        offset: of its first byte in the file.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tensors of one file in the order of their bytes, and its free-form metadata."""
+
+    entries: tuple[Entry, ...]
+    metadata: dict[str, str]
+    size: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Raises:
+        ValueError: the file is truncated or is no safetensors file: a length, an offset, a dtype or a
+            shape does not fit the others. The file and the tensor are named.
+        OSError: the file cannot be read.
+    """
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise ValueError(
+                f"Expected {str(path)!r} to start with the length of a safetensors header that fits its "
+                f"{size} bytes but got {length}. The file is truncated or is not a safetensors file."
+            )
+        raw = _parse(path, file.read(length))
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"Expected `__metadata__` in {str(path)!r} to map strings to strings.")
+    entries = [_entry(path, name, value, 8 + length) for name, value in raw.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    end = 8 + length
+    for entry in entries:
+        if entry.offset != end:
+            raise ValueError(
+                f"Expected tensor {entry.name!r} in {str(path)!r} to start at byte {end} but its header says "
+                f"{entry.offset}: tensors overlap or leave a gap."
+            )
+        end += entry.nbytes
+    if end != size:
+        raise ValueError(
+            f"Expected {str(path)!r} to have {end} bytes, as its header says, but it has {size}. "
+            "The file is truncated or was changed: copy it again."
+        )
+    return Header(tuple(entries), metadata, size)
+
+
+def build_header(
+    entries: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Return the bytes before the first tensor of a file that holds these tensors in this order.
+
+    >>> len(build_header([("w", torch.bfloat16, (2, 3))], {"format": "pt"})) % 8
+    0
+    """
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, dtype, shape in entries:
+        end = offset + math.prod(shape) * dtype.itemsize
+        table[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        raw = json.loads(text.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The header of {str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(
+            f"Expected the header of {str(path)!r} to be a mapping but got {type(raw).__name__}."
+        )
+    return raw
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return table
+
+
+def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
+    where = f"tensor {name!r} in {str(path)!r}"
+    fields = value if isinstance(value, dict) else {}
+    shape, offsets = _naturals(fields.get("shape")), _naturals(fields.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise ValueError(f"Expected {where} to have a `shape` and two `data_offsets` but got {value!r:.200}.")
+    dtype = DTYPES.get(str(fields.get("dtype")))
+    if dtype is None:
+        raise ValueError(
+            f"Expected {where} to have one of the dtypes {sorted(DTYPES)} but got {fields.get('dtype')!r}."
+        )
+    entry = Entry(name, dtype, tuple(shape), start + offsets[0])
+    if offsets[1] - offsets[0] != entry.nbytes:
+        raise ValueError(
+            f"Expected {where} to take {entry.nbytes} bytes for {dtype} {tuple(shape)} but its offsets are "
+            f"{offsets}."
+        )
+    return entry
+
+
+def _naturals(value: Any) -> list[int] | None:
+    return value if isinstance(value, list) and all(type(v) is int and v >= 0 for v in value) else None

@@ -1,0 +1,226 @@
+"""Adapter in, whole model out: base + alpha * update, computed in float32 and rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv.handoff.adapt import base_names
+from lightning_rejuv.handoff.adapter import Adapter, Lora, open_adapter
+from lightning_rejuv.handoff.checkpoint import (
+    ADAPTER,
+    INDEX,
+    Checkpoint,
+    PathLike,
+    Reader,
+    open_checkpoint,
+    reading,
+)
+from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
+from lightning_rejuv.handoff.header import Entry
+from lightning_rejuv.handoff.pairing import Pair, embedding_names
+from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.refusals import check_fusable
+from lightning_rejuv.handoff.report import HandoffReport
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_files
+from lightning_rejuv.handoff.stream import (
+    DTYPES,
+    FusionStream,
+    Progress,
+    Recipe,
+    output_size,
+    rows_of,
+)
+from lightning_rejuv.handoff.vocabulary import token_ids
+from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
+from lightning_rejuv.handoff.writer import FileWriter
+from lightning_rejuv.names import listing
+from lightning_rejuv.options import Options, alpha_by_name
+
+
+def merge_adapter(
+    base: PathLike,
+    sft: PathLike,
+    out: PathLike,
+    *,
+    alpha: float | Mapping[str, float] = 0.5,
+    dtype: str | None = None,
+    stochastic_rounding: bool = False,
+    seed: int = 0,
+    bar: Callable[[int], Progress] | None = None,
+) -> HandoffReport:
+    """Write the fusion of a LoRA-SFT model with its base as a whole model, in the base's layout.
+
+    LoRA, rank-stabilised LoRA and DoRA, on linear layers, embeddings and Conv1D; ``modules_to_save`` and
+    trained biases. The update is never rounded by itself. Tokenizer and chat template are the adapter's
+    where it has them.
+
+    Args:
+        base: directory of the base.
+        sft: directory of the adapter.
+        out: directory to write; must not exist.
+        alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
+            fusion.
+        dtype: of the output; by default the base's.
+        stochastic_rounding: see :func:`rejuvenate_checkpoint`.
+        seed: of stochastic rounding.
+        bar: see :func:`rejuvenate_checkpoint`.
+
+    Raises:
+        ValueError: the base does not hold a weight that the adapter updates, in its shape.
+        FileExistsError: the output exists.
+        OSError: reading or writing failed.
+    """
+    Options(alpha=alpha)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
+    root, source, target = Path(base), Path(sft), Path(out)
+    check_free(target)
+    check_apart(target, root, source)
+    adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
+    check_fusable(theirs, "base")
+    touched = _touched(adapter, theirs)
+    _check_tokens(source, theirs)
+    recipe = Recipe(
+        alpha_by_name(alpha, list(touched)), DTYPES[dtype] if dtype else None, stochastic_rounding, seed
+    )
+    pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
+    size = output_size(theirs, recipe.dtype)
+    check_room(target, size)
+    inputs = {"base": (root, list(theirs.shards)), "sft": (source, [ADAPTER])}
+    with new_directory(target) as partial, Hasher(inputs) as hasher:
+        with FileWriter(partial) as writer, reading(theirs, adapter.files) as (base_reader, files):
+            rows = _MergedRows(adapter, touched, base_reader, files)
+            progress = bar(theirs.nbytes) if bar else lambda _: None
+            stream = FusionStream(theirs, theirs, pairs, recipe, rows)
+            stream.write(writer, progress)
+        own = [str(file) for file in sidecar_files(source)]
+        copy_sidecar(source, partial, None)
+        copy_sidecar(
+            root, partial, recipe.dtype, without=(*own, *_TOKENIZER) if "tokenizer_config.json" in own else ()
+        )
+        if theirs.index is not None:
+            same = recipe.dtype is None
+            write_file(partial / INDEX, index_bytes(root) if same else new_index(theirs.index, size))
+        report = HandoffReport(
+            version=version("lightning-rejuv"),
+            output=str(target),
+            form="model",
+            inputs={
+                role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
+            },
+            outputs=writer.digests,
+            options={
+                "alpha": alpha,
+                "reset_fraction": 0.0,
+                "dtype": dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "seed": seed,
+            },
+            alpha=alpha,
+            tensors=stream.measured,
+        )
+        write_report(partial, source, report)
+    return report
+
+
+# One tokenizer is never put together from two: where the adapter has its own, none of the base's files is used.
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+class _MergedRows:
+    """Rows of the SFT model's weights: the base's plus the adapter's update, in float32 or better."""
+
+    def __init__(self, adapter: Adapter, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
+        self._files, self._touched = files, touched
+        self._base_rows = rows_of(base)
+        self._transposed = bool(adapter.config.get("fan_in_fan_out"))
+        self._held: tuple[str, dict[str, Tensor]] = ("", {})
+
+    def __call__(self, entry: Entry, start: int, stop: int) -> Tensor:
+        update = self._touched[entry.name]
+        columns = entry.shape[-1] if len(entry.shape) > 1 else 1
+        if isinstance(update, str):
+            return self._files.read(update, start * columns, (stop - start) * columns).view(-1, columns)
+        base = self._base_rows(entry, start, stop)
+        exact = torch.promote_types(base.dtype, torch.float32)
+        parts = self._parts(update, exact)
+        if update.embedding or self._transposed:
+            delta: Tensor = parts["A"][:, start:stop].T @ parts["B"].T
+        else:
+            delta = parts["B"][start:stop] @ parts["A"]
+        merged: Tensor = base.to(exact) + update.scale * delta
+        if update.dora:
+            merged = merged * (parts["magnitude"][start:stop] / merged.norm(dim=1))[:, None]
+        return merged
+
+    def _parts(self, lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
+        if self._held[0] != lora.module:
+            prefix = "lora_embedding_" if lora.embedding else "lora_"
+            parts = {part: self._files.tensor(lora.parts[prefix + part]).to(dtype) for part in "AB"}
+            if lora.dora:
+                parts["magnitude"] = (
+                    self._files.tensor(lora.parts["lora_magnitude_vector"]).to(dtype).flatten()
+                )
+            self._held = lora.module, parts
+        return self._held[1]
+
+
+def _touched(adapter: Adapter, base: Checkpoint) -> dict[str, Lora | str]:
+    """For every tensor of the base that SFT changed: the update, or the name of what replaces it."""
+    wanted = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
+    names = base_names(wanted, base)
+    transposed = bool(adapter.config.get("fan_in_fan_out"))
+    touched: dict[str, Lora | str] = {}
+    for module, lora in adapter.loras.items():
+        name = names[f"{module}.weight"]
+        if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or transposed)):
+            raise ValueError(
+                f"The update of {module!r} has a bias or is a transposed DoRA: merge it with PEFT."
+            )
+        prefix = "lora_embedding_" if lora.embedding else "lora_"
+        rows = adapter.files.entry(lora.parts[prefix + "B"]).shape[0]
+        columns = adapter.files.entry(lora.parts[prefix + "A"]).shape[1]
+        shape = (columns, rows) if lora.embedding or transposed else (rows, columns)
+        _check_shape(name, shape, base)
+        touched[name] = lora
+    for name, stored in adapter.whole.items():
+        _check_shape(names[name], adapter.files.entry(stored).shape, base)
+        touched[names[name]] = stored
+    return touched
+
+
+def _check_shape(name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
+    if base.entry(name).shape != shape:
+        raise ValueError(
+            f"Expected the base's {name!r} to have the shape {shape} of the adapter's update but it has "
+            f"{base.entry(name).shape}. Pass the base that the adapter was trained on; if SFT resized the "
+            "vocabulary, merge with PEFT and pass the merged model."
+        )
+
+
+def _check_tokens(source: Path, base: Checkpoint) -> None:
+    ids = token_ids(source)
+    rows = min((base.entry(name).shape[0] for name in embedding_names(base)), default=None)
+    beyond = [token for token, number in (ids or {}).items() if rows is not None and number >= rows]
+    if beyond:
+        raise ValueError(
+            f"The adapter's tokenizer has tokens {listing(beyond)} beyond the base's {rows} embedding "
+            "rows: SFT "
+            "resized the vocabulary. Merge with PEFT and pass the merged model."
+        )

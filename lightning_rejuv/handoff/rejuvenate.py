@@ -1,0 +1,176 @@
+"""From two checkpoints on disk to one that any RL trainer starts from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning_rejuv.handoff.checkpoint import ADAPTER_CONFIG, INDEX, Checkpoint, PathLike, open_checkpoint
+from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
+from lightning_rejuv.handoff.pairing import Pairing, pair_up
+from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
+from lightning_rejuv.handoff.report import HandoffReport
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_size
+from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_size
+from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
+from lightning_rejuv.handoff.writer import FileWriter
+from lightning_rejuv.options import Alpha, Options, alpha_by_name
+
+Bar = Callable[[int], Progress]
+
+
+def rejuvenate_checkpoint(
+    base: PathLike,
+    sft: PathLike,
+    out: PathLike,
+    *,
+    alpha: Alpha = 0.5,
+    reset_fraction: float = 0.01,
+    calibration: PathLike | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    compute_dtype: str = "float32",
+    stochastic_rounding: bool = False,
+    seed: int = 0,
+    bar: Bar | None = None,
+    **options: Any,
+) -> HandoffReport:
+    """Write the rejuvenation of an SFT checkpoint: fusion with its base, then the targeted reset.
+
+    The output has the SFT model's names, shards, config, tokenizer, chat template and generation config. It
+    appears under its name whole, or not at all; the inputs are never written to. Fusion streams: its memory
+    does not grow with the model. The reset loads the SFT model to find the neurons.
+
+    Args:
+        base: directory of the checkpoint that SFT started from.
+        sft: directory of the SFT model.
+        out: directory to write; must not exist.
+        alpha: weight of the SFT model in the fusion, 0 to 1; one for each pattern of names on disk; or a
+            rule that finds it, as ``"auto"``, which needs calibration data.
+        reset_fraction: share of the neurons that is reset, 0 to 1; 0 is fusion alone.
+        calibration: JSONL for the reset, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
+        device: where the model runs for the reset.
+        dtype: of the output, one of "float32", "bfloat16", "float16"; by default the SFT model's.
+        compute_dtype: in which the model is loaded for the reset.
+        stochastic_rounding: round to half types stochastically, so that small changes survive on average.
+        seed: of stochastic rounding, sampling and the random control.
+        bar: called with the number of bytes to do; returns what is called with those that are done.
+        **options: further options of :func:`lightning_rejuv.rejuvenate`: ``omega``, ``positions``,
+            ``positions_per_response``, ``rank_by``, ``scope``, ``budget``, ``alpha_target``.
+
+    Returns:
+        The report, which stands in the output as ``rejuvenation.json`` too.
+
+    Raises:
+        ValueError: an argument, a file or a pair of checkpoints that cannot be fused. Nothing is written.
+        FileExistsError: the output exists.
+        OSError: reading or writing failed, or the disk is full; nothing is left under the output's name.
+    """
+    asked = Options(alpha=alpha, reset_fraction=reset_fraction, seed=seed, **options)
+    for name, value in (("dtype", dtype), ("compute_dtype", compute_dtype)):
+        if value not in DTYPES and not (name == "dtype" and value is None):
+            raise ValueError(f"Expected argument `{name}` to be one of {sorted(DTYPES)} but got {value!r}.")
+    loads = reset_fraction > 0 or asked.searches_alpha
+    if loads and calibration is None:
+        raise ValueError(
+            "Expected calibration data for the reset and for `alpha='auto'` but got none. Pass a JSONL "
+            "file with "
+            "prompts and responses as in SFT, or set `reset_fraction=0` (`--reset-fraction 0`) for fusion "
+            "alone."
+        )
+    base, sft, out = Path(base), Path(sft), Path(out)
+    check_free(out)
+    check_apart(out, base, sft)
+    if (sft / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{str(sft)!r} is an adapter: use `rejuvenate_adapter` or `merge_adapter`.")
+
+    ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
+    check_fusable(ours, "SFT model")
+    check_fusable(theirs, "base")
+    warnings = check_same_architecture(ours, theirs)
+    pairing = pair_up(ours, theirs)
+    fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
+    given = 1.0 if isinstance(alpha, str) else alpha
+    recipe = Recipe(
+        alpha_by_name(given, fused),
+        DTYPES[dtype] if dtype else None,
+        stochastic_rounding,
+        seed,
+        omega=asked.omega,
+    )
+    size = output_size(ours, recipe.dtype)
+    check_room(out, size + sidecar_size(sft))
+
+    with ExitStack() as stack:
+        partial = stack.enter_context(new_directory(out))
+        hasher = stack.enter_context(Hasher({"base": _files(theirs), "sft": _files(ours)}))
+        attribution = None
+        if loads:
+            from lightning_rejuv.handoff.reset import plan_on_disk
+
+            scratch = partial / "scratch"
+            scratch.mkdir()
+            assert calibration is not None
+            plan = plan_on_disk(
+                ours, theirs, pairing, asked, Path(calibration), device, DTYPES[compute_dtype], scratch
+            )
+            shutil.rmtree(scratch)
+            recipe = replace(recipe, resets=plan.resets)
+            if plan.alpha is not None:
+                given = plan.alpha
+                recipe = replace(recipe, alphas=dict.fromkeys(fused, given))
+            attribution = plan.attribution
+        with FileWriter(partial) as writer:
+            progress = bar(ours.nbytes) if bar else lambda _: None
+            stream = FusionStream(ours, theirs, pairing.pairs, recipe)
+            stream.write(writer, progress)
+        report = HandoffReport(
+            version=version("lightning-rejuv"),
+            output=str(out),
+            form="model",
+            inputs={
+                role: {"path": str(path), "sha256": hasher.digests()[role]}
+                for role, path in (("base", base), ("sft", sft))
+            },
+            outputs=writer.digests,
+            options={
+                **vars(asked),
+                "dtype": dtype,
+                "compute_dtype": compute_dtype if loads else None,
+                "stochastic_rounding": stochastic_rounding,
+            },
+            alpha=given,
+            tensors=stream.measured,
+            vocabulary=_vocabulary(pairing),
+            unused=pairing.unused,
+            warnings=tuple(warnings),
+            reset={name: pattern.count for name, pattern in recipe.resets.items()},
+            attribution=attribution,
+        )
+        _write_beside(partial, ours, recipe, size, report)
+    return report
+
+
+def _write_beside(partial: Path, sft: Checkpoint, recipe: Recipe, size: int, report: HandoffReport) -> None:
+    copy_sidecar(sft.path, partial, recipe.dtype)
+    if sft.index is not None:
+        same = recipe.dtype is None
+        write_file(partial / INDEX, index_bytes(sft.path) if same else new_index(sft.index, size))
+    write_report(partial, sft.path, report)
+
+
+def _vocabulary(pairing: Pairing) -> dict[str, int] | None:
+    rows = pairing.rows
+    if rows is None or rows.identity:
+        return None
+    return {"shared": rows.shared, "moved": rows.moved, "new in the SFT model": rows.new}
+
+
+def _files(checkpoint: Checkpoint) -> tuple[Path, list[str]]:
+    return checkpoint.path, list(checkpoint.shards)

@@ -1,0 +1,125 @@
+"""What was written to disk, from what and how: ``rejuvenation.json``, and a section of the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
+
+_BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
+
+
+@dataclass(frozen=True)
+class HandoffReport:
+    """A rejuvenation from disk to disk. ``print(report)`` is a table.
+
+    Attributes:
+        version: of lightning_rejuv.
+        output: the directory.
+        form: ``"model"`` or ``"adapter"``.
+        inputs: for each role its path and the SHA-256 of its files.
+        outputs: the SHA-256 of every weight file.
+        options: what was asked for.
+        alpha: weight of the SFT model in the fusion; or one for each pattern of names.
+        tensors: what was measured, by name on disk; empty where the base was not read.
+        vocabulary: rows that are shared, moved and new in the SFT model; None where nothing differs.
+        unused: tensors that only the base has.
+        warnings: what deserves a look.
+        reset: number of weights that were reset, by name on disk.
+        attribution: how neurons were chosen, and the search for alpha; None for fusion alone.
+    """
+
+    version: str
+    output: str
+    form: str
+    inputs: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, str]
+    options: Mapping[str, Any]
+    alpha: float | Mapping[str, float]
+    tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    vocabulary: Mapping[str, int] | None = None
+    unused: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    reset: Mapping[str, int] = field(default_factory=dict)
+    attribution: Mapping[str, Any] | None = None
+
+    @property
+    def total(self) -> TensorStatistics:
+        """All tensors as one vector."""
+        return pooled(self.tensors.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, dicts, strings and numbers that JSON has."""
+        plain = {**asdict(self), "total": row(self.total), "unused": list(self.unused)}
+        plain["tensors"] = {name: row(statistics) for name, statistics in self.tensors.items()}
+        return {**plain, "warnings": list(self.warnings)}
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        total = self.total
+        yield f"Rejuvenated {self.form} in {self.output}"
+        yield f"  alpha            {self.alpha if isinstance(self.alpha, Mapping) else round(self.alpha, 3)}"
+        if self.tensors:
+            yield f"  drift            {total.drift:.4f}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
+            yield f"  changed by SFT   {total.changed_share:.1%} of the weights"
+            yield f"  rounding loss    {total.rounding_loss:.1%} of those stay where SFT or the base has them"
+        if self.reset:
+            yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
+        if self.attribution:
+            yield from self._attributed(self.attribution)
+        if self.vocabulary:
+            yield "  vocabulary       " + ", ".join(f"{n} {what}" for what, n in self.vocabulary.items())
+        if self.unused:
+            yield f"  unused           {len(self.unused)} tensors that only the base has"
+        for warning in self.warnings:
+            yield f"  warning          {warning}"
+
+    def _attributed(self, found: Mapping[str, Any]) -> Iterator[str]:
+        if found.get("neurons"):
+            share = found["neurons_reset"] / found["neurons"]
+            yield f"  neurons reset    {found['neurons_reset']} of {found['neurons']} ({share:.2%})"
+        if "entropy_sft" in found:
+            entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
+            yield f"  token entropy    {entropies}, before the fusion, teacher-forced"
+        if found.get("search"):
+            yield f"  alpha found by   {found['search']['rule']}, target {found['search']['target']:g}"
+
+    def card(self, existing: str) -> str:
+        """Return a model card with a section on the rejuvenation; one that is there is replaced."""
+        before, found, rest = existing.partition(_BEGIN)
+        after = rest.partition(_END)[2] if found else ""
+        lines = [f"- {line.strip()}" for line in list(self._lines())[1:]]
+        section = [
+            _BEGIN,
+            "## Rejuvenation",
+            "",
+            f"Written by `lightning-rejuv` {self.version}: base-anchored fusion"
+            + (" and attribution-targeted reset" if self.reset else "")
+            + " of the SFT model with its base ([arXiv 2606.09932](https://arxiv.org/abs/2606.09932)), to be",
+            "trained further with reinforcement learning. Inputs, hashes and options: `rejuvenation.json`.",
+            "",
+            *lines,
+            _END,
+        ]
+        return (
+            before.rstrip("\n")
+            + ("\n\n" if before.strip() else "")
+            + "\n".join(section)
+            + "\n"
+            + after.lstrip("\n")
+        )
+
+
+def row(statistics: TensorStatistics) -> dict[str, float | int | None]:
+    """Return what was measured as JSON can hold it; an infinite drift is null."""
+    return {
+        "drift": statistics.drift if math.isfinite(statistics.drift) else None,
+        "weights": statistics.count,
+        "changed": statistics.changed_share,
+        "rounding_loss": statistics.rounding_loss,
+    }

@@ -1,0 +1,129 @@
+"""Which weights on disk the attribution-targeted reset returns to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.access.targets import open_targets
+from lightning_rejuv.anchor import Anchor, match
+from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.disk_names import on_disk
+from lightning_rejuv.handoff.models import load_model, load_tokenizer
+from lightning_rejuv.handoff.pairing import Pairing
+from lightning_rejuv.handoff.pattern import Pattern
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes
+from lightning_rejuv.handoff.stream import FusionStream, Recipe
+from lightning_rejuv.handoff.writer import FileWriter
+from lightning_rejuv.options import Options
+from lightning_rejuv.plan import Data, Plan, make_plan
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """What a loaded model says is to be done to its checkpoint.
+
+    Attributes:
+        alpha: the alpha that was found; None where it was given.
+        resets: the weights to reset, by name on disk.
+        attribution: how they were chosen, in numbers.
+    """
+
+    alpha: float | None
+    resets: Mapping[str, Pattern]
+    attribution: dict[str, Any]
+
+
+def plan_on_disk(
+    sft: Checkpoint,
+    base: Checkpoint,
+    pairing: Pairing,
+    options: Options,
+    calibration: Path,
+    device: str,
+    dtype: torch.dtype,
+    scratch: Path,
+) -> DiskPlan:
+    """Load the SFT model, attribute, select, and find the selected neurons on disk.
+
+    Args:
+        sft: the SFT model.
+        base: its base.
+        pairing: which of their tensors belong together.
+        options: alpha, fraction, rule and ranking.
+        calibration: JSONL, see :func:`read_dialogues`.
+        device: where models are run.
+        dtype: in which dtype.
+        scratch: an empty directory for a copy of the base in the SFT model's layout, if one is needed.
+
+    Raises:
+        ValueError: what :func:`lightning_rejuv.rejuvenate` refuses, or a neuron that has no place on disk.
+    """
+    model = load_model(sft.path, device, dtype)
+    tokenizer = load_tokenizer(sft.path)
+    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
+    targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
+    plan = make_plan(model, targets, Data(batches), options)
+    found: dict[str, Any] = {
+        "calibration": str(calibration),
+        "dialogues": sum(len(batch["input_ids"]) for batch in batches),
+        "neurons": sum(reset.group.count for reset in plan.resets),
+        "neurons_reset": sum(len(reset.index) for reset in plan.resets),
+        "search": asdict(plan.search) if plan.search else None,
+    }
+    if plan.comparison and plan.attribution:
+        found["positions"] = plan.attribution.positions
+        found["reconstruction_error"] = plan.attribution.error
+        found["entropy_sft"] = plan.comparison.entropy_sft
+        found["entropy_base"] = plan.comparison.entropy_base
+    return DiskPlan(
+        plan.search.alpha if plan.search else None, on_disk(model, sft, masks(model, plan)), found
+    )
+
+
+def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Return the neurons that a plan resets as masks of the model's parameters."""
+    selected: dict[str, Tensor] = {}
+    for reset in plan.resets:
+        if not reset.index.numel():
+            continue
+        group = reset.group
+        for name, dim in ((group.parameter, group.dim), (group.bias, 0)):
+            if name is None:
+                continue
+            if name not in selected:
+                selected[name] = torch.zeros(model.get_parameter(name).shape, dtype=torch.bool)
+            group.matrix(selected[name]).index_fill_(dim, reset.index.cpu(), True)
+    return selected
+
+
+def anchor_for(
+    model: nn.Module, sft: Checkpoint, base: Checkpoint, pairing: Pairing, dtype: torch.dtype, scratch: Path
+) -> Anchor:
+    """Open the base's files where they hold the model's own names and shapes, else a copy that does."""
+    anchor = Anchor.open(base.path)
+    try:
+        match(model, anchor)
+        plain = pairing.rows is None or pairing.rows.identity
+    except ValueError:
+        plain = False
+    if plain:
+        return anchor
+    _aligned(sft, base, pairing, scratch)
+    return Anchor.open(load_model(scratch, "cpu", dtype))
+
+
+def _aligned(sft: Checkpoint, base: Checkpoint, pairing: Pairing, target: Path) -> None:
+    """Write the base with the SFT model's names, vocabulary and tying: a fusion with alpha 0."""
+    with FileWriter(target) as writer:
+        recipe = Recipe(dict.fromkeys(pairing.pairs, 0.0))
+        FusionStream(sft, base, pairing.pairs, recipe).write(writer, lambda _: None)
+    copy_sidecar(sft.path, target, None)
+    if sft.index is not None:
+        (target / INDEX).write_bytes(index_bytes(sft.path))

@@ -1,0 +1,77 @@
+"""What is measured on the way: drift of a tensor from the base, and what rounding takes from its fusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Every how many rows weights are compared one by one; norms are always of all weights.
+_SAMPLED_ROWS = 8
+
+
+@dataclass
+class TensorStatistics:
+    """Sums over the weights of one tensor, or of several.
+
+    Attributes:
+        difference: ‖w - b‖² in float64.
+        base: ‖b‖².
+        count: number of weights.
+        sampled: number of weights in the rows that are compared one by one.
+        changed: how many of them differ from the base.
+        stuck: how many of the changed ones have a fusion that rounds to one of its two end points.
+    """
+
+    difference: float = 0.0
+    base: float = 0.0
+    count: int = 0
+    sampled: int = 0
+    changed: int = 0
+    stuck: int = 0
+
+    @property
+    def drift(self) -> float:
+        """Relative L2 distance ‖w - b‖ / ‖b‖; infinite where only the base is zero."""
+        if self.base == 0.0:
+            return math.inf if self.difference else 0.0
+        return math.sqrt(self.difference / self.base)
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the weights that differ from the base; an estimate from every eighth row."""
+        return self.changed / self.sampled if self.sampled else 0.0
+
+    @property
+    def rounding_loss(self) -> float:
+        """Share of the changed weights that fusion leaves at one of the two end points; an estimate."""
+        return self.stuck / self.changed if self.changed else 0.0
+
+    def add_norms(self, sft: Tensor, base: Tensor) -> None:
+        """Add rows in float32 or float64."""
+        difference = (sft - base).flatten()
+        flat = base.flatten()
+        self.difference += float(torch.dot(difference, difference))
+        self.base += float(torch.dot(flat, flat))
+        self.count += flat.numel()
+
+    def add_rounding(self, sft: Tensor, base: Tensor, fused: Tensor) -> None:
+        """Add rows before the fusion and after it, rounded; every eighth row is looked at."""
+        ours, theirs, result = (t[::_SAMPLED_ROWS] for t in (sft, base, fused))
+        changed = ours != theirs
+        stuck = changed & ((result == ours) | (result == theirs))
+        self.sampled += changed.numel()
+        self.changed += int(changed.count_nonzero())
+        self.stuck += int(stuck.count_nonzero())
+
+
+def pooled(statistics: Iterable[TensorStatistics]) -> TensorStatistics:
+    """Sum over tensors, as if they were one vector."""
+    total = TensorStatistics()
+    for one in statistics:
+        for field in ("difference", "base", "count", "sampled", "changed", "stuck"):
+            setattr(total, field, getattr(total, field) + getattr(one, field))
+    return total

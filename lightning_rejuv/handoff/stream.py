@@ -1,0 +1,266 @@
+"""Fusion of two checkpoints on disk, a few rows at a time: read both, lerp, round once, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv.access.edit import lerp_
+from lightning_rejuv.handoff.checkpoint import Checkpoint, Reader, reading
+from lightning_rejuv.handoff.header import Entry, build_header
+from lightning_rejuv.handoff.pairing import Pair
+from lightning_rejuv.handoff.pattern import Pattern
+from lightning_rejuv.handoff.rounding import stochastic_round, to_nearest
+from lightning_rejuv.handoff.statistics import TensorStatistics
+from lightning_rejuv.handoff.writer import FileWriter
+
+_PIECE = 1 << 18  # weights that are worked on at a time: what a core's cache holds
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Progress = Callable[[int], object]
+# Rows of the SFT model's tensor: its entry, the first row, the row after the last.
+SftRows = Callable[[Entry, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every tensor.
+
+    Attributes:
+        alphas: weight of the SFT model in the fusion, by name on disk.
+        dtype: of the output; None keeps every tensor's own.
+        stochastic: round stochastically where the output is of a half type.
+        seed: of the stochastic rounding.
+        resets: by name on disk, the weights that are moved on toward the base after the fusion.
+        omega: weight of the base there.
+    """
+
+    alphas: Mapping[str, float]
+    dtype: torch.dtype | None = None
+    stochastic: bool = False
+    seed: int = 0
+    resets: Mapping[str, Pattern] = field(default_factory=dict)
+    omega: float = 1.0
+
+
+def output_dtypes(sft: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """Return the output's dtype of every tensor.
+
+    With a ``dtype`` the tensors of the model's main dtype get it. Those that the model keeps in another
+    (a router's bias in float32) keep theirs; integers and booleans are never converted.
+    """
+    own = {name: entry.dtype for name, (_, entry) in sft.place.items()}
+    if dtype is None:
+        return own
+    sizes: dict[torch.dtype, int] = {}
+    for name, kind in own.items():
+        if kind.is_floating_point:
+            sizes[kind] = sizes.get(kind, 0) + sft.entry(name).numel
+    main = max(sizes, key=lambda kind: sizes[kind])
+    return {name: dtype if kind == main else kind for name, kind in own.items()}
+
+
+class FusionStream:
+    """The fusion of two checkpoints, piece by piece, in the SFT model's shards, names and order.
+
+    Every weight is computed in float32 (float64 where a checkpoint is) and rounded once. Memory is a few
+    pieces of a few hundred thousand weights, whatever the size of model, tensor and shard.
+
+    Args:
+        sft: the SFT model, or what has its shards, names and shapes.
+        base: the base.
+        pairs: which of the base's tensors each one is fused with, by name.
+        recipe: alpha, dtype, rounding, resets.
+        sft_rows: gives the SFT model's weights where they are not those in its files.
+
+    Attributes:
+        measured: what was measured, for every tensor that was fused so far.
+    """
+
+    def __init__(
+        self,
+        sft: Checkpoint,
+        base: Checkpoint,
+        pairs: Mapping[str, Pair],
+        recipe: Recipe,
+        sft_rows: SftRows | None = None,
+    ) -> None:
+        self._sft, self._base, self._pairs, self._recipe, self._sft_rows = sft, base, pairs, recipe, sft_rows
+        self.measured: dict[str, TensorStatistics] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, bytes | Tensor, int]]:
+        """Yield the file, what comes next in it, and how many of the SFT model's bytes that was.
+
+        Raises:
+            ValueError: NaN or infinity in a tensor, which is named.
+            OSError: reading failed.
+        """
+        dtypes = output_dtypes(self._sft, self._recipe.dtype)
+        with one_thread(), reading(self._sft, self._base) as (ours, theirs):
+            for file, header in self._sft.shards.items():
+                table = [(e.name, dtypes[e.name], e.shape) for e in header.entries]
+                yield file, build_header(table, header.metadata), 0
+                for entry in header.entries:
+                    pair = self._pairs[entry.name]
+                    rows = self._sft_rows if self._sft_rows and pair.base else rows_of(ours)
+                    where = str(self._sft.path)
+                    fuser = _Fuser(
+                        where, self._base, theirs, entry, pair, dtypes[entry.name], self._recipe, rows
+                    )
+                    for piece in fuser.pieces():
+                        yield file, piece, piece.numel() * entry.dtype.itemsize
+                    if pair.base is not None:
+                        self.measured[entry.name] = fuser.measured
+
+    def write(self, writer: FileWriter, progress: Progress) -> None:
+        """Write all of it; ``progress`` is called with the number of the SFT model's bytes that were done."""
+        for file, content, done in self:
+            writer.write(file, content)
+            progress(done)
+
+    def measure(self, progress: Progress) -> None:
+        """Compute all of it and write nothing."""
+        for _, _, done in self:
+            progress(done)
+
+
+def output_size(sft: Checkpoint, dtype: torch.dtype | None) -> int:
+    """Return how many bytes the output's tensors have."""
+    kinds = output_dtypes(sft, dtype)
+    return sum(sft.entry(name).numel * kind.itemsize for name, kind in kinds.items())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small pieces are not worth splitting: where cores are busy, threads that wait for each other spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return a tensor's shape as rows of its last dimension; a vector is a column.
+
+    >>> grid((2, 3, 4)), grid((5,)), grid(())
+    ((6, 4), (5, 1), (1, 1))
+    """
+    columns = shape[-1] if len(shape) > 1 else 1
+    rows = 1
+    for size in shape[: len(shape) - (len(shape) > 1)]:
+        rows *= size
+    return rows, columns
+
+
+def rows_of(reader: Reader) -> SftRows:
+    """Read rows of a checkpoint's tensors from its files."""
+
+    def read(entry: Entry, start: int, stop: int) -> Tensor:
+        columns = grid(entry.shape)[1]
+        return reader.read(entry.name, start * columns, (stop - start) * columns).view(-1, columns)
+
+    return read
+
+
+class _Fuser:
+    """One tensor, piece by piece."""
+
+    def __init__(
+        self,
+        sft: str,
+        base: Checkpoint,
+        theirs: Reader,
+        entry: Entry,
+        pair: Pair,
+        dtype: torch.dtype,
+        recipe: Recipe,
+        sft_rows: SftRows,
+    ) -> None:
+        self._sft, self._base, self._theirs, self._sft_rows = sft, base, theirs, sft_rows
+        self._entry, self._pair, self._dtype, self._recipe = entry, pair, dtype, recipe
+        self._alpha = recipe.alphas.get(entry.name, 1.0)
+        self._pattern = recipe.resets.get(entry.name)
+        seed = hashlib.sha256(f"{recipe.seed} {entry.name}".encode()).digest()[:8]
+        self._generator = torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+        self.measured = TensorStatistics()
+
+    def pieces(self) -> Iterator[Tensor]:
+        rows, columns = grid(self._entry.shape)
+        step = max(1, _PIECE // max(1, columns))
+        for start in range(0, rows if columns else 0, step):
+            stop = min(rows, start + step)
+            yield self._piece(self._sft_rows(self._entry, start, stop), start, stop)
+
+    def _piece(self, sft: Tensor, start: int, stop: int) -> Tensor:
+        if self._pair.base is None:
+            return sft.to(self._dtype)
+        base, kept = self._base_rows(start, stop, sft)
+        exact = torch.promote_types(torch.promote_types(sft.dtype, base.dtype), torch.float32)
+        # float32 inputs are lerped in place: the originals are needed afterwards.
+        ours, theirs = sft.to(exact), base.to(exact)
+        self.measured.add_norms(ours, theirs)
+        fused = lerp_(ours.clone(), theirs, 1.0 - self._alpha)
+        if self._pattern is not None:
+            mask = self._pattern.rows(start, stop)
+            if kept is not None:
+                mask = mask & ~kept[:, None]
+            fused = torch.where(mask, lerp_(fused.clone(), theirs, self._recipe.omega), fused)
+        out = self._round(fused)
+        if self._alpha < 1.0:
+            self.measured.add_rounding(ours, theirs, out)
+        self._check_finite(out, ours, theirs)
+        return out
+
+    def _base_rows(self, start: int, stop: int, sft: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The base's rows, and which are the SFT model's own because the base has none."""
+        name, columns = self._pair.base, sft.shape[1]
+        assert name is not None
+        if self._pair.rows is None:
+            return self._theirs.read(name, start * columns, (stop - start) * columns).view(-1, columns), None
+        index = self._pair.rows.rows[start:stop]
+        kept = index < 0
+        # A row that stands in for itself is fused with itself and so stays as it is, bit for bit.
+        kind = torch.promote_types(self._base.entry(name).dtype, sft.dtype)
+        base = sft.to(kind, copy=True)
+        for at, first, count in _runs(index):
+            block = self._theirs.read(name, first * columns, count * columns)
+            base[at : at + count] = block.view(-1, columns).to(kind)
+        return base, kept
+
+    def _round(self, fused: Tensor) -> Tensor:
+        if self._recipe.stochastic:
+            return stochastic_round(fused, self._dtype, self._generator)
+        return to_nearest(fused, self._dtype)
+
+    def _check_finite(self, out: Tensor, sft: Tensor, base: Tensor) -> None:
+        if bool(torch.isfinite(torch.stack(torch.aminmax(out))).all()):  # NaN is both, where there is one
+            return
+        for tensor, where in (
+            (sft, self._sft),
+            (base, self._base.path),
+            (out, "the fusion in its dtype"),
+        ):
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(
+                    f"Expected finite weights but {self._entry.name!r} holds NaN or infinity in "
+                    f"{str(where)!r}."
+                )
+
+
+def _runs(index: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Split a row map into runs of consecutive base rows: (first place, first base row, length)."""
+    values = index.tolist()
+    start = 0
+    for stop in range(1, len(values) + 1):
+        if stop == len(values) or values[stop] != values[stop - 1] + 1 or values[stop - 1] < 0:
+            if values[start] >= 0:
+                yield start, values[start], stop - start
+            start = stop

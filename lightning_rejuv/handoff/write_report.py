@@ -1,0 +1,46 @@
+"""What every output directory has: its report, its model card; and what every output has to keep clear of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from lightning_rejuv.handoff.directory import write_file
+from lightning_rejuv.handoff.report import HandoffReport
+from lightning_rejuv.handoff.sidecar import CARD, REPORT
+
+
+def write_report(partial: Path, card_from: Path, report: HandoffReport) -> None:
+    """Write ``rejuvenation.json`` and the model card."""
+    text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(partial / REPORT, text.encode())
+    card = card_from / CARD
+    existing = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    write_file(partial / CARD, report.card(existing).encode())
+
+
+def check_apart(out: Path, *inputs: Path) -> None:
+    """Refuse an output inside of an input.
+
+    Raises:
+        ValueError: with both paths.
+    """
+    for path in inputs:
+        if path.resolve() in (out.resolve(), *out.resolve().parents):
+            raise ValueError(f"Expected the output {str(out)!r} to lie outside of the input {str(path)!r}.")
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Refuse to begin where the disk cannot hold the output.
+
+    Raises:
+        OSError: with what is needed and what is free.
+    """
+    existing = next(p for p in out.absolute().parents if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"Expected {needed / 2**30:.2f} GiB free at {str(existing)!r} for the output but there are "
+            f"{free / 2**30:.2f} GiB."
+        )

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_rejuv.handoff import is_adapter, merge_adapter, rejuvenate_adapter, verify
+from tests.handoff.checkpoints import tensors, write_tokenizer
+from tests.handoff.families import tiny
+
+peft = pytest.importorskip("peft", reason="peft is not installed (it comes with the dev extra's trl)")
+
+_LINEAR = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+KINDS = {
+    "lora": ("llama", {}),
+    "rslora": ("llama", {"use_rslora": True}),
+    "patterns": (
+        "llama",
+        {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 5}},
+    ),
+    "embedding": ("llama", {"target_modules": [*_LINEAR, "embed_tokens"]}),
+    "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "bias": ("qwen2", {"bias": "all"}),
+    "whole": ("llama", {"modules_to_save": ["lm_head", "norm"]}),
+    "dora": ("llama", {"use_dora": True}),
+}
+
+
+def write_adapter(path, kind, seed=0):
+    """A base in float32 and an adapter with random weights; returns the base and the merged model in float64."""
+    family, settings = KINDS[kind]
+    base = tiny(family, dtype=torch.float32)
+    base.save_pretrained(path / "base")
+    write_tokenizer(path / "base")
+    usual = {"r": 4, "lora_alpha": 6, "target_modules": _LINEAR, "task_type": "CAUSAL_LM"}
+    config = peft.LoraConfig(**{**usual, **settings})
+    model = peft.get_peft_model(base, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.rand(parameter.shape, generator=generator))
+            elif parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(path / "adapter")
+    write_tokenizer(path / "adapter")
+    return path / "base", path / "adapter"
+
+
+def load(base, adapter=None):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    if adapter is not None:
+        model = (
+            peft.PeftModel.from_pretrained(model, adapter, torch_dtype=torch.float64)
+            .double()
+            .merge_and_unload()
+        )
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def close(got, expected):
+    assert got.keys() == expected.keys()
+    for name, tensor in got.items():
+        error = float((tensor - expected[name]).abs().max() / expected[name].abs().max())
+        assert error < 1e-6, (name, error)
+
+
+def mean(base, sft, alpha):
+    return {name: alpha * sft[name] + (1 - alpha) * base[name] for name in base}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dora"])
+def test_adapter_out_is_the_fusion_with_the_base(kind, tmp_path):
+    base, adapter = write_adapter(tmp_path, kind)
+    given = base if kind in ("whole", "bias") else None
+    report = rejuvenate_adapter(adapter, tmp_path / "out", base=given, alpha=0.3)
+    assert report.form == "adapter"
+    close(load(base, tmp_path / "out"), mean(load(base), load(base, adapter), 0.3))
+    assert (tmp_path / "out" / "adapter_config.json").read_bytes() == (
+        adapter / "adapter_config.json"
+    ).read_bytes()
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == (
+        adapter / "chat_template.jinja"
+    ).read_bytes()
+    assert is_adapter(tmp_path / "out")
+    assert ("base" in report.inputs) == (given is not None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_merged_out_is_the_fusion_with_the_base(kind, alpha, tmp_path):
+    base, adapter = write_adapter(tmp_path, kind)
+    merge_adapter(base, adapter, tmp_path / "out", alpha=alpha)
+    close(load(tmp_path / "out"), mean(load(base), load(base, adapter), alpha))
+    assert verify(tmp_path / "out"), verify(tmp_path / "out")
+
+
+def test_merged_in_half_precision_is_rounded_once(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    merge_adapter(base, adapter, tmp_path / "out", alpha=0.5, dtype="bfloat16")
+    expected = mean(load(base), load(base, adapter), 0.5)
+    for name, tensor in tensors(tmp_path / "out").items():
+        exact = expected[name]
+        step = torch.finfo(torch.bfloat16).eps / 2
+        assert bool(((tensor.double() - exact).abs() <= 1.01 * step * exact.abs() + 1e-7).all()), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_alpha_by_module(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    rejuvenate_adapter(adapter, tmp_path / "out", alpha={"*layers.0*": 0.0, "*": 1.0})
+    ours, theirs = load(base, adapter), load(base)
+    close(load(base, tmp_path / "out"), {n: theirs[n] if "layers.0" in n else ours[n] for n in ours})
+
+
+def test_what_is_no_scaled_adapter_is_refused(tmp_path):
+    _, adapter = write_adapter(tmp_path, "dora")
+    with pytest.raises(ValueError, match="is DoRA"):
+        rejuvenate_adapter(adapter, tmp_path / "out")
+    whole = tmp_path / "w"
+    whole.mkdir()
+    _, adapter = write_adapter(whole, "whole")
+    with pytest.raises(ValueError, match=r"replaces whole tensors of the base .* pass `base`"):
+        rejuvenate_adapter(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "Expected a LoRA adapter"),
+        ({"init_lora_weights": "pissa_niter_16"}, "changes the base"),
+        ({"target_parameters": ["experts.up"]}, "target_parameters"),
+        ({"lora_alpha": None}, "`lora_alpha`"),
+    ],
+)
+def test_other_kinds_of_adapters_are_refused(tmp_path, change, message):
+    base, adapter = write_adapter(tmp_path, "lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=message):
+        rejuvenate_adapter(adapter, tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        merge_adapter(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_malformed_adapters_are_refused(tmp_path):
+    _, adapter = write_adapter(tmp_path, "lora")
+    file = adapter / "adapter_model.safetensors"
+    state = load_file(file)
+    first = next(name for name in state if "lora_A" in name)
+    for broken, message in (
+        ({n: t for n, t in state.items() if n != first}, "Expected both"),
+        ({n: t[:2] if n == first else t for n, t in state.items()}, "Expected matrices"),
+        ({**state, "other.weight": torch.ones(2)}, "to begin with"),
+        ({**state, "base_model.model.x.lora_other": torch.ones(2)}, "is not known"),
+        ({n: t * float("nan") for n, t in state.items()}, "NaN or infinity"),
+    ):
+        save_file(broken, file)
+        with pytest.raises(ValueError, match=message):
+            rejuvenate_adapter(adapter, tmp_path / "out")
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="pickled weights are never read"):
+        rejuvenate_adapter(adapter, tmp_path / "out")
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    for other, message in (
+        (tiny("llama", intermediate_size=20), "to have the shape"),
+        (tiny("gpt2"), "to hold"),
+    ):
+        other.save_pretrained(tmp_path / message)
+        with pytest.raises(ValueError, match=message):
+            merge_adapter(tmp_path / message, adapter, tmp_path / "out")
+    write_tokenizer(adapter, [f"t{i}" for i in range(60)])
+    with pytest.raises(ValueError, match="beyond the base's 48 embedding rows"):
+        merge_adapter(base, adapter, tmp_path / "out")

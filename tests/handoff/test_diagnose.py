@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
+from tests.conftest import shifted
+from tests.handoff.checkpoints import pair, tensors, write_calibration, write_tokenizer
+from tests.handoff.families import tiny
+
+
+@pytest.fixture
+def models(tmp_path):
+    return pair(tmp_path)
+
+
+def sharpen(path, scale=6.0):
+    """What excessive SFT leaves: logits that have grown."""
+    for file in path.glob("*.safetensors"):
+        state = {n: t for n, t in tensors(path).items() if n in _held(file)}
+        save_file(
+            {n: t * scale if n == "lm_head.weight" else t for n, t in state.items()}, file, {"format": "pt"}
+        )
+
+
+def _held(file):
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        return set(f.keys())
+
+
+def by_check(diagnosis):
+    return {finding.check: finding for finding in diagnosis.findings}
+
+
+def test_drift_from_the_files_alone(models):
+    base, sft = models
+    diagnosis = diagnose(base, sft)
+    ours, theirs = tensors(sft), tensors(base)
+    for name, tensor in ours.items():
+        expected = float((tensor.double() - theirs[name].double()).norm() / theirs[name].double().norm())
+        assert diagnosis.tensors[name].drift == pytest.approx(expected, rel=1e-5)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", 0.5, None)
+    assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
+    written = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0)
+    assert diagnosis.total.rounding_loss == written.total.rounding_loss  # what it foretells is what comes
+    assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
+    assert "drift by layer" in str(diagnosis)
+
+
+def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded")
+    )
+    diagnose(*models)
+
+
+def test_the_base_itself_is_unchanged(models):
+    base, _ = models
+    diagnosis = diagnose(base, base)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("unchanged", 1.0, 0.0)
+
+
+def test_a_sharpened_model_is_over_trained_and_a_mild_one_is_not(tmp_path):
+    base, sft = pair(tmp_path, drift=0.01)
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    mild = diagnose(base, sft, calibration=calibration)
+    assert (mild.verdict, mild.alpha) == ("healthy", 1.0), str(mild)
+    sharpen(sft)
+    diagnosis = diagnose(base, sft, calibration=calibration)
+    behaviour = diagnosis.behaviour
+    assert behaviour is not None
+    assert diagnosis.verdict == "over-trained"
+    assert behaviour.entropy_ratio < 0.5 < mild.behaviour.entropy_ratio
+    assert behaviour.support_retention < -behaviour.search.target
+    assert 0.0 < diagnosis.alpha < 1.0
+    assert diagnosis.alpha == behaviour.search.alpha
+    assert "nats per response" in diagnosis.reason
+    json.dumps(diagnosis.to_dict(), allow_nan=False)
+
+
+def test_entropies_against_the_formula(models):
+    from transformers import AutoModelForCausalLM
+
+    from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+    from lightning_rejuv.handoff.models import load_tokenizer
+
+    base, sft = models
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    behaviour = diagnose(base, sft, calibration=calibration).behaviour
+    tokenizer = load_tokenizer(sft)
+    (batch,) = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
+    for path, got in ((base, behaviour.entropy_base), (sft, behaviour.entropy_sft)):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with torch.no_grad():
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].double()
+        log_p = logits.log_softmax(-1)[batch["labels"][:, 1:] != -100]
+        assert got == pytest.approx(float(-(log_p.exp() * log_p).sum(-1).mean()), rel=1e-4)
+
+
+def test_a_verifier_chooses_the_responses(models):
+    base, sft = models
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    seen = []
+
+    def right(prompt, response):
+        seen.append((prompt, response))
+        return len(seen) % 2
+
+    diagnosis = diagnose(base, sft, calibration=calibration, verifier=right)
+    assert diagnosis.behaviour.verified
+    assert diagnosis.behaviour.search.rule == "support_retention"
+    assert len(seen) == 6
+    assert all(prompt.startswith("<|user|>") and prompt.endswith("<|assistant|>") for prompt, _ in seen)
+    assert not any("<" in response.replace("<unk>", "") for _, response in seen)
+    assert "right answers of the base" in str(diagnosis)
+    with pytest.raises(ValueError, match="at least one verified response"):
+        diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
+    with pytest.raises(ValueError, match="Expected `calibration` with `verifier`"):
+        diagnose(base, sft, verifier=right)
+    for name in ("nowhere:f", "json:nothing", "json", ":", "json:__name__"):
+        with pytest.raises(ValueError, match="Expected `verifier`"):
+            diagnose(base, sft, calibration=calibration, verifier=name)
+
+
+def test_template_eos_and_vocabulary_are_looked_at(tmp_path):
+    base, sft = pair(tmp_path)
+    assert by_check(diagnose(base, sft))["chat template"].detail == "the SFT model's own"
+    (sft / "chat_template.jinja").unlink()
+    write_tokenizer(base)
+    finding = by_check(diagnose(base, sft))["chat template"]
+    assert (finding.ok, finding.detail) == (False, "lost in SFT: the base has one")
+    (sft / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    assert "[2, 5]" in by_check(diagnose(base, sft))["end of sequence"].detail
+    words = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
+    write_tokenizer(sft, ["<new>", *list(words)[1:]])
+    assert "1 new" in by_check(diagnose(base, sft))["vocabulary"].detail
+
+
+def test_what_cannot_be_compared_is_refused(models, tmp_path):
+    base, sft = models
+    tiny("qwen2").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="`model_type`"):
+        diagnose(tmp_path / "other", sft)
+    shifted(tiny("llama")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an adapter"):
+        diagnose(base, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="`compute_dtype`"):
+        diagnose(base, sft, compute_dtype="int8")

@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightning_rejuv.handoff import rejuvenate_checkpoint, verify
+from tests.handoff.checkpoints import TEMPLATE, edit_config, pair, tensors, write_tokenizer
+
+
+@pytest.fixture
+def models(tmp_path):
+    return pair(tmp_path)
+
+
+def fuse(base, sft, **options):
+    out = sft.parent / f"out{len(list(sft.parent.iterdir()))}"
+    report = rejuvenate_checkpoint(base, sft, out, **{"reset_fraction": 0, **options})
+    return out, report
+
+
+def resave(path, change):
+    """Rewrite a directory as one file with some tensors changed."""
+    state = change(tensors(path))
+    for file in (*path.glob("*.safetensors"), *path.glob("*.index.json")):
+        file.unlink()
+    save_file(
+        {name: t.contiguous() for name, t in state.items()}, path / "model.safetensors", {"format": "pt"}
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fusion_is_correctly_rounded(tmp_path, alpha, dtype):
+    base, sft = pair(tmp_path, dtype=dtype, tokenizer=False)
+    out, _ = fuse(base, sft, alpha=alpha)
+    ours, theirs = tensors(sft), tensors(base)
+    for name, tensor in tensors(out).items():
+        exact = alpha * ours[name].double() + (1 - alpha) * theirs[name].double()
+        assert tensor.dtype == dtype
+        if alpha in (0.0, 1.0) or (alpha == 0.5 and dtype != torch.float32):
+            assert torch.equal(tensor, exact.to(dtype)), name
+        # Half a step of the dtype, and what float32 arithmetic adds to it.
+        size = exact.abs().clamp_min(torch.finfo(dtype).smallest_normal)
+        half_step = (
+            size * torch.finfo(dtype).eps / 2 + 2e-7 * (ours[name].abs() + theirs[name].abs()).double()
+        )
+        assert bool(((tensor.double() - exact).abs() <= 1.01 * half_step).all()), name
+
+
+def test_half_and_half_in_bfloat16_is_exact_for_every_exponent(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    pattern = torch.randint(
+        -(2**15), 2**15, (32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.int16
+    )
+    wild = pattern.view(torch.bfloat16)
+    wild = torch.where(wild.abs() < 1e37, wild, 1.0)  # NaN and what overflows when added
+
+    def change(seed):
+        def apply(state):
+            generator = torch.Generator().manual_seed(seed)
+            for name in state:
+                if name.endswith("mlp.up_proj.weight"):
+                    flat = wild.flatten()
+                    state[name] = flat[
+                        torch.randperm(len(flat), generator=generator)[: state[name].numel()]
+                    ].view(state[name].shape)
+            return state
+
+        return apply
+
+    resave(base, change(0))
+    resave(sft, change(1))
+    out, _ = fuse(base, sft)
+    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    for name, tensor in fused.items():
+        assert torch.equal(tensor, (0.5 * ours[name].float() + 0.5 * theirs[name].float()).bfloat16()), name
+
+
+def test_mixed_dtypes_keep_the_sft_models_and_lose_nothing_on_the_way(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(base, lambda state: {name: t.float() + 1e-4 for name, t in state.items()})
+    norm = "model.norm.weight"
+    resave(sft, lambda state: {name: t.float() if name == norm else t for name, t in state.items()})
+    out, _ = fuse(base, sft, alpha=0.3)
+    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    assert fused[norm].dtype == torch.float32
+    for name, tensor in fused.items():
+        assert torch.equal(
+            tensor, torch.lerp(ours[name].float(), theirs[name].float(), 0.7).to(ours[name].dtype)
+        )
+
+
+@pytest.mark.parametrize("to", ["float32", "float16"])
+def test_another_dtype_is_said_in_config_and_index(models, to):
+    base, sft = models
+    norm = "model.norm.weight"
+    resave(sft, lambda state: {name: t.float() if name == norm else t for name, t in state.items()})
+    out, _ = fuse(base, sft, dtype=to)
+    fused = tensors(out)
+    assert {str(t.dtype) for name, t in fused.items() if name != norm} == {f"torch.{to}"}
+    assert fused[norm].dtype == torch.float32  # the SFT model's exception stays one
+    assert json.loads((out / "config.json").read_text())["dtype"] == to
+    ours, theirs = tensors(sft), tensors(base)
+    for name, tensor in fused.items():
+        assert torch.equal(tensor, (0.5 * ours[name].double() + 0.5 * theirs[name].double()).to(tensor.dtype))
+    assert verify(out)
+
+
+def test_stochastic_rounding_is_unbiased_and_repeats_by_seed(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(base, lambda state: {name: torch.ones_like(t) for name, t in state.items()})
+    resave(sft, lambda state: {name: torch.full_like(t, 1 + 1 / 128) for name, t in state.items()})
+    nearest, report = fuse(base, sft, alpha=0.25)
+    assert report.total.rounding_loss == 1.0
+    assert all(bool((t == 1).all()) for t in tensors(nearest).values())
+    first, second, other = (
+        fuse(base, sft, alpha=0.25, stochastic_rounding=True, seed=s)[0] for s in (0, 0, 1)
+    )
+    values = torch.cat([t.flatten() for t in tensors(first).values()]).double()
+    assert set(values.tolist()) == {1.0, 1 + 1 / 128}
+    assert abs(values.mean().item() - (1 + 0.25 / 128)) < 5 * (1 / 128) / (4 * len(values)) ** 0.5
+    same = [torch.equal(t, tensors(second)[name]) for name, t in tensors(first).items()]
+    assert all(same)
+    assert not all(torch.equal(t, tensors(other)[name]) for name, t in tensors(first).items())
+
+
+def test_alpha_by_name(models):
+    base, sft = models
+    out, report = fuse(base, sft, alpha={"*.layers.0.*": 1.0, "*embed*": 0.0, "*": 0.5})
+    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    for name, tensor in fused.items():
+        alpha = 1.0 if ".layers.0." in name else 0.0 if "embed" in name else 0.5
+        assert torch.equal(
+            tensor, (alpha * ours[name].float() + (1 - alpha) * theirs[name].float()).bfloat16()
+        ), name
+    assert report.to_dict()["alpha"]["*"] == 0.5
+    with pytest.raises(ValueError, match="no parameter fits"):
+        fuse(base, sft, alpha={"*.mpl.*": 1.0, "*": 0.5})
+
+
+def test_everything_beside_the_weights_is_the_sft_models(models):
+    base, sft = models
+    (sft / "generation_config.json").write_text('{"eos_token_id": [2, 5], "temperature": 0.7}')
+    (sft / "additional_chat_templates").mkdir()
+    (sft / "additional_chat_templates" / "tool.jinja").write_text("x")
+    (sft / "modeling_own.py").write_text("# custom code")
+    for left in ("optimizer.pt", "training_args.bin", "trainer_state.json", "pytorch_model.bin", "latest"):
+        (sft / left).write_bytes(b"x")
+    (sft / "global_step_1").mkdir()
+    (sft / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    out, _ = fuse(base, sft)
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "modeling_own.py",
+    ):
+        assert (out / name).read_bytes() == (sft / name).read_bytes(), name
+    assert (out / "model.safetensors.index.json").read_bytes() == (
+        sft / "model.safetensors.index.json"
+    ).read_bytes()
+    assert (out / "generation_config.json").read_bytes() == (sft / "generation_config.json").read_bytes()
+    assert (out / "additional_chat_templates" / "tool.jinja").read_text() == "x"
+    assert (out / "chat_template.jinja").read_text() == TEMPLATE
+    absent = {
+        "optimizer.pt",
+        "training_args.bin",
+        "trainer_state.json",
+        "pytorch_model.bin",
+        "latest",
+        "global_step_1",
+    }
+    assert not absent & set(os.listdir(out))
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n---\n# Mine\n")
+    assert "## Rejuvenation" in card
+    again, _ = fuse(base, out)
+    assert (again / "README.md").read_text().count("## Rejuvenation") == 1
+    assert verify(out), verify(out)
+
+
+def test_provenance_names_inputs_and_outputs_by_their_sha256(models):
+    base, sft = models
+    out, report = fuse(base, sft, alpha=0.4)
+    said = json.loads((out / "rejuvenation.json").read_text())
+    assert said == json.loads(json.dumps(report.to_dict()))
+    for role, path in (("base", base), ("sft", sft)):
+        found = said["inputs"][role]["sha256"]
+        assert {p.name for p in path.glob("*.safetensors")} | {"config.json", "tokenizer.json"} <= set(found)
+        for name, digest in found.items():
+            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest
+    for name, digest in said["outputs"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+    assert said["options"]["alpha"] == said["alpha"] == 0.4
+    reference = torch.cat(
+        [(t.double() - tensors(base)[n].double()).flatten() for n, t in tensors(sft).items()]
+    )
+    norm = torch.cat([t.double().flatten() for t in tensors(base).values()]).norm()
+    assert said["total"]["drift"] == pytest.approx(float(reference.norm() / norm), rel=1e-5)
+
+
+def test_inputs_are_untouched_and_nothing_is_overwritten(models):
+    base, sft = models
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (base, sft) for p in d.iterdir()}
+    out, _ = fuse(base, sft)
+    with pytest.raises(FileExistsError, match="Nothing is ever overwritten"):
+        rejuvenate_checkpoint(base, sft, out, reset_fraction=0)
+    for inside in (sft, sft / "inner", base / "a" / "b"):
+        with pytest.raises((ValueError, FileExistsError)):
+            rejuvenate_checkpoint(base, sft, inside, reset_fraction=0)
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (base, sft) for p in d.iterdir()}
+
+
+def test_vocabulary_is_fused_by_token_string(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    old = ["<pad>", "<s>", "</s>", "<unk>", "a", "b", "c", "d"]
+    new = ["<pad>", "<s>", "</s>", "<unk>", "b", "a", "<tool>", "d", "c", "e"]
+    write_tokenizer(base, old, None)
+    write_tokenizer(sft, new)
+    with open(base / "tokenizer.json") as f:
+        theirs_ids = {t["content"]: t["id"] for t in json.load(f)["added_tokens"]} | {
+            w: i for i, w in enumerate(old)
+        }
+    with open(sft / "tokenizer.json") as f:
+        ours_ids = {t["content"]: t["id"] for t in json.load(f)["added_tokens"]} | {
+            w: i for i, w in enumerate(new)
+        }
+
+    def grown(state):
+        tables = ("lm_head.weight", "model.embed_tokens.weight")
+        return {n: torch.cat([t, t[:6] * 3]) if n in tables else t for n, t in state.items()}
+
+    resave(sft, grown)
+    edit_config(sft, vocab_size=54)
+    out, report = fuse(base, sft)
+    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    token = {i: t for t, i in ours_ids.items()}
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert fused[name].shape[0] == 54
+        for row in range(54):
+            if row in token:
+                other = theirs_ids.get(token[row])
+            else:  # padding in both, or in the SFT model alone
+                other = row if row not in theirs_ids.values() and row < 48 else None
+            expected = (
+                ours[name][row]
+                if other is None
+                else (ours[name][row].float() + theirs[name][other].float()) / 2
+            )
+            assert torch.equal(fused[name][row], expected.bfloat16()), (name, row, token.get(row))
+    assert report.vocabulary["new in the SFT model"] == 6 + len({"<tool>", "e"})
+    assert report.vocabulary["moved"] >= 4
+    assert verify(out), verify(out)
+
+
+def test_a_resized_vocabulary_without_tokenizers_is_refused(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(
+        sft,
+        lambda s: {
+            n: t[:40] if n in ("lm_head.weight", "model.embed_tokens.weight") else t for n, t in s.items()
+        },
+    )
+    edit_config(sft, vocab_size=40)
+    with pytest.raises(ValueError, match=r"40 vocabulary rows and the base 48, but there is no tokenizer"):
+        fuse(base, sft)
+
+
+def test_a_tied_base_and_an_untied_sft_model(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(base, lambda state: {n: t for n, t in state.items() if n != "lm_head.weight"})
+    edit_config(base, tie_word_embeddings=True)
+    out, _ = fuse(base, sft)
+    ours, theirs = tensors(sft), tensors(base)
+    expected = (ours["lm_head.weight"].float() + theirs["model.embed_tokens.weight"].float()) / 2
+    assert torch.equal(tensors(out)["lm_head.weight"], expected.bfloat16())
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    with pytest.raises(ValueError, match="ties its head to its embedding and the base does not"):
+        fuse(sft, base)
+
+
+def test_a_tied_model_stays_tied(tmp_path):
+    base, sft = pair(tmp_path, tie_word_embeddings=True, tokenizer=False)
+    out, _ = fuse(base, sft)
+    assert "lm_head.weight" not in tensors(out)
+    resave(sft, lambda state: {**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()})
+    twice, _ = fuse(base, sft)
+    fused = tensors(twice)
+    assert torch.equal(fused["lm_head.weight"], fused["model.embed_tokens.weight"])
+    assert torch.equal(fused["lm_head.weight"], tensors(out)["model.embed_tokens.weight"])
+    resave(sft, lambda state: {**state, "lm_head.weight": state["lm_head.weight"] + 1})
+    with pytest.raises(ValueError, match="what the model is depends on who loads it"):
+        fuse(base, sft)
+
+
+def test_integer_and_boolean_buffers_and_old_constants_come_from_the_sft_model(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    mask, other = torch.ones(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4)}
+    resave(sft, lambda s: {**s, "model.mask": mask, "model.ids": torch.arange(3), **old})
+    resave(
+        base, lambda s: {**s, "model.mask": other, "model.layers.1.self_attn.masked_bias": torch.tensor(-1e4)}
+    )
+    out, _ = fuse(base, sft)
+    fused = tensors(out)
+    assert torch.equal(fused["model.mask"], mask)
+    assert torch.equal(fused["model.ids"], torch.arange(3))
+    assert torch.equal(fused["model.layers.0.self_attn.rotary_emb.inv_freq"], next(iter(old.values())))
+
+
+def test_a_base_saved_without_its_head_wrapper_is_bridged(tmp_path):
+    base, sft = pair(tmp_path, "gpt2", tokenizer=False)
+    reference, _ = fuse(base, sft)
+    resave(base, lambda s: {n.removeprefix("transformer."): t for n, t in s.items()})
+    out, _ = fuse(base, sft)
+    assert all(torch.equal(t, tensors(reference)[n]) for n, t in tensors(out).items())
+
+
+def test_multi_token_prediction_that_training_dropped_is_left_out(tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(base, lambda s: {**s, "mtp.layers.0.fc.weight": torch.ones(4, 4)})
+    _, report = fuse(base, sft)
+    assert report.unused == ("mtp.layers.0.fc.weight",)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda b, s: edit_config(b, model_type="qwen2"), "`model_type` in config.json"),
+        (lambda b, s: edit_config(b, num_attention_heads=8), "`num_attention_heads`"),
+        (lambda b, s: edit_config(b, hidden_act="gelu"), "`hidden_act`"),
+        (lambda b, s: edit_config(s, quantization_config={"quant_method": "gptq"}), "full-precision weights"),
+        (
+            lambda b, s: resave(s, lambda t: {**t, "a.qweight": torch.ones(2, dtype=torch.int32)}),
+            "full-precision",
+        ),
+        (
+            lambda b, s: resave(b, lambda t: {**t, "extra.weight": torch.ones(2)}),
+            "'extra.weight' that the SFT",
+        ),
+        (
+            lambda b, s: resave(s, lambda t: {**t, "v_head.weight": torch.ones(2)}),
+            "do not hold the same tensors",
+        ),
+        (
+            lambda b, s: resave(b, lambda t: {n: x.mT if "down" in n else x for n, x in t.items()}),
+            "to have shape",
+        ),
+        (
+            lambda b, s: resave(
+                s, lambda t: {n: x * float("nan") if "o_proj" in n else x for n, x in t.items()}
+            ),
+            "sft'",
+        ),
+        (
+            lambda b, s: resave(
+                b, lambda t: {n: x * float("inf") if "o_proj" in n else x for n, x in t.items()}
+            ),
+            "base'",
+        ),
+        (lambda b, s: (s / "config.json").unlink(), "config.json"),
+        (lambda b, s: shutil.rmtree(b), "Nothing is downloaded"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused_and_nothing_is_left(models, break_it, message):
+    base, sft = models
+    break_it(base, sft)
+    with pytest.raises((ValueError, OSError), match=message):
+        rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0)
+    assert sorted(p.name for p in sft.parent.iterdir()) in (["base", "sft"], ["sft"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "argument `alpha`"),
+        ({"alpha": float("nan")}, "argument `alpha`"),
+        ({"reset_fraction": -0.1}, "argument `reset_fraction`"),
+        ({"reset_fraction": 0.01}, "Expected calibration data"),
+        ({"alpha": "auto"}, "Expected calibration data"),
+        ({"dtype": "int8"}, "argument `dtype`"),
+        ({"compute_dtype": None}, "argument `compute_dtype`"),
+        ({"rank_by": "luck"}, "argument `rank_by`"),
+    ],
+)
+def test_arguments_out_of_range(models, options, message):
+    with pytest.raises(ValueError, match=message):
+        fuse(*models, **options)
+
+
+def test_other_rope_settings_are_a_warning(models):
+    base, sft = models
+    edit_config(base, rms_norm_eps=1e-3)
+    _, report = fuse(base, sft)
+    assert any("rms_norm_eps" in warning for warning in report.warnings)
+    assert "rms_norm_eps" in str(report)
+
+
+def test_a_disk_too_small_is_said_before_anything_is_written(models, monkeypatch):
+    base, sft = models
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(OSError, match="GiB free"):
+        fuse(base, sft)
+    assert sorted(p.name for p in sft.parent.iterdir()) == ["base", "sft"]
