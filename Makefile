@@ -34,7 +34,7 @@ lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(STAMP)   ## build the documentation into site/; warnings are errors
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
 clean:           ## remove what was built, but not runs/

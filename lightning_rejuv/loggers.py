@@ -70,8 +70,8 @@ def log_text(loggers: Sequence[Logger], key: str, text: str, step: int) -> None:
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            # TensorBoard shows Markdown: four blanks keep lines as they are.
-            logger.experiment.add_text(key, "\n".join("    " + line for line in text.splitlines()), step)
+            # TensorBoard shows Markdown, where two blanks at its end keep a line for itself.
+            logger.experiment.add_text(key, "  \n".join(text.splitlines()), step)
         elif isinstance(logger, WandbLogger):
             logger.log_text(key, columns=["step", "text"], data=[[str(step), text]], step=step)
         elif isinstance(logger, MLFlowLogger):

@@ -63,7 +63,7 @@ def test_tensorboard(tmp_path, figure):
     assert [(e.step, e.value) for e in found.Scalars("a/x")] == [(3, 0.5)]
     image = found.Images("a/map")[0]
     assert (image.step, image.encoded_image_string[:4]) == (3, b"\x89PNG")
-    assert b"    two\n    lines" in found.Tensors("a/event/text_summary")[0].tensor_proto.string_val[0]
+    assert b"two  \nlines" in found.Tensors("a/event/text_summary")[0].tensor_proto.string_val[0]
     assert found.Histograms("a/h")[0].histogram_value.num == 5
     assert b"a/.*" in found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
 

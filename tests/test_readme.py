@@ -210,7 +210,7 @@ def test_structure_page_is_the_structure():
 
 def test_files_named_in_the_structure_page_exist():
     text = (ROOT / "docs" / "structure.md").read_text()
-    for name in re.findall(r"`([a-z_/]+\.py)`", text):
+    for name in re.findall(r"`([a-z_0-9/]+\.py)`", text):
         assert (ROOT / "lightning_rejuv" / name).is_file() or (ROOT / name).is_file(), name
 
 

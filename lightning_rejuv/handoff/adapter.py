@@ -157,7 +157,7 @@ def _lora(
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise ValueError(f"Expected `lora_alpha` in {str(root)!r} to be a number but got {alpha!r}.")
-    return Lora(module, alpha / (rank**0.5 if config.get("use_rslora") else rank), parts)
+    return Lora(module, alpha / (rank), parts)
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:

@@ -11,7 +11,7 @@ Level = Literal["plastic", "at risk", "collapsed", "unknown"]
 
 _SEVERITY: dict[Level, int] = {"unknown": -1, "plastic": 0, "at risk": 1, "collapsed": 2}
 
-#: Support retention, nats a response of 10 to 25 tokens: above the first, 57 of 57 RL runs of our testbed
+#: Support retention, nats a response of 10 to 25 tokens: above the first, 57 of 57 RL runs of a prototype
 #: succeeded; below the second, none of 33.
 RETENTION_AT_RISK, RETENTION_COLLAPSED = -4.0, -8.0
 RETENTION_TOKENS = 25
@@ -52,7 +52,7 @@ def judge(
     """Judge measures against the base's on the same positions.
 
     Support retention decides where it was measured: it is the best forecast (ROC-AUC 0.98 over 132 RL runs of
-    our testbed, entropy 0.86, pass@8 - pass@1 0.84, drift 0.77). Other measures can then raise "plastic" to
+    a prototype of the demo, entropy 0.86, pass@8 - pass@1 0.84, drift 0.77). Other measures can then raise "plastic" to
     "at risk" and no further. Without it the worst of them decides. Dormancy, drift and effective rank are
     never judged: they did not tell success from failure.
 
@@ -99,7 +99,7 @@ def _retention(values: Mapping[str, float], tokens: float | None) -> Reason | No
     scale = max(1.0, (tokens or 0.0) / RETENTION_TOKENS)
     at_risk, collapsed = scale * RETENTION_AT_RISK, scale * RETENTION_COLLAPSED
     text = (
-        f"the base's own responses are {value:+.2f} nats likelier a response than under the base "
+        f"the base's own responses are {abs(value):.2f} nats a response {'less' if value < 0 else 'more'} likely than under the base "
         f"(at risk below {at_risk:g}, collapsed below {collapsed:g})"
     )
     return Reason("support_retention", _graded(value, at_risk, collapsed), text)

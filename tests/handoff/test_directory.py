@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -62,55 +62,78 @@ def test_an_empty_directory_may_take_the_output_but_nothing_else(tmp_path):
             pass
 
 
-_RUN = """
-import sys, torch
-from lightning_rejuv.handoff import rejuvenate_checkpoint
-print("ready", flush=True)
-sys.stdin.readline()
-rejuvenate_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], reset_fraction=0)
-"""
+def forked(base, sft, out, die_at=None):
+    """Start a rejuvenation in a process of its own, that kills itself at one of its system calls."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        if die_at is not None:
+            calls = itertools.count()
+            for name in ("write", "fsync", "rename"):
+                setattr(os, name, _deadly(getattr(os, name), calls, die_at))
+        rejuvenate_checkpoint(base, sft, out, reset_fraction=0)
+    finally:
+        os._exit(0)
 
 
-def start(*arguments):
-    process = subprocess.Popen(
-        [sys.executable, "-c", _RUN, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == "ready\n"
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    return process
+def _deadly(call, calls, die_at):
+    def run(*arguments):
+        if next(calls) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments)
+
+    return run
 
 
-@pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_nothing_or_everything(tmp_path):
-    base, sft = pair(tmp_path, hidden_size=256, intermediate_size=512, num_hidden_layers=8, vocab_size=2000)
-    out = tmp_path / "out"
-    reference = tmp_path / "reference"
-    began = time.perf_counter()
-    assert start(base, sft, reference).wait() == 0
-    whole = time.perf_counter() - began
-    expected, left_partial = tensors(reference), 0
-    draw = random.Random(0)
-    for _ in range(12):
-        process = start(base, sft, out)
-        time.sleep(draw.uniform(0, whole))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if out.exists():
-            assert verify(out), verify(out)
-            for file in out.iterdir():
-                file.unlink()
-            out.rmdir()
-        left_partial += (tmp_path / ".out.partial").exists()
-    assert left_partial  # some were killed while they were writing
-    rejuvenate_checkpoint(base, sft, out, reset_fraction=0)
+def check_nothing_or_everything(out, expected):
+    """Return whether it is there; remove it again."""
+    if not out.exists():
+        return False
+    assert verify(out), verify(out)
     assert all(torch.equal(t, expected[name]) for name, t in tensors(out).items())
-    assert sorted(os.listdir(tmp_path)) == ["base", "out", "reference", "sft"]
+    shutil.rmtree(out)
+    return True
+
+
+def test_a_kill_at_any_moment_leaves_nothing_or_everything(tmp_path):
+    base, sft = pair(tmp_path, hidden_size=128, num_hidden_layers=6, vocab_size=2000)
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    began = time.perf_counter()
+    os.waitpid(forked(base, sft, out), 0)
+    whole = time.perf_counter() - began
+    expected = tensors(out)
+    shutil.rmtree(out)
+    draw = random.Random(0)
+    halfway = 0
+    for _ in range(15):
+        child = forked(base, sft, out)
+        time.sleep(draw.uniform(0, whole))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        halfway += not check_nothing_or_everything(out, expected) and partial.exists()
+    assert halfway  # some were killed while they were writing
+    rejuvenate_checkpoint(base, sft, out, reset_fraction=0)
+    assert check_nothing_or_everything(out, expected)
+    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
+
+
+def test_a_kill_at_every_write_sync_and_rename(tmp_path):
+    base, sft = pair(tmp_path)
+    out = tmp_path / "out"
+    rejuvenate_checkpoint(base, sft, out, reset_fraction=0)
+    expected = tensors(out)
+    assert check_nothing_or_everything(out, expected)
+    there = []
+    for die_at in itertools.count(0, 3):
+        _, status = os.waitpid(forked(base, sft, out, die_at), 0)
+        there.append(check_nothing_or_everything(out, expected))
+        if not os.WIFSIGNALED(status):
+            break
+    assert len(there) > 10
+    assert there[-1]
+    assert not any(there[:-2])
+    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
 
 
 @pytest.mark.parametrize("call", range(0, 14, 2))

@@ -73,7 +73,7 @@ def test_it_reads_as_a_sentence():
     text = str(judge({"support_retention": -9.0, "token_entropy": 0.2}, {"token_entropy": 0.3}))
     lines = text.splitlines()
     assert lines[0] == "collapsed"
-    assert "-9.00 nats" in lines[1]
+    assert "9.00 nats a response less likely" in lines[1]
     assert lines[1].endswith("[collapsed]")
     assert "0.67 of the base's 0.300" in lines[2]
 
