@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv.access.edit import lerp_
-from lightning_rejuv.handoff.adapter import Adapter, open_adapter
+from lightning_rejuv.handoff.adapter import Adapter, check_given, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -28,7 +28,7 @@ from lightning_rejuv.handoff.sidecar import copy_sidecar
 from lightning_rejuv.handoff.write_report import check_apart, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import bridge, listing
-from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.options import alpha_by_name
 
 
 def rejuvenate_adapter(
@@ -51,7 +51,7 @@ def rejuvenate_adapter(
             adapter that cannot be scaled; a tensor of the base is needed and not given.
         FileExistsError: the output exists.
     """
-    Options(alpha=alpha)
+    check_given(alpha)
     source, target = Path(sft), Path(out)
     check_free(target)
     check_apart(target, source, *([Path(base)] if base else []))

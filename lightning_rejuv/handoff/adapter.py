@@ -10,6 +10,7 @@ from typing import Any
 from lightning_rejuv.handoff.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint, PathLike, read_json
 from lightning_rejuv.handoff.header import read_header
 from lightning_rejuv.names import listing
+from lightning_rejuv.options import Options
 
 _PREFIX = "base_model.model."
 _PART = re.compile(
@@ -67,6 +68,21 @@ class Adapter:
 def is_adapter(path: PathLike) -> bool:
     """Whether a directory holds a PEFT adapter instead of a model."""
     return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def check_given(alpha: Any) -> None:
+    """Refuse an alpha that has to be searched for, or that is out of range.
+
+    Raises:
+        ValueError: with what was got.
+    """
+    if isinstance(alpha, str):
+        raise ValueError(
+            f"Expected `alpha` to be a number, or one for each pattern of names, but got {alpha!r}: "
+            "finding it needs a "
+            "whole model. Merge the adapter with `alpha=1` first."
+        )
+    Options(alpha=alpha)
 
 
 def open_adapter(path: PathLike) -> Adapter:
@@ -157,7 +173,7 @@ def _lora(
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise ValueError(f"Expected `lora_alpha` in {str(root)!r} to be a number but got {alpha!r}.")
-    return Lora(module, alpha / (rank), parts)
+    return Lora(module, alpha / (rank**0.5 if config.get("use_rslora") else rank), parts)
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:

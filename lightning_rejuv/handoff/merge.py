@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv.handoff.adapt import base_names
-from lightning_rejuv.handoff.adapter import Adapter, Lora, open_adapter
+from lightning_rejuv.handoff.adapter import Adapter, Lora, check_given, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
     ADAPTER,
     INDEX,
@@ -39,7 +39,7 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.options import alpha_by_name
 
 
 def merge_adapter(
@@ -75,7 +75,7 @@ def merge_adapter(
         FileExistsError: the output exists.
         OSError: reading or writing failed.
     """
-    Options(alpha=alpha)
+    check_given(alpha)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
     root, source, target = Path(base), Path(sft), Path(out)

@@ -71,6 +71,22 @@ def rejuvenate_checkpoint(
         ValueError: an argument, a file or a pair of checkpoints that cannot be fused. Nothing is written.
         FileExistsError: the output exists.
         OSError: reading or writing failed, or the disk is full; nothing is left under the output's name.
+
+    Example: fusion alone.
+
+        >>> import tempfile, torch
+        >>> from safetensors.torch import load_file, save_file
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name, value in (("base", 0.0), ("sft", 1.0)):
+        ...     (root / name).mkdir()
+        ...     _ = (root / name / "config.json").write_text("{}")
+        ...     save_file({"weight": torch.full((2,), value)}, root / name / "model.safetensors")
+        >>> report = rejuvenate_checkpoint(
+        ...     root / "base", root / "sft", root / "out", alpha=0.25, reset_fraction=0
+        ... )
+        >>> load_file(root / "out" / "model.safetensors")["weight"]
+        tensor([0.2500, 0.2500])
+        >>> shutil.rmtree(root)
     """
     asked = Options(alpha=alpha, reset_fraction=reset_fraction, seed=seed, **options)
     for name, value in (("dtype", dtype), ("compute_dtype", compute_dtype)):

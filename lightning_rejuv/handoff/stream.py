@@ -202,7 +202,7 @@ class _Fuser:
     def _piece(self, sft: Tensor, start: int, stop: int) -> Tensor:
         if self._pair.base is None:
             return sft.to(self._dtype)
-        base, kept = self._base_rows(start, stop, sft)
+        base = self._base_rows(start, stop, sft)
         exact = torch.promote_types(torch.promote_types(sft.dtype, base.dtype), torch.float32)
         # float32 inputs are lerped in place: the originals are needed afterwards.
         ours, theirs = sft.to(exact), base.to(exact)
@@ -210,8 +210,6 @@ class _Fuser:
         fused = lerp_(ours.clone(), theirs, 1.0 - self._alpha)
         if self._pattern is not None:
             mask = self._pattern.rows(start, stop)
-            if kept is not None:
-                mask = mask & ~kept[:, None]
             fused = torch.where(mask, lerp_(fused.clone(), theirs, self._recipe.omega), fused)
         out = self._round(fused)
         if self._alpha < 1.0:
@@ -219,21 +217,18 @@ class _Fuser:
         self._check_finite(out, ours, theirs)
         return out
 
-    def _base_rows(self, start: int, stop: int, sft: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The base's rows, and which are the SFT model's own because the base has none."""
+    def _base_rows(self, start: int, stop: int, sft: Tensor) -> Tensor:
         name, columns = self._pair.base, sft.shape[1]
         assert name is not None
         if self._pair.rows is None:
-            return self._theirs.read(name, start * columns, (stop - start) * columns).view(-1, columns), None
-        index = self._pair.rows.rows[start:stop]
-        kept = index < 0
-        # A row that stands in for itself is fused with itself and so stays as it is, bit for bit.
+            return self._theirs.read(name, start * columns, (stop - start) * columns).view(-1, columns)
+        # A row that the base does not have stands in for itself: fused with itself it stays, bit for bit.
         kind = torch.promote_types(self._base.entry(name).dtype, sft.dtype)
         base = sft.to(kind, copy=True)
-        for at, first, count in _runs(index):
+        for at, first, count in _runs(self._pair.rows.rows[start:stop]):
             block = self._theirs.read(name, first * columns, count * columns)
             base[at : at + count] = block.view(-1, columns).to(kind)
-        return base, kept
+        return base
 
     def _round(self, fused: Tensor) -> Tensor:
         if self._recipe.stochastic:

@@ -180,3 +180,13 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
     write_tokenizer(adapter, [f"t{i}" for i in range(60)])
     with pytest.raises(ValueError, match="beyond the base's 48 embedding rows"):
         merge_adapter(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("alpha", ["auto", 1.5, {"*": "x"}, {"*layers*": 0.5}, {"*mpl*": 0.1, "*": 0.5}])
+def test_alphas_that_do_not_fit_an_adapter(tmp_path, alpha):
+    base, adapter = write_adapter(tmp_path, "embedding")
+    with pytest.raises(ValueError, match="alpha"):
+        rejuvenate_adapter(adapter, tmp_path / "out", alpha=alpha)
+    with pytest.raises(ValueError, match="alpha"):
+        merge_adapter(base, adapter, tmp_path / "out", alpha=alpha)
+    assert not (tmp_path / "out").exists()

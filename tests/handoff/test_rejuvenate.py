@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_rejuv.handoff import rejuvenate_checkpoint, verify
-from tests.handoff.checkpoints import TEMPLATE, edit_config, pair, tensors, write_tokenizer
+from lightning_rejuv.handoff.checkpoint import Reader
+from tests.handoff.checkpoints import TEMPLATE, WORDS, edit_config, pair, tensors, write_tokenizer
 
 
 @pytest.fixture
@@ -409,3 +410,26 @@ def test_a_disk_too_small_is_said_before_anything_is_written(models, monkeypatch
     with pytest.raises(OSError, match="GiB free"):
         fuse(base, sft)
     assert sorted(p.name for p in sft.parent.iterdir()) == ["base", "sft"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_only_pieces_of_a_tensor_are_in_memory(tmp_path, monkeypatch, moved):
+    """Neither model, tensor nor shard decides how much is read at a time."""
+    base, sft = pair(tmp_path, hidden_size=128, vocab_size=20_000, tokenizer=False)
+    assert max(t.numel() for t in tensors(base).values()) == 20_000 * 128
+    if moved:
+        words = [*WORDS, *(f"w{i}" for i in range(20_000 - len(WORDS)))]
+        write_tokenizer(base, words)
+        write_tokenizer(sft, [*WORDS, "new", *words[len(WORDS) : -1]])
+    sizes, read = [], Reader.read
+
+    def recorded(self, name, start=0, count=None):
+        found = read(self, name, start, count)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Reader, "read", recorded)
+    out, report = fuse(base, sft)
+    assert max(sizes) <= 2**18
+    assert (report.vocabulary is not None) == moved
+    assert verify(out)
