@@ -11,7 +11,7 @@ import lightning
 before = set(sys.modules)
 import lightning_rejuv
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
-print(*sorted(name for name in ("torch.distributed.checkpoint", "transformers", "matplotlib") if name in sys.modules))
+print(*sorted({"torch.distributed.checkpoint", "triton"} & (set(sys.modules) - before)))
 print(sorted(name for name in lightning_rejuv.__all__ if not hasattr(lightning_rejuv, name)))
 """
 
