@@ -1,6 +1,7 @@
 """What `rejuvenate` costs: fusion beside a bare lerp, attribution beside a training step, and memory.
 
-    python benchmarks/rejuvenate.py [--size tiny|1b|8b] [--device cpu|cuda] [--tokens 128] [--repeats 5]
+    python benchmarks/rejuvenate.py [--size tiny|1b|8b] [--device cpu|cuda] [--dtype bfloat16|float32]
+        [--tokens 128] [--repeats 5]
 
 Prints medians and the range of the repeats, as ratios within one run. The memory figure is what the
 process (or the device) held at its peak beyond what it held before, sampled every 5 ms on the CPU.
@@ -29,14 +30,14 @@ SIZES = {
 HEADS = {"tiny": (4, 2), "1b": (32, 4), "8b": (32, 8)}
 
 
-def build(size: str, device: str) -> LlamaForCausalLM:
+def build(size: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
     heads, key_values = HEADS[size]
     config = LlamaConfig(
-        **SIZES[size], num_attention_heads=heads, num_key_value_heads=key_values, dtype=torch.bfloat16
+        **SIZES[size], num_attention_heads=heads, num_key_value_heads=key_values, dtype=dtype
     )
     torch.manual_seed(0)
     with torch.device(device):
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(dtype)
         model = LlamaForCausalLM(config).eval()
         torch.set_default_dtype(torch.float32)
     return model
@@ -107,17 +108,18 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each of 4 calibration pairs")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = arguments.device
 
-    base = build(arguments.size, device)
+    base = build(arguments.size, device, getattr(torch, arguments.dtype))
     sft = moved(base)
     count = sum(p.numel() for p in base.parameters())
     largest = max(p.numel() * p.element_size() for p in base.parameters()) / 2**20
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{count / 1e9:.2f}B parameters, bfloat16, {name}, torch {torch.__version__}")
+    print(f"{count / 1e9:.2f}B parameters, {arguments.dtype}, {name}, torch {torch.__version__}")
 
     ids = torch.randint(0, base.config.vocab_size, (4, arguments.tokens), device=device)
     labels = ids.clone()

@@ -34,6 +34,7 @@ typical use:
 exit codes: 0 done; 1 verify found a fault; 2 wrong usage; 3 the input was refused, nothing is written;
 4 reading or writing failed (no such file, disk full), nothing is left under the output's name; 130 interrupted"""
 
+_DTYPES = ("float32", "bfloat16", "float16")
 # The rules that find alpha with calibration data alone.
 _RULES = ("auto", "kl_balance", "entropy_ratio")
 
@@ -269,9 +270,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibration", type=Path, metavar="FILE.jsonl", help=_CALIBRATION + "; for the reset"
     )
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the SFT model's"
-    )
+    command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
     command.add_argument(
         "--stochastic-rounding",
         action="store_true",
@@ -288,10 +287,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="where models are run (default cpu)")
     command.add_argument(
-        "--compute-dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="in which models are run (default float32)",
+        "--compute-dtype", default="float32", choices=_DTYPES, help="their dtype (default float32)"
     )
 
 

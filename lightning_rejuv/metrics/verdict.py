@@ -98,8 +98,9 @@ def _retention(values: Mapping[str, float], tokens: float | None) -> Reason | No
     value = float(values["support_retention"])
     scale = max(1.0, (tokens or 0.0) / RETENTION_TOKENS)
     at_risk, collapsed = scale * RETENTION_AT_RISK, scale * RETENTION_COLLAPSED
+    likely = "less likely" if value < 0 else "more likely"
     text = (
-        f"the base's own responses are {abs(value):.2f} nats a response {'less' if value < 0 else 'more'} likely than under the base "
+        f"the base's own responses are {abs(value):.2f} nats a response {likely} than under the base "
         f"(at risk below {at_risk:g}, collapsed below {collapsed:g})"
     )
     return Reason("support_retention", _graded(value, at_risk, collapsed), text)

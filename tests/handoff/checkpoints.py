@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from lightning_rejuv.handoff import rejuvenate_checkpoint
 from tests.conftest import shifted
 from tests.handoff.families import tiny
 
@@ -104,3 +105,20 @@ def known_pair(path: Path) -> tuple[Path, Path, Path]:
     calibration = path / "calibration.jsonl"
     calibration.write_text("\n".join(json.dumps(row) for row in rows))
     return path / "base", path / "sft", calibration
+
+
+def fuse(base, sft, **options):
+    """Fuse into a new directory beside them; return it and the report."""
+    out = sft.parent / f"out{len(list(sft.parent.iterdir()))}"
+    report = rejuvenate_checkpoint(base, sft, out, **{"reset_fraction": 0, **options})
+    return out, report
+
+
+def resave(path, change):
+    """Rewrite a directory as one file with some tensors changed."""
+    state = change(tensors(path))
+    for file in (*path.glob("*.safetensors"), *path.glob("*.index.json")):
+        file.unlink()
+    save_file(
+        {name: t.contiguous() for name, t in state.items()}, path / "model.safetensors", {"format": "pt"}
+    )
