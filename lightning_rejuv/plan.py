@@ -99,6 +99,11 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         ValueError: as :func:`lightning_rejuv.rejuvenate`.
     """
     resets_neurons = options.reset_fraction > 0
+    if targets.pulls and (resets_neurons or options.searches_alpha):
+        raise ValueError(
+            "Expected a number for `alpha` and `reset_fraction=0` with DoRA adapters, which can be fused but not "
+            "reset or searched in place. For more call `model.merge_and_unload()` and pass the base as `anchor`."
+        )
     decoder = take_apart(model) if resets_neurons and data.loss is None else None
     groups = decoder.groups if decoder else output_rows(model) if resets_neurons else ()
     batches: list[Batch] = []

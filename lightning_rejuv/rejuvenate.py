@@ -188,6 +188,10 @@ def apply_plan(model: nn.Module, targets: Targets, plan: Plan, options: Options)
             share = plan.alphas[name]
             if share == 1:
                 continue  # nothing to read
+            if name in targets.pulls:
+                targets.pulls[name](share)
+                done.append(name)
+                continue
             base = targets.base_of(name)
             rounds = parameter.dtype.itemsize < 4 and share > 0
             before = parameter.detach().clone() if rounds else parameter

@@ -2,12 +2,13 @@
 
 With W_sft = W + s·B·A, ``alpha * W_sft + (1 - alpha) * W = W + s·(alpha·B)·A``: pulling B toward zero is the
 fusion, zeroing a row of B or a column of A resets an output row or an input column. Exact for LoRA and
-rsLoRA. PEFT is not imported: its layers are known by their attributes.
+rsLoRA; DoRA has a formula of its own. PEFT is not imported: its layers are known by their attributes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -49,17 +50,65 @@ def adapter_of(module: nn.Module) -> str:
 
 def merged_weight(module: nn.Module) -> Tensor:
     """A layer's weight [out, in], its adapter added; the weight itself where it has none."""
+    weight, change = _weight_and_change(module)
+    if change is None:
+        return weight
+    magnitude = magnitude_of(module)
+    moved = weight + change
+    # DoRA: every output row has a length of its own.
+    return moved if magnitude is None else moved * (magnitude.detach() / moved.norm(dim=1))[:, None]
+
+
+def magnitude_of(module: nn.Module) -> nn.Parameter | None:
+    """The lengths [out] of a DoRA layer's rows; None for plain LoRA."""
+    lengths = getattr(module, "lora_magnitude_vector", {})
+    adapter = adapter_of(module)
+    return lengths[adapter].weight if adapter in lengths else None
+
+
+def _weight_and_change(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The base's weight [out, in], and what the adapter adds to it before DoRA's lengths."""
     owner = module.get_submodule("base_layer") if is_lora(module) else module
     weight = owner.get_parameter("weight").detach()
+    change: Tensor | None = None
     if is_lora(module):
-        weight = weight + module.get_delta_weight(adapter_of(module)).detach()  # type: ignore[operator]
-    # transformers' Conv1D keeps its weight as [in, out].
-    return weight.t() if type(owner).__name__ == "Conv1D" else weight
+        change = module.get_delta_weight(adapter_of(module)).detach()  # type: ignore[operator]
+    if type(owner).__name__ == "Conv1D":  # transformers keeps its weight as [in, out]
+        return weight.t(), None if change is None else change.t()
+    return weight, change
+
+
+@torch.no_grad()
+def pull_dora(module: nn.Module, share: float) -> None:
+    """Fuse a DoRA layer with the base under it, exactly: ``share * W_dora + (1 - share) * W``.
+
+    With W_dora = D (W + s·B·A) and D = diag(m / ‖W + s·B·A‖), row by row, the fusion is
+    R (W + s·(R⁻¹·share·D·B)·A) with R = share·D + 1 - share: DoRA again, with rows of B scaled and new lengths.
+
+    Args:
+        module: the layer; B and the lengths are edited.
+        share: weight of the SFT model.
+    """
+    magnitude = magnitude_of(module)
+    weight, change = _weight_and_change(module)
+    assert magnitude is not None
+    assert change is not None
+    scale = magnitude / (weight + change).norm(dim=1)
+    rest = share * scale + 1 - share
+    module.get_parameter(f"lora_B.{adapter_of(module)}.weight").mul_((share * scale / rest)[:, None])
+    _, change = _weight_and_change(module)
+    assert change is not None
+    magnitude.copy_((weight + change).norm(dim=1) * rest)
 
 
 def lora_targets(
     model: nn.Module, anchor: AnchorSource | None
-) -> tuple[dict[str, nn.Parameter], Callable[[str], Tensor], Callable[[], dict[str, Drift]]]:
+) -> tuple[
+    dict[str, nn.Parameter],
+    Callable[[str], Tensor],
+    Callable[[], dict[str, Drift]],
+    dict[str, Callable[[float], None]],
+]:
     """Find what a fusion edits in a model with adapters.
 
     Args:
@@ -69,16 +118,17 @@ def lora_targets(
 
     Returns:
         The parameters that fusion edits; what they are pulled toward; a measurement of the drift, by the
-        name of the adapted weight.
+        name of the adapted weight; and for DoRA's lengths, by name, what fuses their layer.
 
     Raises:
-        ValueError: DoRA, adapters that are merged or several, a trained parameter without a base.
+        ValueError: adapters that are merged or several, a trained parameter without a base.
     """
     layers = dict(lora_layers(model))
     _check_supported(layers)
     names = {id(p): name for name, p in model.named_parameters()}
     edited: dict[str, nn.Parameter] = {}
     bases: dict[str, Tensor] = {}
+    pulls: dict[str, Callable[[float], None]] = {}
     inside: set[int] = set()
     for module in layers.values():
         adapter = adapter_of(module)
@@ -89,6 +139,15 @@ def lora_targets(
                 bases[name] = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
                 if table == "lora_B":
                     edited[name] = parameter
+                    if magnitude_of(module) is not None:
+                        pulls[name] = _with_the_lengths
+        magnitude = magnitude_of(module)
+        if magnitude is not None:
+            name = names[id(magnitude)]
+            inside.add(id(magnitude))
+            edited[name] = magnitude
+            bases[name] = _weight_and_change(module)[0].norm(dim=1)
+            pulls[name] = partial(pull_dora, module)
     for saved, original in _saved_modules(model):
         for parameter, base in zip(saved.parameters(), original.parameters(), strict=True):
             edited[names[id(parameter)]] = parameter
@@ -101,16 +160,19 @@ def lora_targets(
     def measure() -> dict[str, Drift]:
         drift = {}
         for name, module in layers.items():
-            weight = module.get_submodule("base_layer").get_parameter("weight").detach()
-            sums = _relative_drift_update(weight + module.get_delta_weight(adapter_of(module)), weight)  # type: ignore[operator]
+            sums = _relative_drift_update(merged_weight(module), _weight_and_change(module)[0])
             drift[f"{name}.weight"] = Drift(float(sums[0]), float(sums[1]))
         for name, parameter in edited.items():
-            if "lora_B" not in name:
+            if "lora_B" not in name and name not in pulls:
                 sums = _relative_drift_update(parameter, bases[name])
                 drift[name] = Drift(float(sums[0]), float(sums[1]))
         return drift
 
-    return edited, bases.__getitem__, measure
+    return edited, bases.__getitem__, measure, pulls
+
+
+def _with_the_lengths(_share: float) -> None:
+    """B of a DoRA layer is edited together with the lengths, which follow it."""
 
 
 def _check_supported(layers: dict[str, nn.Module]) -> None:
@@ -119,11 +181,6 @@ def _check_supported(layers: dict[str, nn.Module]) -> None:
             raise ValueError(
                 f"Expected unmerged adapters but {name!r} is merged. Call `model.unmerge_adapter()`, or "
                 "`model.merge_and_unload()` and pass the base as `anchor`."
-            )
-        if adapter_of(module) in getattr(module, "lora_magnitude_vector", {}):
-            raise ValueError(
-                f"Expected LoRA or rsLoRA but {name!r} is DoRA, where scaling the adapter is not the "
-                "interpolation. Call `model.merge_and_unload()` and pass the base as `anchor`."
             )
         if adapter_of(module) not in module.lora_A:  # type: ignore[operator]
             raise ValueError(

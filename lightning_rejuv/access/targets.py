@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Targets:
         base_of: gives the anchor's tensor for such a name, of the parameter's shape.
         measure: measures how far the model is from its anchor now.
         description: where the anchor comes from.
+        pulls: for parameters whose fusion is no lerp of their own (the lengths of DoRA), by name, what fuses
+            their layer, given the weight of the SFT model.
         reference: the anchor as a module that can be run in the model's place, if it is one.
     """
 
@@ -33,6 +35,7 @@ class Targets:
     base_of: Callable[[str], Tensor]
     measure: Callable[[], dict[str, Drift]]
     description: str
+    pulls: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
     reference: nn.Module | None = None
 
 
@@ -49,7 +52,8 @@ def open_targets(model: nn.Module, anchor: AnchorSource | None, resize_vocabular
         ValueError: names, shapes or dtypes do not fit, or the anchor is missing.
     """
     if is_adapted(model):
-        return Targets(*lora_targets(model, anchor), "the base under the adapters")
+        edited, base_under, measure, pulls = lora_targets(model, anchor)
+        return Targets(edited, base_under, measure, "the base under the adapters", pulls)
     if anchor is None:
         raise ValueError(
             "Expected an `anchor` but got None. Pass the base: its directory, a state dict or the module. Only "
@@ -71,7 +75,11 @@ def open_targets(model: nn.Module, anchor: AnchorSource | None, resize_vocabular
 
     reference = anchor if isinstance(anchor, nn.Module) and _runs_like(anchor, model) else None
     return Targets(
-        parameters, base_of, lambda: measure_drift(parameters, base_of), source.description, reference
+        parameters,
+        base_of,
+        lambda: measure_drift(parameters, base_of),
+        source.description,
+        reference=reference,
     )
 
 

@@ -43,6 +43,8 @@ CONFIGS = {
     "some modules": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
     "lora bias": {"lora_bias": True},
     "modules to save": {"modules_to_save": ["lm_head"]},
+    "dora": {"use_dora": True},
+    "dora and rslora": {"use_dora": True, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
 }
 
 
@@ -56,7 +58,7 @@ def test_fusion_of_the_adapter_is_fusion_of_the_merged_weights(options):
     report = rejuvenate(model, None, alpha=0.3, reset_fraction=0)
     _close(merged(model), whole)
     for name, parameter in model.named_parameters():
-        if "lora_B" not in name and "modules_to_save" not in name:
+        if not any(part in name for part in ("lora_B", "modules_to_save", "magnitude")):
             assert torch.equal(parameter, before[name]), name
     by_name = {t.name: t.drift_before for t in expected.tensors}
     for tensor in report.tensors:
@@ -104,8 +106,15 @@ def test_trained_biases_need_the_base():
 
 def test_what_scaling_the_adapter_cannot_do_is_refused():
     base = tiny_llama()
-    with pytest.raises(ValueError, match="is DoRA"):
-        rejuvenate(adapted(base, use_dora=True), None, reset_fraction=0)
+    dora = adapted(base, use_dora=True)
+    for options in ({"reset_fraction": 0.1}, {"alpha": "auto", "reset_fraction": 0}):
+        with pytest.raises(ValueError, match="with DoRA adapters, which can be fused but not reset"):
+            rejuvenate(dora, None, [greedy_batch(base)], **options)
+    quantised = adapted(base)
+    layer = quantised.base_model.model.model.layers[0].mlp.up_proj.base_layer
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="quantised"):
+        rejuvenate(quantised, None, reset_fraction=0)
     model = adapted(base)
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"is merged. Call `model.unmerge_adapter\(\)`"):
@@ -123,3 +132,23 @@ def test_an_automatic_alpha_samples_with_generate_from_the_base_under_the_adapte
     assert 0 < report.search.alpha < 1
     excess = dict(report.search.curve)
     assert excess[report.alpha] <= 0.2 < excess[1.0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_of_a_dora_fusion(alpha):
+    base = tiny_llama()
+    model = adapted(base, use_dora=True)
+    expected = base if alpha == 0 else merged(model)
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["exp_avg"].fill_(1.0)
+    rejuvenate(model, None, alpha=alpha, reset_fraction=0, optimizer=optimizer)
+    _close(merged(model), expected)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            forgotten = alpha < 1 and "lora_A" not in name
+            assert bool(optimizer.state[parameter]["exp_avg"].any()) != forgotten, name
