@@ -113,7 +113,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
         f"{ahead} of {seeds} seeds, and {ours['successes']} of {seeds} reach {SUCCESS}."
     )
 
-    works = "also works" if moderate["id"]["end"] > SUCCESS else "does not work either"
+    works = "also works" if moderate["id"]["end"] > SUCCESS else "at this epoch does not work either"
     third = (
         f"RL from the base reaches {SUCCESS} in {base['successes']} of {seeds} seeds; it fills in the "
         f"closing form in {base['form_rate_end']:.1%} of its responses. From moderate SFT "

@@ -106,7 +106,7 @@ def test_words_follow_the_numbers(results):
     assert "starts no lower" in second
     assert "-0.50 (-0.60)" in second
     assert "ahead on both in 0 of 2 seeds" in second
-    assert "stopping SFT in time does not work either" in third
+    assert "stopping SFT in time at this epoch does not work either" in third
 
 
 def test_one_bad_seed_takes_the_claim_out_of_the_headline():
