@@ -1,0 +1,155 @@
+"""What `rejuvenate` refuses, and that it then has changed nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_rejuv import rejuvenate
+from tests.conftest import batch, sharpened, shifted, tiny_llama
+from tests.test_rejuvenate import _state, calibration
+
+
+@pytest.fixture
+def pair():
+    base = tiny_llama()
+    return base, sharpened(base)
+
+
+BAD = [
+    ({"alpha": 1.2}, r"`alpha` to be a number in \[0, 1\], a mapping .* but got 1.2"),
+    ({"alpha": "half"}, "`alpha`"),
+    ({"reset_fraction": -0.1}, "`reset_fraction`"),
+    ({"omega": 2}, "`omega`"),
+    ({"positions": "all"}, "`positions` to be one of"),
+    ({"rank_by": "size"}, "`rank_by`"),
+    ({"scope": "head"}, "`scope`"),
+    ({"positions_per_response": 0}, "`positions_per_response`"),
+    ({"alpha": "support_retention"}, "`verifier`"),
+    ({"alpha": {"*.mlp.*": 0.5}}, "no pattern fits"),
+    ({"alpha": {"*": 0.5, "*.lora.*": 0.5}}, r"no parameter fits \['\*.lora.\*'\]"),
+    ({"alpha": {"*": 2.0}}, "every value of `alpha`"),
+    ({"alpha": "auto", "reset_fraction": 0, "calibration": None}, "calibration batches but got None"),
+    ({"alpha": "auto", "alpha_target": -1.0}, "`alpha_target` to be a number of at least 0 but got -1.0"),
+    ({"alpha": "auto", "alpha_target": float("nan")}, "`alpha_target`"),
+    ({"alpha_target": 1.0}, "`alpha_target` belongs to a rule that finds alpha"),
+    ({"quantity": "loss"}, "`quantity`"),
+    ({"budget": "all"}, "`budget`"),
+    ({"budget": "union", "scope": "layer"}, "paper's rule"),
+    ({"rounding": "down"}, "`rounding`"),
+    ({"optimizer_state": "forget"}, "`optimizer_state`"),
+    ({"calibration": None}, "calibration batches but got None"),
+    ({"calibration": []}, "iterable is empty"),
+    ({"calibration": [{"input_ids": torch.ones(1, 3).long()}]}, "'labels'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_options_change_nothing(pair, options, message):
+    base, sft = pair
+    before = _state(sft)
+    with pytest.raises(ValueError, match=message):
+        rejuvenate(sft, base, **{"calibration": calibration(base), **options})
+    assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
+
+
+def test_a_response_without_tokens_is_named(pair):
+    base, sft = pair
+    empty = batch()
+    empty["labels"][1] = -100
+    with pytest.raises(ValueError, match=r"calibration batch 1 .* rows \[1\] have none"):
+        rejuvenate(sft, base, [batch(), empty])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(pair, value):
+    base, sft = pair
+    broken = copy.deepcopy(sft)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.up_proj.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"the model holds NaN or infinity in \['model.layers.1.mlp.up_proj"):
+        rejuvenate(broken, base, reset_fraction=0)
+    with pytest.raises(ValueError, match=r"anchor \(the given module\) holds NaN or infinity"):
+        rejuvenate(sft, broken, reset_fraction=0)
+
+
+def test_an_anchor_that_is_the_model_is_refused(pair):
+    base, _ = pair
+    with pytest.raises(ValueError, match="equals the model in every parameter"):
+        rejuvenate(base, copy.deepcopy(base), reset_fraction=0)
+
+
+def test_a_family_that_the_map_does_not_know_is_refused_for_reset_only():
+    base = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    sft = shifted(base)
+    with pytest.raises(ValueError, match="does not know the family None of Sequential"):
+        rejuvenate(sft, base, [batch()])
+    before, anchor = _state(sft), _state(base)
+    rejuvenate(sft, base, reset_fraction=0)
+    for name, parameter in sft.named_parameters():
+        torch.testing.assert_close(parameter.detach(), (before[name] + anchor[name]) / 2)
+
+
+def test_an_error_during_calibration_leaves_the_model_as_it_was(pair):
+    base, sft = pair
+    before = _state(sft)
+    too_large = batch(vocabulary=500)
+    with pytest.raises(IndexError):
+        rejuvenate(sft, base, [batch(), too_large])
+    assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in sft.modules())
+
+
+def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):
+    from lightning_rejuv.anchor import Anchor
+    from lightning_rejuv.rejuvenate import RejuvenationError
+
+    base, sft = pair
+
+    class Failing(Anchor):
+        """Reads every tensor once, for the checks, and the third one not again."""
+
+        inner = Anchor.open(base)
+        reads = 0
+
+        @property
+        def description(self):
+            return "a failing disk"
+
+        def names(self):
+            return self.inner.names()
+
+        def shape(self, name):
+            return self.inner.shape(name)
+
+        def tensor(self, name):
+            self.reads += 1
+            if self.reads == len(self.names()) + 3:
+                raise OSError("input/output error")
+            return self.inner.tensor(name)
+
+    with pytest.raises(
+        RejuvenationError, match=r"OSError: input/output error. Fused by then: 2 of 21 parameters"
+    ):
+        rejuvenate(sft, Failing(), alpha=0.5, reset_fraction=0)
+
+
+def test_quantised_weights_are_refused(pair):
+    base, sft = pair
+    layer = sft.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"up_proj.weight \(torch.int8\)'\] are not. Quantised"):
+        rejuvenate(sft, base, reset_fraction=0)
+
+
+def test_a_patched_model_whose_contributions_do_not_add_up_is_refused(pair):
+    base, sft = pair
+    for model in (base, sft):
+        model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + 1.0)
+    before = _state(sft)
+    with pytest.raises(ValueError, match="add up to the target logits but the reconstruction error is"):
+        rejuvenate(sft, base, calibration(base))
+    assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
