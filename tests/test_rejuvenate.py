@@ -200,6 +200,15 @@ def test_modes_gradients_hooks_and_random_states_are_left_as_they_were(pair):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in sft.modules())
 
 
+def test_an_anchor_may_hold_the_base_beside_other_modules(pair):
+    base, sft = pair
+    before, anchor = _state(sft), _state(base)
+    holder = nn.ModuleDict({"model": base, "critic": nn.Linear(2, 2)})
+    rejuvenate(sft, holder, alpha=0.5, reset_fraction=0)
+    for name, parameter in sft.named_parameters():
+        torch.testing.assert_close(parameter.detach(), (before[name] + anchor[name]) / 2)
+
+
 def test_tied_embeddings_are_fused_once():
     base = tiny_llama(tie_word_embeddings=True)
     sft = sharpened(base)
