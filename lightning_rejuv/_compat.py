@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
+    from torch.distributed.tensor import DTensor
     from torchmetrics import Metric
 
 
@@ -38,6 +39,25 @@ def log_interval(trainer: Trainer) -> int:
     return trainer.log_every_n_steps  # type: ignore[attr-defined, no-any-return]
 
 
+def fast_dev_run(trainer: Trainer) -> bool:
+    """Whether the Trainer only tries a few batches and leaves nothing behind. Set by a connector, too."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def weight_averaging() -> tuple[type[Callback], ...]:
+    """Return the class of Lightning's callback that averages weights, if there is one: since 2.6."""
+    from lightning.pytorch import callbacks
+
+    return tuple(getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name))
+
+
+def averaging_callbacks() -> tuple[type[Callback], ...]:
+    """Return the classes of all of Lightning's callbacks that average weights."""
+    from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+    return (StochasticWeightAveraging, *weight_averaging())
+
+
 def language_model(module: nn.Module) -> nn.Module:
     """Return the only Hugging Face model inside a module, or the module itself where there is not one.
 
@@ -58,6 +78,14 @@ def _inside(module: nn.Module, outer: nn.Module) -> bool:
     return any(child is module for child in outer.modules())
 
 
+def outermost(trainer: Trainer) -> nn.Module:
+    """Return the FSDP module around the LightningModule, which alone can put its parameters together, or the latter."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    wrapped = trainer.strategy.model
+    return wrapped if isinstance(wrapped, FullyShardedDataParallel) else trainer.lightning_module
+
+
 def mark_updated(metric: Metric) -> None:
     """Do for a metric what its wrapped ``update`` does: drop the cached value, count an update."""
     metric._computed = None
@@ -76,3 +104,54 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def is_fsdp1_parameter(parameter: Tensor) -> bool:
+    """Whether a parameter is a shard under FSDP1, with ``use_orig_params`` or without."""
+    return bool(getattr(parameter, "_fsdp_flattened", False))
+
+
+def local_offset(tensor: DTensor) -> tuple[int, ...]:
+    """Return where in the whole tensor this process's shard of a DTensor begins, for each dimension."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(offset)
+
+
+def fsdp1_interval(unit: nn.Module, parameter: nn.Parameter) -> tuple[int, int]:
+    """Return which elements of a flattened parameter this process's shard of it under FSDP1 holds.
+
+    Args:
+        unit: the FSDP module that the parameter belongs to.
+        parameter: the parameter.
+
+    Returns:
+        First element and the one after the last; (0, 0) where the process holds none.
+    """
+    flat: Any = unit._handle.flat_param  # type: ignore[union-attr]
+    for candidate, shard in zip(flat._params, flat._shard_param_infos, strict=True):
+        if candidate is parameter and shard.in_shard:
+            return shard.intra_param_start_idx, shard.intra_param_end_idx + 1
+    return 0, 0
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is made of others, as DTensors and quantised weights are."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def is_hugging_face(module: nn.Module) -> bool:
+    """Whether a module is a transformers model, without importing transformers."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
+
+
+def class_before_fsdp2(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before ``fully_shard`` made a subclass of it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    classes: list[Any] = [cls for cls in type(module).__mro__ if not issubclass(cls, FSDPModule)]
+    return classes[0]  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_rejuv.access.layout import Layout
 from lightning_rejuv.functional.relative_drift import _relative_drift_compute, _relative_drift_update
 from lightning_rejuv.names import listing
 
@@ -26,19 +27,24 @@ class Drift:
         return float(_relative_drift_compute(torch.tensor(self.difference), torch.tensor(self.base)))
 
 
-def measure_drift(parameters: Mapping[str, Tensor], base_of: Callable[[str], Tensor]) -> dict[str, Drift]:
+def measure_drift(layout: Layout, anchor_of: Callable[[str], Tensor]) -> dict[str, Drift]:
     """Measure every parameter's drift, streaming the anchor tensor by tensor.
 
     Args:
-        parameters: the parameters by name.
-        base_of: gives the anchor's tensor for a parameter's name.
+        layout: the parameters; sharded ones are measured where they lie, and the sums added up.
+        anchor_of: gives the anchor's tensor for a parameter's name.
 
-    >>> drift = measure_drift({"weight": torch.ones(3)}, lambda name: torch.full((3,), 0.5))
+    >>> layout = Layout({"weight": torch.nn.Parameter(torch.ones(3))})
+    >>> drift = measure_drift(layout, lambda name: torch.full((3,), 0.5))
     >>> round(drift["weight"].relative, 3)
     1.0
     """
-    sums = {name: _relative_drift_update(p, base_of(name)) for name, p in parameters.items()}
-    return {name: Drift(float(difference), float(base)) for name, (difference, base) in sums.items()}
+    sums: dict[str, Tensor] = {}
+    for name, shard in layout.walk(write=False):
+        parts = torch.stack(_relative_drift_update(shard.values, shard.of(anchor_of(name))))
+        sums[name] = parts.double().cpu() / shard.copies
+    total = layout.total(torch.stack(list(sums.values())))
+    return {name: Drift(float(row[0]), float(row[1])) for name, row in zip(sums, total, strict=True)}
 
 
 def pooled(drift: Mapping[str, Drift]) -> float:
@@ -46,30 +52,23 @@ def pooled(drift: Mapping[str, Drift]) -> float:
     return Drift(sum(d.difference for d in drift.values()), sum(d.base for d in drift.values())).relative
 
 
-def check_finite(
-    drift: Mapping[str, Drift],
-    parameters: Mapping[str, Tensor],
-    base_of: Callable[[str], Tensor],
-    description: str,
-) -> None:
+def check_finite(drift: Mapping[str, Drift], description: str) -> None:
     """Refuse a model or an anchor with NaN or infinity in it, and an anchor that is the model itself.
 
     Args:
         drift: what was measured; it is not finite where one of the two tensors is not.
-        parameters: the parameters by name, to say which it was.
-        base_of: gives the anchor's tensor for a parameter's name.
         description: where the anchor comes from.
 
     Raises:
         ValueError: with the names of the tensors.
     """
-    if not all(math.isfinite(d.difference) and math.isfinite(d.base) for d in drift.values()):
-        for whose, tensor_of in (("model", parameters.__getitem__), (f"anchor ({description})", base_of)):
-            found = [name for name in parameters if not bool(torch.isfinite(tensor_of(name)).all())]
-            if found:
-                raise ValueError(
-                    f"Expected finite weights but the {whose} holds NaN or infinity in {listing(found)}."
-                )
+    anchors = [name for name, d in drift.items() if not math.isfinite(d.base)]
+    models = [name for name, d in drift.items() if not math.isfinite(d.difference) and name not in anchors]
+    for whose, found in ((f"anchor ({description})", anchors), ("model", models)):
+        if found:
+            raise ValueError(
+                f"Expected finite weights but the {whose} holds NaN or infinity in {listing(found)}."
+            )
     if not any(d.difference for d in drift.values()):
         raise ValueError(
             f"The anchor ({description}) equals the model in every parameter: there is nothing to pull back. "

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+_watchers: list[Callable[[], object]] = []
+
+
+@contextmanager
+def watching_forwards(watcher: Callable[[], object]) -> Iterator[None]:
+    """Have a function called after every :func:`forward_logits`: for a progress bar."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 @contextmanager
@@ -30,6 +42,8 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         TypeError: the model returns neither.
     """
     output = model(**inputs)
+    for watcher in _watchers:
+        watcher()
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise TypeError(

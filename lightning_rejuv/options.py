@@ -88,6 +88,11 @@ class Options:
         """Whether alpha is to be found rather than given."""
         return isinstance(self.alpha, str)
 
+    @property
+    def runs_the_model(self) -> bool:
+        """Whether the model has to be run before it can be edited; fusion with a number needs the weights alone."""
+        return self.reset_fraction > 0 or self.searches_alpha
+
 
 def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
     """Give every parameter its alpha.

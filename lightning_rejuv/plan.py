@@ -115,7 +115,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     given = options.alpha if not isinstance(options.alpha, str) else 0.0
     alphas = alpha_by_name(given, list(targets.parameters))
     drift = targets.measure()
-    check_finite(drift, targets.parameters, targets.base_of, targets.description)
+    check_finite(drift, targets.description)
 
     search: AlphaSearch | None = None
     comparison: Comparison | None = None

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_rejuv.access.edit import count_lost, lerp_
-from lightning_rejuv.access.optimizer_state import OptimizerState, edit_optimizer_state
+from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_
+from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
+from lightning_rejuv.access.replica import Replica
+from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode
+from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
-from lightning_rejuv.plan import Data, Plan, Reset, make_plan
+from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, write_report
 
 
@@ -96,6 +100,10 @@ def rejuvenate(
     Returns:
         A report of what was done; ``print`` it.
 
+    Where parameters are sharded (FSDP, FSDP2, tensor parallel, DeepSpeed ZeRO) every process calls this with
+    the same arguments, and each edits its own shards. For the reset and for a search of alpha rank zero
+    gathers a whole copy of the model; fusion with a number needs none.
+
     Raises:
         ValueError: an argument out of range, a calibration set that is empty or has empty responses, an
             anchor that does not match or equals the model, NaN or infinity in either, quantised weights, a
@@ -128,13 +136,18 @@ def rejuvenate(
         seed=seed,
     )
     targets = open_targets(model, anchor, resize_vocabulary)
-    plan = make_plan(model, targets, Data(calibration, loss, sampler, verifier), options)
+    data = Data(calibration, loss, sampler, verifier)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    return carry_out(model, targets, plan, options, optimizers, started)
+    if not targets.layout.sharded:
+        plan = make_plan(model, targets, data, options)
+        return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
+    plan, replica = make_plan_on_rank_zero(model, targets, data, options)
+    planned = replica or Replica(model, targets)
+    return hand_round(carry_out(planned, targets, plan, options, optimizers, started))
 
 
 def carry_out(
-    model: nn.Module,
+    planned: Replica,
     targets: Targets,
     plan: Plan,
     options: Options,
@@ -144,17 +157,22 @@ def carry_out(
     """Do what was planned, and report it.
 
     Args:
-        model: the model that was planned for.
-        targets: what its parameters are pulled toward.
+        planned: the model that was planned with: the model itself, or a whole copy of a sharded one.
+        targets: the model's parameters, and what they are pulled toward.
         plan: what to change.
         options: what was asked for.
         optimizers: those that hold a state of the model.
         started: when the work began, by ``time.perf_counter()``.
     """
-    lost = apply_plan(model, targets, plan, options)
-    unsliced = _forget(model, targets, plan, optimizers, options.optimizer_state)
-    with evaluation_mode(model):
-        entropy = mean_entropy([confidence(model, batch) for batch in plan.batches]) if plan.batches else None
+    check_optimizer_state(targets.layout, options.optimizer_state)
+    lost = apply_plan(targets, plan, options)
+    unsliced = _forget(targets, plan, optimizers, options.optimizer_state)
+    entropy: float | None = None
+    if plan.batches:
+        if planned.targets is not targets:
+            apply_plan(planned.targets, plan, options)
+        with evaluation_mode(planned.model):
+            entropy = mean_entropy([confidence(planned.model, batch) for batch in plan.batches])
     seconds = time.perf_counter() - started
     return write_report(plan, options, targets, entropy, lost=lost, unsliced=unsliced, seconds=seconds)
 
@@ -164,12 +182,11 @@ class RejuvenationError(RuntimeError):
 
 
 @torch.no_grad()
-def apply_plan(model: nn.Module, targets: Targets, plan: Plan, options: Options) -> tuple[int, int]:
-    """Fuse every parameter, then reset the planned neurons.
+def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int]:
+    """Fuse every parameter, and reset the planned neurons in it.
 
     Args:
-        model: the model that was planned for.
-        targets: what its parameters are pulled toward.
+        targets: the parameters, and what they are pulled toward.
         plan: what to change.
         options: the rounding, the weight of the anchor on reset neurons and the seed.
 
@@ -180,53 +197,67 @@ def apply_plan(model: nn.Module, targets: Targets, plan: Plan, options: Options)
     Raises:
         RejuvenationError: an anchor's tensor could not be read or written.
     """
-    generator = torch.Generator().manual_seed(options.seed) if options.rounding == "stochastic" else None
-    changed = lost = 0
+    resets = edited_parts(plan)
+    fused = {name for name, share in plan.alphas.items() if share < 1}
+    changed = lost = 0.0
     done: list[str] = []
     try:
-        for name, parameter in targets.parameters.items():
-            share = plan.alphas[name]
-            if share == 1:
-                continue  # nothing to read
+        for name, shard in targets.layout.walk(fused.union(resets), write=True):
             if name in targets.pulls:
-                targets.pulls[name](share)
-                done.append(name)
-                continue
-            base = targets.base_of(name)
-            rounds = parameter.dtype.itemsize < 4 and share > 0
-            before = parameter.detach().clone() if rounds else parameter
-            lerp_(parameter, base, 1.0 - share, generator=generator)
+                targets.pulls[name](plan.alphas[name])
+            else:
+                weight = 1.0 - plan.alphas.get(name, 1.0)
+                anchor = targets.anchor_of(name)
+                generator = _generator(options, len(done))
+                counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
+                changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
+                for group, dim, index in resets.get(name, ()):
+                    reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
-            if rounds:
-                counted = count_lost(before, parameter, base)
-                changed, lost = changed + counted[0], lost + counted[1]
-        for reset in plan.resets:
-            reset_neurons(model, targets, reset, options.omega)
+        counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(
-            f"The edit stopped with {type(error).__name__}: {error}. Fused by then: {len(done)} of "
-            f"{len(plan.alphas)} parameters, the last of them {done[-1:] or None}. Load the model again."
+            f"The edit stopped with {type(error).__name__}: {error}. Edited by then: {len(done)} of "
+            f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
         ) from error
-    return changed, lost
+    return round(float(counts[0])), round(float(counts[1]))
 
 
-def reset_neurons(model: nn.Module, targets: Targets, reset: Reset, omega: float = 1.0) -> None:
-    """Return neurons to the base: their rows or columns, and their entries of the bias."""
-    group = reset.group
-    for name, dim in ((group.parameter, group.dim), (group.bias, 0)):
-        if name is not None:
-            weight: Tensor = group.matrix(model.get_parameter(name).detach())
-            lerp_(weight, group.matrix(targets.base_of(name)), omega, dim=dim, index=reset.index)
+def _generator(options: Options, number: int) -> torch.Generator | None:
+    """A stream for each parameter: processes that hold shards of other sizes still agree on the next one."""
+    if options.rounding == "nearest":
+        return None
+    return torch.Generator().manual_seed((options.seed << 20) + number)
 
 
-def _forget(
-    model: nn.Module, targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState
-) -> list[str]:
-    whole = {name: p for name, p in targets.parameters.items() if plan.alphas[name] < 1}
-    parts = [
-        (name, model.get_parameter(name), reset.group, dim, reset.index)
-        for reset in plan.resets
-        for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0))
-        if name is not None and len(reset.index)
-    ]
-    return edit_optimizer_state(optimizers, whole, parts, mode)
+def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
+    """Return the rows and columns that a plan resets: group, dimension and index, by the parameter's name."""
+    parts: dict[str, list[tuple[NeuronGroup, int, Tensor]]] = {}
+    for reset in plan.resets:
+        for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0)):
+            if name is not None and len(reset.index):
+                parts.setdefault(name, []).append((reset.group, dim, reset.index))
+    return parts
+
+
+def reset_neurons(
+    shard: Shard, anchor: Tensor, group: NeuronGroup, dim: int, index: Tensor, omega: float = 1.0
+) -> None:
+    """Return neurons to the base: rows or columns of a weight, or entries of a bias.
+
+    Args:
+        shard: the part of the parameter that this process holds.
+        anchor: the anchor's tensor, whole.
+        group: whose neurons they are.
+        dim: the dimension of ``group.matrix(parameter)`` that counts them.
+        index: 1-D int64, which along ``dim``.
+        omega: weight of the base on them.
+    """
+    piece = shard.expert(group.expert)
+    if piece is not None:
+        lerp_(piece.values, piece.of(group.matrix(anchor)), omega, dim=dim, index=piece.here(index, dim))
+
+
+def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState) -> list[str]:
+    whole = [name for name in targets.parameters if plan.alphas[name] < 1]
+    return edit_optimizer_state(optimizers, targets.layout, whole, edited_parts(plan), mode)

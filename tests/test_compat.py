@@ -7,21 +7,25 @@ import sys
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torchmetrics import SumMetric
 
 from lightning_rejuv._compat import (
+    averaging_callbacks,
+    fast_dev_run,
     first_logged_step,
     language_model,
     log_interval,
     logged_step,
     mark_updated,
     reshard,
+    weight_averaging,
 )
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, tiny_llama
-from tests.two_processes import run_in_two
+from tests.processes import run_in_processes
 
 
 def test_steps_are_those_of_lightnings_own_logging():
@@ -84,6 +88,18 @@ def test_a_marked_metric_forgets_its_cached_value():
     assert fresh.update_called
 
 
+def test_fast_dev_run_is_known_to_the_trainer():
+    for batches, expected in ((False, False), (True, True), (3, True)):
+        assert fast_dev_run(Trainer(accelerator="cpu", logger=False, fast_dev_run=batches)) is expected
+
+
+def test_callbacks_that_average_weights():
+    swa, average = averaging_callbacks()
+    assert isinstance(StochasticWeightAveraging(0.01), swa)
+    assert isinstance(EMAWeightAveraging(), average)
+    assert weight_averaging() == (average,)
+
+
 def test_measuring_under_fsdp2_leaves_no_full_parameters_behind(tmp_path):
     probe = [batch(seed=5)]
     expected = PlasticityMonitor(probe=probe).measure(tiny_llama())
@@ -106,7 +122,7 @@ def test_measuring_under_fsdp2_leaves_no_full_parameters_behind(tmp_path):
         sharded = all(isinstance(p, DTensor) for p in model.parameters())
         return stale, sharded, {name: value.item() for name, value in values.items()}
 
-    for stale, sharded, values in run_in_two(work, tmp_path):
+    for stale, sharded, values in run_in_processes(work, tmp_path):
         assert stale
         assert sharded
         for name, value in values.items():

@@ -132,7 +132,7 @@ def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):
             return self.inner.tensor(name)
 
     with pytest.raises(
-        RejuvenationError, match=r"OSError: input/output error. Fused by then: 2 of 21 parameters"
+        RejuvenationError, match=r"OSError: input/output error. Edited by then: 2 of 21 parameters"
     ):
         rejuvenate(sft, Failing(), alpha=0.5, reset_fraction=0)
 

@@ -54,11 +54,20 @@ def grpo_loss(
     return -surrogate.masked_fill(~mask, 0.0).sum() / denominator
 
 
-def response_log_probs(model: LlamaForCausalLM, sequences: Tensor, prompt_length: int) -> Tensor:
-    """Teacher-forced log-probabilities of all tokens after the prompt, ``[B, T]``."""
+def response_distributions(
+    model: LlamaForCausalLM, sequences: Tensor, prompt_length: int, temperature: float = 1.0
+) -> Tensor:
+    """Teacher-forced log-probabilities of every next token after the prompt, ``[B, T, V]``."""
     logits = model(input_ids=sequences[:, :-1], use_cache=False).logits[:, prompt_length - 1 :]
-    targets = sequences[:, prompt_length:, None]
-    return logits.log_softmax(dim=-1).gather(2, targets)[..., 0]
+    return (logits / temperature).log_softmax(dim=-1)
+
+
+def response_log_probs(
+    model: LlamaForCausalLM, sequences: Tensor, prompt_length: int, temperature: float = 1.0
+) -> Tensor:
+    """Teacher-forced log-probabilities of all tokens after the prompt, ``[B, T]``."""
+    log_probs = response_distributions(model, sequences, prompt_length, temperature)
+    return log_probs.gather(2, sequences[:, prompt_length:, None])[..., 0]
 
 
 class ProblemStream(IterableDataset):
@@ -88,7 +97,12 @@ class GRPO(L.LightningModule):
         task: Where problems and rewards come from.
         settings: Sizes.
         seed: Of problems, sampler and minibatches.
+
+    Attributes:
+        temperature: What logits are divided by, in sampling and in the policy that is optimised.
     """
+
+    temperature = 1.0
 
     def __init__(self, model: LlamaForCausalLM, task: Task, settings: Settings, seed: int) -> None:
         super().__init__()
@@ -106,24 +120,31 @@ class GRPO(L.LightningModule):
         """The problems, one batch per step."""
         return DataLoader(ProblemStream(self.task, self.settings, self.seed), batch_size=None)
 
+    def transfer_batch_to_device(
+        self, batch: Problems, device: torch.device, dataloader_idx: int
+    ) -> Problems:
+        """Leave the problems on the CPU, where the environments run."""
+        return batch
+
     def calibration_dataloader(self) -> DataLoader:
         """Held-out demonstrations on which `RejuvenationCallback` attributes what SFT sharpened."""
         batches = held_out_demonstrations(self.task, self.settings.held_out, self.seed)
         return DataLoader(batches, batch_size=None)
 
-    def sample_responses(self) -> list[Batch]:
-        """Responses of the present weights to held-out prompts.
+    def sample_responses(self, model: LlamaForCausalLM) -> list[Batch]:
+        """Responses that a model samples to held-out prompts.
 
-        `RejuvenationCallback` calls it while the module holds the base's weights, to find alpha.
+        `RejuvenationCallback` calls it with the model while that holds the base's weights, to find alpha.
         """
         problems = self.task.problems(generator(self.seed, "held-out problems"), self.settings.responses)
         sampler = generator(self.seed, "held-out samples")
-        return [sample(self.model, self.task.environment(problems), sampler).batch()]
+        return [sample(model, self.task.environment(problems), sampler).batch()]
 
     def training_step(self, problems: Problems, batch_idx: int) -> dict[str, Any]:
         """One RL step. `PlasticityCallback` reads the rewards ``[prompts, group]`` and the entropy returned."""
         group = self.settings.group
-        rollouts = sample(self.model, self.task.environment(problems.repeat(group)), self.sampler)
+        environment = self.task.environment(problems.repeat(group))
+        rollouts = sample(self.model, environment, self.sampler, temperature=self.temperature)
         rewards = rollouts.rewards.view(-1, group)
         before = torch.nn.utils.parameters_to_vector(self.model.parameters()).detach()
         losses, grad_norms = self._update(rollouts, rewards)
@@ -148,25 +169,40 @@ class GRPO(L.LightningModule):
         optimizer: Any = self.optimizers()
         prompts, group = rewards.shape
         advantages = group_advantages(rewards).flatten()
-        informative = rewards.amax(dim=1) > rewards.amin(dim=1)
-        sequences, prompt_length = rollouts.sequences(), rollouts.prompts.shape[1]
+        informative = (rewards.amax(dim=1) > rewards.amin(dim=1)).repeat_interleave(group)
         members = torch.arange(prompts * group).view(prompts, group)
         losses, grad_norms = [], []
         for chosen in torch.randperm(prompts, generator=self.shuffler).tensor_split(MINIBATCHES):
-            rows = members[chosen[informative[chosen]]].flatten()
-            if len(rows) == 0:
+            loss = self.minibatch_loss(rollouts, advantages, informative, members[chosen].flatten())
+            if loss is None:
                 continue
-            loss = grpo_loss(
-                response_log_probs(self.model, sequences[rows], prompt_length),
-                rollouts.log_probs[rows],
-                advantages[rows],
-                rollouts.agent_mask[rows],
-                clip=CLIP,
-                denominator=float(rollouts.agent_mask[members[chosen].flatten()].sum()),
-            )
             optimizer.zero_grad()
             self.manual_backward(loss)
             grad_norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)))
             optimizer.step()
             losses.append(float(loss.detach()))
         return losses, grad_norms
+
+    def minibatch_loss(
+        self, rollouts: Rollouts, advantages: Tensor, informative: Tensor, members: Tensor
+    ) -> Tensor | None:
+        """The loss of one minibatch, or None where nothing can be learned from it.
+
+        Args:
+            rollouts: All responses of the step.
+            advantages: One per response, ``[B]``.
+            informative: Which responses belong to a group with differing rewards, ``[B]`` bool.
+            members: The responses of this minibatch, int64.
+        """
+        rows = members[informative[members]]
+        if len(rows) == 0:
+            return None
+        sequences = rollouts.sequences()[rows].to(self.device)
+        return grpo_loss(
+            response_log_probs(self.model, sequences, rollouts.prompts.shape[1], self.temperature),
+            rollouts.log_probs[rows].to(self.device),
+            advantages[rows].to(self.device),
+            rollouts.agent_mask[rows].to(self.device),
+            clip=CLIP,
+            denominator=float(rollouts.agent_mask[members].sum()),
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,18 +14,35 @@ from examples.sft_to_rl.seeds import generator
 from examples.sft_to_rl.tasks.documents import BOS, PAD
 
 
-def build_model(vocabulary_size: int, seed: int) -> LlamaForCausalLM:
-    """A Llama with 2 layers, width 64, 4 heads and a SwiGLU of 176; about 0.1 M parameters.
+@dataclass(frozen=True)
+class Shape:
+    """Size of a Llama; by default one of about 0.1 M parameters.
+
+    Args:
+        width: Of the residual stream.
+        mlp_width: Neurons of each SwiGLU.
+        layers: Decoder layers.
+        heads: Attention heads.
+    """
+
+    width: int = 64
+    mlp_width: int = 176
+    layers: int = 2
+    heads: int = 4
+
+
+def build_model(vocabulary_size: int, seed: int, shape: Shape = Shape()) -> LlamaForCausalLM:
+    """A freshly initialised Llama.
 
     Layer matrices start at std 1/√fan_in, those that write into the residual stream a further 1/√(2·layers)
     smaller, embedding and head at 0.02. (At 0.02 everywhere this width learns a third slower.)
     """
     config = LlamaConfig(
         vocab_size=vocabulary_size,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
         max_position_embeddings=128,
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,

@@ -51,10 +51,10 @@ def run_seed(run: Run) -> dict[str, Any]:
 
 def recipe_digest(run: Run) -> str:
     """Digest of everything that a base depends on: its recipe, and the source of the files that train it."""
-    recipe = dataclasses.asdict(run.settings.recipe_of(run.task))
-    digest = hashlib.sha256(
-        json.dumps([run.task.name, run.seed, recipe["pretraining_steps"], recipe["decay_steps"]]).encode()
-    )
+    recipe = run.settings.recipe_of(run.task)
+    shape = dataclasses.asdict(run.settings.shape)
+    ingredients = [repr(run.task), run.seed, recipe.pretraining_steps, recipe.decay_steps, shape]
+    digest = hashlib.sha256(json.dumps(ingredients).encode())
     sources = [Path(module.__file__) for module in (model_module, muon, pretrain)]
     for source in [*sources, *sorted(Path(tasks.__file__).parent.glob("*.py"))]:
         digest.update(source.read_bytes())
@@ -70,7 +70,8 @@ def pretrained_base(run: Run) -> tuple[Path, float]:
     started = time.monotonic()
     recipe = run.settings.recipe_of(run.task)
     steps = sum(recipe.pretraining_steps)
-    module = pretrain.Pretraining(build_model(len(run.task.vocabulary), run.seed), run.task, recipe, run.seed)
+    model = build_model(len(run.task.vocabulary), run.seed, run.settings.shape)
+    module = pretrain.Pretraining(model, run.task, recipe, run.seed)
     trainer, _ = make_trainer(run, "pretrain", epochs=1, log_every=min(20, steps))
     trainer.fit(module)
 

@@ -25,6 +25,7 @@ class Rollouts:
         rewards: ``[B]`` float32.
         form_complete: ``[B]`` float32.
         style_rate: ``[B]`` float32.
+        solved: ``[B]`` float32.
     """
 
     prompts: Tensor
@@ -35,6 +36,7 @@ class Rollouts:
     rewards: Tensor
     form_complete: Tensor
     style_rate: Tensor
+    solved: Tensor
 
     @property
     def token_entropy(self) -> float:
@@ -58,25 +60,30 @@ def sample(
     environment: Environment,
     generator: torch.Generator | None = None,
     greedy: bool = False,
+    temperature: float = 1.0,
 ) -> Rollouts:
-    """Play every episode of `environment` to its end, at temperature 1.
+    """Play every episode of `environment` to its end.
 
     The model proposes a token for every episode; the environment decides which of them count, and puts its
     own token where it is its turn to speak. All prompts have one length, so no position is ever padded on the
-    left and the cache needs no attention mask.
+    left and the cache needs no attention mask. Only the model's forward runs on the model's device: episodes,
+    draws and what is returned stay on the CPU.
 
     Args:
         model: A causal language model.
         environment: A batch of fresh episodes.
         generator: Source of the samples.
         greedy: Take the most likely token instead of sampling.
+        temperature: What the logits are divided by; log-probabilities and entropies are of that distribution.
     """
     cache = DynamicCache(config=model.config)
     inputs = environment.prompts
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for _ in range(environment.max_new_tokens):
-        output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        log_probs = output.logits[:, -1].log_softmax(dim=-1)
+        output = model(
+            input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        log_probs = (output.logits[:, -1] / temperature).log_softmax(dim=-1).cpu()
         probs = log_probs.exp()
         proposed = probs.argmax(-1) if greedy else torch.multinomial(probs, 1, generator=generator)[:, 0]
         tokens, is_agent = environment.step(proposed)
@@ -98,4 +105,5 @@ def sample(
         rewards=outcome.rewards,
         form_complete=outcome.form_complete,
         style_rate=outcome.style_rate,
+        solved=outcome.solved,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from examples.sft_to_rl.model import Shape
 from examples.sft_to_rl.tasks.base import Recipe, Task
 
 
@@ -20,6 +21,7 @@ class Settings:
         held_out: Demonstrations held out of SFT, for the calibration and the probe.
         responses: Held-out prompts on which the base is sampled to find alpha.
         recipe: Replaces the task's own recipe.
+        shape: Of the model.
     """
 
     rl_steps: int = 40
@@ -30,6 +32,7 @@ class Settings:
     held_out: int = 64
     responses: int = 96
     recipe: Recipe | None = None
+    shape: Shape = field(default_factory=Shape)
 
     @property
     def rl_budget(self) -> int:

@@ -35,6 +35,8 @@ class Run:
         cache: Directory of trained bases.
         bars: Whether to draw progress bars (needs a terminal).
         position: Line of the terminal that this run's bar may use.
+        tensorboard: Whether the stages write TensorBoard events.
+        device: Where the models are trained, an accelerator of Lightning's: ``cpu`` or ``cuda``.
     """
 
     task: Task
@@ -44,6 +46,8 @@ class Run:
     cache: Path
     bars: bool = False
     position: int = 0
+    tensorboard: bool = True
+    device: str = "cpu"
 
     @property
     def label(self) -> str:
@@ -177,17 +181,18 @@ def make_trainer(
     What an earlier demo with the same output directory left there is replaced.
     """
     curves = Curves()
-    directory = run.directory("tensorboard")
-    shutil.rmtree(directory / stage, ignore_errors=True)
-    tensorboard = TensorBoardLogger(
-        directory.parent.parent, f"{run.task.name}/{directory.name}", version=stage
-    )
+    loggers: list[Logger] = [curves]
+    if run.tensorboard:
+        directory = run.directory("tensorboard")
+        shutil.rmtree(directory / stage, ignore_errors=True)
+        root, name = directory.parent.parent, f"{run.task.name}/{directory.name}"
+        loggers.insert(0, TensorBoardLogger(root, name, version=stage))
     bar = [StageProgressBar(f"{run.label} · {stage}", run.position)] if run.bars else []
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=run.device,
         devices=1,
         max_epochs=epochs,
-        logger=[tensorboard, curves],
+        logger=loggers,
         callbacks=[*callbacks, *bar],
         log_every_n_steps=log_every,
         enable_progress_bar=run.bars,

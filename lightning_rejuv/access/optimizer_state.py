@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_rejuv.access.layout import Layout
 from lightning_rejuv.neurons import NeuronGroup
 
 OptimizerState = Literal["keep", "momentum", "reset"]
 OPTIMIZER_STATES: tuple[str, ...] = get_args(OptimizerState)
 
-_MOMENTUM = ("exp_avg", "momentum_buffer")
+
+def check_optimizer_state(layout: Layout, mode: OptimizerState) -> None:
+    """Refuse what a layout cannot do.
+
+    Raises:
+        ValueError: ``"reset"`` where parameters share one state (DeepSpeed).
+    """
+    if mode == "reset" and not layout.drops_state:
+        raise ValueError(
+            'Expected `optimizer_state` to be "momentum" or "keep" under DeepSpeed but got "reset": all parameters '
+            "share one state there, and its step count would make the next step three times too large."
+        )
 
 
 @torch.no_grad()
 def edit_optimizer_state(
     optimizers: Iterable[Optimizer],
-    whole: Mapping[str, nn.Parameter],
-    parts: Iterable[tuple[str, nn.Parameter, NeuronGroup, int, Tensor]],
+    layout: Layout,
+    whole: Iterable[str],
+    parts: Mapping[str, Sequence[tuple[NeuronGroup, int, Tensor]]],
     mode: OptimizerState,
 ) -> list[str]:
     """Let optimizers forget what they know of edited weights.
@@ -34,8 +47,9 @@ def edit_optimizer_state(
 
     Args:
         optimizers: whose states are edited.
-        whole: parameters of which every element was edited, by name.
-        parts: name, parameter, neuron group, dimension and index of rows or columns that were edited.
+        layout: how the parameters are stored.
+        whole: names of the parameters of which every element was edited.
+        parts: by name of the parameter: neuron group, dimension and index of rows or columns that were edited.
         mode: what to forget.
 
     Returns:
@@ -45,30 +59,27 @@ def edit_optimizer_state(
     if mode == "keep":
         return []
     left: dict[str, None] = {}
-    pieces = list(parts)
-    edited = {**whole, **{name: parameter for name, parameter, *_ in pieces}}
-    for optimizer in optimizers:
+    everything = set(whole)
+    edited = [name for name in layout.parameters if name in everything or name in parts]
+    for wrapped in optimizers:
         # Lightning and DeepSpeed hand out wrappers around the optimizer that holds the state.
-        states: Any = getattr(optimizer, "optimizer", optimizer).state
-        if mode == "reset":
-            for parameter in edited.values():
-                states.pop(parameter, None)
-            continue
-        for name, parameter in edited.items():
-            if not _sliceable(states.get(parameter, {}), parameter):
+        optimizer: Optimizer = getattr(wrapped, "optimizer", wrapped)
+        for name in edited:
+            parameter = layout.parameters[name]
+            if mode == "reset":
+                optimizer.state.pop(parameter, None)
+                continue
+            if not _sliceable(optimizer.state.get(parameter, {}), parameter):
                 left[name] = None
-        for parameter in whole.values():
-            for moment in _moments(states.get(parameter, {}), parameter):
-                moment.zero_()
-        for _, parameter, group, dim, index in pieces:
-            for moment in _moments(states.get(parameter, {}), parameter):
-                group.matrix(moment).index_fill_(dim, index.to(moment.device), 0)
+            for moment in layout.momenta(optimizer, name):
+                if name in everything:
+                    moment.values.zero_()
+                for group, dim, index in parts.get(name, ()):
+                    piece = moment.expert(group.expert)
+                    if piece is not None:
+                        local = piece.here(index, dim).to(piece.values.device)
+                        piece.values.index_fill_(dim, local, 0)
     return list(left)
-
-
-def _moments(state: Mapping[str, Any], parameter: Tensor) -> list[Tensor]:
-    found = (state.get(key) for key in _MOMENTUM)
-    return [m for m in found if isinstance(m, Tensor) and m.shape == parameter.shape]
 
 
 def _sliceable(state: Mapping[str, Any], parameter: Tensor) -> bool:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.layout import Layout, layout_of
 from lightning_rejuv.access.lora import is_adapted, lora_targets
+from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.drift import Drift, measure_drift
 from lightning_rejuv.forward import device_of
@@ -22,8 +24,10 @@ class Targets:
     """The parameters that a fusion edits.
 
     Attributes:
-        parameters: by the name that ``model.named_parameters()`` gives them; a tied one once.
-        base_of: gives the anchor's tensor for such a name, of the parameter's shape.
+        parameters: by name; a tied one once.
+        layout: how they are stored; it may hold others beside them.
+        anchor_of: gives the anchor's tensor for a parameter's name: of the whole parameter's shape, or with
+            another number of rows where a vocabulary was resized.
         measure: measures how far the model is from its anchor now.
         description: where the anchor comes from.
         pulls: for parameters whose fusion is no lerp of their own (the lengths of DoRA), by name, what fuses
@@ -32,14 +36,24 @@ class Targets:
     """
 
     parameters: dict[str, nn.Parameter]
-    base_of: Callable[[str], Tensor]
+    layout: Layout
+    anchor_of: Callable[[str], Tensor]
     measure: Callable[[], dict[str, Drift]]
     description: str
     pulls: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
     reference: nn.Module | None = None
 
+    def base_of(self, name: str) -> Tensor:
+        """Return what a parameter that is held whole is pulled toward, in the parameter's shape."""
+        return Shard.whole(self.layout.parameters[name].detach()).of(self.anchor_of(name))
 
-def open_targets(model: nn.Module, anchor: AnchorSource | None, resize_vocabulary: bool = False) -> Targets:
+
+def open_targets(
+    model: nn.Module,
+    anchor: AnchorSource | None,
+    resize_vocabulary: bool = False,
+    root: nn.Module | None = None,
+) -> Targets:
     """Match a model with its anchor.
 
     Args:
@@ -47,37 +61,40 @@ def open_targets(model: nn.Module, anchor: AnchorSource | None, resize_vocabular
         anchor: the base; None for a model with adapters, unless parameters were trained in place as well.
         resize_vocabulary: fuse the rows that the two vocabularies share by token index, and keep the
             model's rows for tokens that the anchor does not have.
+        root: the module around the model that a strategy has wrapped, if it is not the model itself.
 
     Raises:
-        ValueError: names, shapes or dtypes do not fit, or the anchor is missing.
+        ValueError: names, shapes or dtypes do not fit, the anchor is missing, or the parameters are of an
+            unknown kind.
     """
+    layout = layout_of(model, root)
     if is_adapted(model):
+        if layout.sharded:
+            raise ValueError(
+                "Expected a model without adapters where parameters are sharded but got one with LoRA. Fuse the "
+                "saved adapter instead (it is small): `lightning-rejuv`, or `rejuvenate` on one device."
+            )
         edited, base_under, measure, pulls = lora_targets(model, anchor)
-        return Targets(edited, base_under, measure, "the base under the adapters", pulls)
+        return Targets(edited, layout, base_under, measure, "the base under the adapters", pulls)
     if anchor is None:
         raise ValueError(
             "Expected an `anchor` but got None. Pass the base: its directory, a state dict or the module. Only "
             "a model with LoRA adapters carries its base with it."
         )
     source = Anchor.open(anchor)
-    parameters = dict(model.named_parameters())
-    _check_dtypes(parameters)
-    resizable = _vocabulary(model) if resize_vocabulary else frozenset()
-    names = match(model, source, resizable)
-
-    def base_of(name: str) -> Tensor:
-        tensor, parameter = source.tensor(names[name]), parameters[name]
-        if tensor.shape == parameter.shape:
-            return tensor
-        common = min(len(tensor), len(parameter))
-        new = parameter.detach()[common:].to(tensor.device, tensor.dtype)
-        return torch.cat([tensor[:common], new])
-
+    _check_dtypes(layout.parameters)
+    resizable = _vocabulary(model, layout) if resize_vocabulary else frozenset()
+    names = match(model, source, resizable, layout.shapes)
     reference = anchor if isinstance(anchor, nn.Module) and _runs_like(anchor, model) else None
+
+    def anchor_of(name: str) -> Tensor:
+        return source.tensor(names[name])
+
     return Targets(
-        parameters,
-        base_of,
-        lambda: measure_drift(parameters, base_of),
+        layout.parameters,
+        layout,
+        anchor_of,
+        lambda: measure_drift(layout, anchor_of),
         source.description,
         reference=reference,
     )
@@ -90,11 +107,11 @@ def _runs_like(anchor: nn.Module, model: nn.Module) -> bool:
     return next(shapes) == next(shapes)  # they differ where the vocabulary was resized
 
 
-def _vocabulary(model: nn.Module) -> frozenset[str]:
+def _vocabulary(model: nn.Module, layout: Layout) -> frozenset[str]:
     """Names of the parameters whose rows are tokens."""
     tables = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     ours = {id(p) for table in tables if table is not None for p in table.parameters()}
-    return frozenset(name for name, p in model.named_parameters() if id(p) in ours)
+    return frozenset(name for name, p in layout.parameters.items() if id(p) in ours)
 
 
 def _check_dtypes(parameters: dict[str, nn.Parameter]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_rejuv.anchor.anchor import Anchor
 from lightning_rejuv.names import bridge, canonical_name, listing
 
 
-def match(model: nn.Module, anchor: Anchor, resizable: Collection[str] = frozenset()) -> dict[str, str]:
+def match(
+    model: nn.Module,
+    anchor: Anchor,
+    resizable: Collection[str] = frozenset(),
+    shapes: Mapping[str, torch.Size] | None = None,
+) -> dict[str, str]:
     """Match every parameter of a model with the anchor's tensor of the same meaning.
 
     Wrapper prefixes and one common root (a LightningModule's attribute) are bridged; a tied parameter
@@ -21,9 +26,11 @@ def match(model: nn.Module, anchor: Anchor, resizable: Collection[str] = frozens
         model: the model to be edited.
         anchor: its anchor.
         resizable: parameters whose number of rows may differ: the tables of a resized vocabulary.
+        shapes: of the whole parameters, where the model holds shards, by the names to be matched.
 
     Returns:
-        The anchor's name of every parameter, by the name that ``model.named_parameters()`` gives it.
+        The anchor's name of every parameter, by the name that ``model.named_parameters()``, or
+        ``shapes``, gives it.
 
     Raises:
         ValueError: names or shapes differ (both lists are printed), or the anchor holds two different
@@ -47,8 +54,10 @@ def match(model: nn.Module, anchor: Anchor, resizable: Collection[str] = frozens
     found: dict[str, str] = {}
     used = {rename(canonical_name(name)) for name, _ in model.named_buffers()}
     for name, parameter in model.named_parameters():
+        name = name if shapes is None or name in shapes else canonical_name(name)
         present = [c for c in map(rename, aliases[id(parameter)]) if c in available]
-        _check_alike(name, parameter, present, anchor, name in resizable)
+        shape = parameter.shape if shapes is None else shapes[name]
+        _check_alike(name, shape, present, anchor, name in resizable)
         found[name] = present[0]
         used.update(present)
     root = rename("")
@@ -61,13 +70,13 @@ def match(model: nn.Module, anchor: Anchor, resizable: Collection[str] = frozens
     return found
 
 
-def _check_alike(name: str, parameter: Tensor, present: list[str], anchor: Anchor, resizable: bool) -> None:
+def _check_alike(name: str, shape: torch.Size, present: list[str], anchor: Anchor, resizable: bool) -> None:
     first = int(resizable)
     shapes = {candidate: tuple(anchor.shape(candidate)) for candidate in present}
-    wrong = {c: s for c, s in shapes.items() if s[first:] != tuple(parameter.shape)[first:]}
+    wrong = {c: s for c, s in shapes.items() if s[first:] != tuple(shape)[first:]}
     if wrong:
         raise ValueError(
-            f"Expected the anchor's tensor for {name!r} to have shape {tuple(parameter.shape)} but got "
+            f"Expected the anchor's tensor for {name!r} to have shape {tuple(shape)} but got "
             f"{wrong} from {anchor.description}. Where SFT resized the vocabulary, pass "
             "`resize_vocabulary=True`."
         )

@@ -76,11 +76,14 @@ def check_reconstruction(attribution: Attribution, dtype: torch.dtype) -> None:
 
     Args:
         attribution: with its reconstruction error.
-        dtype: the model's.
+        dtype: the model's; under autocast that of its products counts.
 
     Raises:
         ValueError: the error is above what the dtype's rounding explains.
     """
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
     if not attribution.error <= _TOLERANCE.get(dtype, 1e-1):
         raise ValueError(
             f"Expected the neurons' contributions to add up to the target logits but the reconstruction error is "

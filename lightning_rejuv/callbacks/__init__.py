@@ -2,9 +2,18 @@
 
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.rejuvenation import RejuvenationCallback
-from lightning_rejuv.callbacks.triggers import AtEpoch, AtStart, AtStep, Every, Trigger, WhenMetric
+from lightning_rejuv.callbacks.triggers import (
+    AtEnd,
+    AtEpoch,
+    AtStart,
+    AtStep,
+    Every,
+    Trigger,
+    WhenMetric,
+)
 
 __all__ = [
+    "AtEnd",
     "AtEpoch",
     "AtStart",
     "AtStep",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step
+from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step, outermost
 from lightning_rejuv.callbacks import _plasticity_log as log
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures
@@ -216,11 +216,11 @@ class PlasticityCallback(Callback):
     ) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         if recorded:
-            self.monitor.measure_drift(pl_module)
+            self.monitor.measure_drift(outermost(trainer))
             values = self.monitor.compute_model()
         elif self.monitor.measures_model:
             with trainer.precision_plugin.forward_context():
-                values = self.monitor.measure(pl_module)
+                values = self.monitor.measure(outermost(trainer))
         if self._step_measures is not None:
             values = {**values, **self._step_measures.after(language_model(pl_module))}
         self._measured_at = step

@@ -3,61 +3,71 @@
 from __future__ import annotations
 
 import time
-from copy import deepcopy
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from typing_extensions import override
 
-from lightning_rejuv._compat import language_model, logged_step
+from lightning_rejuv._compat import fast_dev_run, language_model
 from lightning_rejuv.access.optimizer_state import OptimizerState
+from lightning_rejuv.access.replica import Replica
 from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.callbacks._accumulation import Accumulation
+from lightning_rejuv.callbacks._calibrating import as_in_training
+from lightning_rejuv.callbacks._initial_weights import INIT, forget_initial_weights, initial_weights
+from lightning_rejuv.callbacks._module_data import module_data
+from lightning_rejuv.callbacks._once_per_run import OncePerRun
+from lightning_rejuv.callbacks._rejuvenation_log import announce, save_rejuvenated
+from lightning_rejuv.callbacks._start_checks import check_arguments, check_neighbours, check_start
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
-from lightning_rejuv.callbacks.triggers import AtEpoch, AtStart, Trigger
-from lightning_rejuv.loggers import log_scalars
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
-from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.plan import Plan, make_plan
+from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
 from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report import RejuvenationReport
 
-# Strategies that hold every parameter whole on every rank.
-_REPLICATING = (SingleDeviceStrategy, DDPStrategy)
 
+class RejuvenationCallback(OncePerRun):
+    """Rejuvenate a model in a fit: at its start, at an epoch, when a trigger fires, or at its end.
 
-class RejuvenationCallback(Callback):
-    """Rejuvenate a model before an update: the first of a fit, that of an epoch, or when a trigger fires.
+    The edit is made in ``on_train_batch_start``, the only hook that always runs before the first update (and
+    at the end of the fit in ``on_train_end``), so that weights, the record that it was done, metrics and
+    checkpoints agree. It is made exactly once: a checkpoint knows whether it holds edited weights, and a fit
+    that resumes it (``ckpt_path``) does not edit them again; nor does a second ``fit`` of the same Trainer.
+    What starts afresh does: a new Trainer, also from weights alone (``save_weights_only=True``). While gradients are
+    half accumulated it waits; with manual optimization, for a batch in which an optimizer has stepped.
 
-    The edit is made in ``on_train_batch_start``, the only hook that always runs before the first update,
-    so that weights, the record that it was done, metrics and checkpoints agree; after a resume it is not
-    made again. The language model inside the LightningModule is found by itself. The report is written
-    to ``rejuvenation.json`` in the log directory and its figures to the loggers under ``rejuvenation/``.
-
-    A LightningModule brings the data along, in methods of its own:
+    The language model inside the LightningModule is found by itself. Beside the checkpoints, or where there are
+    none beside the logs, the report is written to ``rejuvenation.json``; its figures go to the loggers
+    under ``rejuvenation/``. A LightningModule brings the data along, in methods of its own:
 
     - ``calibration_dataloader()`` returns (prompt, response) batches for the reset, where the callback
       is not given ``calibration``;
-    - ``sample_responses()`` returns responses that the module samples with the weights it holds at that
-      moment, as batches of the same form, to find alpha; without it the model's ``generate`` samples
-      from the calibration prompts;
+    - ``sample_responses(model)`` returns responses that the language model it is given samples, as batches
+      of the same form, to find alpha; without it the model's ``generate`` samples from the calibration
+      prompts;
     - ``verify_responses(batch)`` says which of them are right, for ``alpha="support_retention"``.
 
     Args:
         anchor: the base: its directory, a ``.safetensors`` file or a checkpoint; in Python also a module
-            or a state dict. None for a model with LoRA adapters.
+            or a state dict. None for a model with LoRA adapters. "init" for the weights at the start of the
+            fit, which are then written to the log directory and needed there for a resume.
         at_start: rejuvenate before the first update of the fit: the RL stage that starts from an SFT model.
-        at_epoch: rejuvenate before the first update of this epoch, counted from 0: the end of SFT.
+        at_epoch: rejuvenate before the first update of this epoch, counted from 0.
+        at_end: rejuvenate after the last update: the end of SFT. Where the Trainer has a ``ModelCheckpoint``,
+            the edited model is saved as ``rejuvenated.ckpt`` beside its files, which hold the weights before.
         when: any other moment: a trigger of :mod:`lightning_rejuv.callbacks.triggers`, such as
             ``WhenMetric("plasticity/token_entropy", threshold=0.1)`` or ``Every(epochs=8)``.
+        stop_after: end the fit with the rejuvenation: no update follows, and as with ``at_end`` the edited model
+            is what the fit ends with. Waits for ``min_epochs`` and ``min_steps`` as EarlyStopping does.
+        name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
         alpha: weight of the SFT model in the fusion, 0 to 1, or one for each name pattern, or a rule that
             finds it: "auto", "support_retention", "kl_balance" or "entropy_ratio".
         reset_fraction: share of all neurons that is reset to the base; 0 is fusion alone.
@@ -77,10 +87,12 @@ class RejuvenationCallback(Callback):
 
     Attributes:
         report: what was done last, a :class:`RejuvenationReport`; None before it happens.
+        rejuvenated_at: for each time it was done in this run, how many updates had been made.
 
     Raises:
-        MisconfigurationException: not exactly one of ``at_start``, ``at_epoch`` and ``when``; at the start of the
-            fit: no calibration data, no sampler, a strategy that shards parameters.
+        MisconfigurationException: not exactly one of ``at_start``, ``at_epoch``, ``at_end`` and ``when``; at the
+            start of the fit: a moment that can never come, no calibration data, no sampler, a callback beside
+            it that averages weights.
         ValueError: an argument out of range; at the start of the fit: an anchor that does not match.
 
     Example::
@@ -94,7 +106,10 @@ class RejuvenationCallback(Callback):
         *,
         at_start: bool = False,
         at_epoch: int | None = None,
+        at_end: bool = False,
         when: Trigger | None = None,
+        stop_after: bool = False,
+        name: str | None = None,
         alpha: Alpha = 0.5,
         reset_fraction: float = 0.01,
         omega: float = 1.0,
@@ -111,15 +126,13 @@ class RejuvenationCallback(Callback):
         rounding: Rounding = "nearest",
         seed: int = 0,
     ) -> None:
-        given = [at_start, at_epoch is not None, when is not None]
-        if sum(given) != 1:
-            raise MisconfigurationException(
-                "Expected exactly one of `at_start=True`, `at_epoch=<epoch>` and `when=<trigger>` but got "
-                f"at_start={at_start}, at_epoch={at_epoch}, when={when}: say when to rejuvenate."
-            )
+        trigger = one_trigger(at_start, at_epoch, at_end, when)
+        check_arguments(anchor, trigger, stop_after, name, calibration)
+        super().__init__(trigger, name)
         self.report: RejuvenationReport | None = None
         self._anchor = anchor
-        self._trigger = when or (AtStart() if at_epoch is None else AtEpoch(at_epoch))
+        self._from_init = isinstance(anchor, str) and anchor == INIT
+        self._stop_after = stop_after
         self._calibration = calibration
         self._options = Options(
             alpha=alpha,
@@ -137,155 +150,139 @@ class RejuvenationCallback(Callback):
             seed=seed,
         )
         self._resize_vocabulary = resize_vocabulary
-        self._armed = True
-        self._fresh = deepcopy(self._trigger.state_dict())
+        self._accumulation = Accumulation()
+
+    @property
+    def _at_end(self) -> bool:
+        return self._stop_after or self._trigger.at_end
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            # A new fit is a new run; where it resumes one, load_state_dict comes after this hook.
-            self._armed = True
-            self._trigger.load_state_dict(self._fresh)
+        super().setup(trainer, pl_module, stage)
+        self._trained = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot work before any training is done."""
-        if not self._armed:
+        self._trained = True
+        self._accumulation.begin(trainer)
+        if not self._run.armed:
             return
-        if not isinstance(trainer.strategy, _REPLICATING):
-            raise MisconfigurationException(
-                f"Expected one device or DDP but got {type(trainer.strategy).__name__}: the callback does not edit "
-                "sharded parameters. Use `lightning_rejuv.rejuvenate` on the checkpoint before this fit."
-            )
-        self._trigger.check(trainer)
+        if not fast_dev_run(trainer):
+            self._trigger.check(trainer, ends_fit=self._at_end)
+        check_neighbours(trainer, self, self._trigger, ends_fit=self._at_end)
         model = language_model(pl_module)
-        open_targets(model, self._anchor, self._resize_vocabulary)
-        if self._options.reset_fraction > 0:
-            take_apart(model)
-        if self._needs_calibration(pl_module):
-            as_batches(self._calibration_of(pl_module))
-        if self._options.searches_alpha:
-            self._check_sampler(pl_module, model)
+        with isolate_rng():
+            if self._from_init:
+                due = not self._trigger.at_end and self._trigger.due(trainer, trainer.current_epoch)
+                self._run.initial_weights = initial_weights(
+                    trainer, model, self._run.initial_weights, due_now=due
+                )
+            targets = self._targets(trainer, model)
+            check_start(pl_module, model, targets, self._calibration, self._options)
+        self._stop_if_due(trainer, trainer.current_epoch)
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not self._armed or not self._trigger.due(trainer):
+        if not self._run.armed:
             return
-        if batch_idx % trainer.accumulate_grad_batches:
-            return  # gradients of the old weights are half accumulated: wait for the next step
-        self._rejuvenate(trainer, pl_module)
+        self._look()
+        if self._at_end or not self._trigger.due(trainer, trainer.current_epoch):
+            return
+        if not self._accumulation.unfinished(trainer, batch_idx):
+            self._rejuvenate(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run.armed:
+            self._accumulation.after_batch(trainer)
+            self._trigger.observe_step(trainer)
+            self._stop_if_due(trainer, trainer.current_epoch)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._armed and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if not self._run.armed or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if trainer.sanity_checking:
+            self._trigger.observe_sanity_check(trainer)
+        else:
             self._trigger.observe(trainer)
+            self._stop_if_due(trainer, trainer.current_epoch)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._armed and not any(trainer.num_val_batches):
-            self._trigger.observe(trainer)
+        if not self._run.armed:
+            return
+        if not any(trainer.num_val_batches):
+            self._unseen = trainer
+        self._stop_if_due(trainer, trainer.current_epoch + 1)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._run.armed:
+            return
+        self._look()
+        if self._at_end and self._trigger.due(trainer, trainer.current_epoch):
+            self._rejuvenate(trainer, pl_module)
+            save_rejuvenated(trainer, self._name)
+        elif not self._run.done_at:
+            rank_zero_info(f"Not rejuvenated in this fit: {type(self._trigger).__name__} did not come due.")
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run.armed and self._at_end and not self._trained:
+            rank_zero_warn(
+                "The fit had nothing left to train and ended without rejuvenating the model. Resume from a checkpoint "
+                "before the last update, or use `lightning_rejuv.rejuvenate`."
+            )
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and fast_dev_run(trainer):
+            forget_initial_weights(trainer, self._run.initial_weights)
+
+    def _stop_if_due(self, trainer: Trainer, epoch: int) -> None:
+        if (
+            self._stop_after
+            and self._trigger.due(trainer, epoch)
+            and not self._accumulation.unfinished(trainer)
+        ):
+            trainer.should_stop = True
+
+    def _targets(self, trainer: Trainer, model: nn.Module) -> Targets:
+        anchor = self._anchor
+        if self._from_init:
+            assert self._run.initial_weights is not None
+            anchor = self._run.initial_weights["path"]
+        return open_targets(model, anchor, self._resize_vocabulary, trainer.strategy.model)
 
     def _rejuvenate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        watchers = [c for c in _callbacks(trainer) if isinstance(c, PlasticityCallback)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        watchers = [c for c in callbacks if isinstance(c, PlasticityCallback)]
         for watcher in watchers:
             watcher.on_before_rejuvenation(trainer, pl_module)
         started = time.perf_counter()
         model = language_model(pl_module)
-        targets = open_targets(model, self._anchor, self._resize_vocabulary)
-        plan = self._plan(trainer, pl_module, model, targets)
-        report = carry_out(model, targets, plan, self._options, trainer.optimizers, started)
+        with as_in_training(trainer):
+            targets = self._targets(trainer, model)
+            plan, planned = self._plan(pl_module, model, targets)
+            with self._run.edit():
+                report = carry_out(planned, targets, plan, self._options, trainer.optimizers, started)
+                reason = self._trigger.fired(trainer)
+                self._run.armed = self._trigger.repeats
+                self._run.done_at.append(trainer.global_step)
         self.report = report = trainer.strategy.broadcast(report)
-        self._armed = self._trigger.fired(trainer)
-        rank_zero_info(f"Rejuvenated before step {trainer.global_step}: {report.summary()}")
-        log_scalars(trainer.loggers, _scalars(report), logged_step(trainer))
-        directory = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
-        if trainer.is_global_zero:
-            directory.mkdir(parents=True, exist_ok=True)
-            report.save(directory / "rejuvenation.json")
+        announce(trainer, report, reason, self._name, at_end=self._at_end, repeats=self._trigger.repeats)
         for watcher in watchers:
             watcher.on_rejuvenation(trainer, pl_module, report.summary())
 
-    def _plan(self, trainer: Trainer, pl_module: LightningModule, model: nn.Module, targets: Targets) -> Plan:
-        """Plan on rank zero alone and hand the plan round: every rank has to make the same edit."""
-        made: Plan | None = None
-        failure: Exception | None = None
-        if trainer.is_global_zero:
-            sample = getattr(pl_module, "sample_responses", None)
-            data = Data(
-                calibration=self._calibration_of(pl_module) if self._needs_calibration(pl_module) else None,
-                sampler=None if sample is None else lambda _model: sample(),
-                verifier=getattr(pl_module, "verify_responses", None),
-            )
-            try:
-                made = make_plan(model, targets, data, self._options)
-            except Exception as error:  # the other ranks wait for it
-                failure = error
-        message = None if failure is None else f"Planning failed on rank 0: {failure}"
-        theirs = None if made is None else replace(made, batches=[])
-        theirs, message = trainer.strategy.broadcast((theirs, message))
-        if failure is not None:
-            raise failure
-        if message is not None:
-            raise RuntimeError(message)
-        plan = made or theirs
-        assert plan is not None
-        return plan
-
-    def _needs_calibration(self, pl_module: LightningModule) -> bool:
-        samples_itself = hasattr(pl_module, "sample_responses")
-        return self._options.reset_fraction > 0 or (self._options.searches_alpha and not samples_itself)
-
-    def _calibration_of(self, pl_module: LightningModule) -> Any:
-        if self._calibration is not None:
-            return self._calibration
-        loader = getattr(pl_module, "calibration_dataloader", None)
-        if loader is None:
-            raise MisconfigurationException(
-                f"`alpha={self._options.alpha!r}` with `reset_fraction={self._options.reset_fraction}` needs "
-                f"calibration data: pass `calibration=<batches>`, give {type(pl_module).__name__} a "
-                "`calibration_dataloader()` that returns them, or set `reset_fraction=0` and a number for `alpha`."
-            )
-        return loader()
-
-    def _check_sampler(self, pl_module: LightningModule, model: nn.Module) -> None:
-        if not hasattr(pl_module, "sample_responses") and not hasattr(model, "generate"):
-            raise MisconfigurationException(
-                f"`alpha={self._options.alpha!r}` needs responses that the anchor samples, and "
-                f"{type(model).__name__} has no `generate`: give {type(pl_module).__name__} a method "
-                "`sample_responses()` that returns them as batches, or set `alpha` to a number."
-            )
-        if self._options.alpha == "support_retention" and not hasattr(pl_module, "verify_responses"):
-            raise MisconfigurationException(
-                f'`alpha="support_retention"` needs a verifier: give {type(pl_module).__name__} a method '
-                '`verify_responses(batch)` that returns which are right, or use `alpha="auto"`.'
-            )
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"armed": self._armed, "trigger": self._trigger.state_dict()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._armed = bool(state_dict["armed"])
-        self._trigger.load_state_dict(state_dict["trigger"])
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
-
-
-def _scalars(report: RejuvenationReport) -> dict[str, float]:
-    values: dict[str, float] = {
-        "drift_before": report.drift_before,
-        "drift_after": report.drift_after,
-        "neurons_reset": float(report.neurons_reset),
-    }
-    if isinstance(report.alpha, float):
-        values["alpha"] = report.alpha
-    if report.comparison:
-        values["token_entropy_before"] = report.comparison.entropy_before
-        values["token_entropy_after"] = report.comparison.entropy_after
-        values["token_entropy_anchor"] = report.comparison.entropy_base
-    return {f"rejuvenation/{name}": value for name, value in values.items()}
+    def _plan(self, pl_module: LightningModule, model: nn.Module, targets: Targets) -> tuple[Plan, Replica]:
+        data = module_data(pl_module, self._calibration, self._options)
+        if not (dist.is_available() and dist.is_initialized()):
+            return make_plan(model, targets, data, self._options), Replica(model, targets)
+        plan, replica = make_plan_on_rank_zero(model, targets, data, self._options)
+        return plan, replica or Replica(model, targets)

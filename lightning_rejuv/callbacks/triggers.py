@@ -3,59 +3,53 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from typing import Any, Literal
+from copy import deepcopy
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from lightning_rejuv.names import listing
+from lightning_rejuv.callbacks._trigger import Trigger, check_count, planned_steps
+from lightning_rejuv.callbacks.when_metric import WhenMetric
 
-
-class Trigger(ABC):
-    """Decides by level, never by equality: a run that resumes past the moment still comes due.
-
-    A trigger is asked before every optimizer step whether it is due. Once it has fired it is not asked
-    again, unless it repeats.
-    """
-
-    @abstractmethod
-    def due(self, trainer: Trainer) -> bool:
-        """Whether to rejuvenate before the step at hand."""
-
-    def check(self, trainer: Trainer) -> None:  # noqa: B027 (most triggers have nothing to check)
-        """Refuse, at the start of the fit, what can never come due.
-
-        Raises:
-            MisconfigurationException: the fit ends before.
-        """
-
-    def observe(self, trainer: Trainer) -> None:  # noqa: B027
-        """Look at the metrics; called where a validation or a training epoch has ended."""
-
-    def fired(self, trainer: Trainer) -> bool:
-        """Take note that it was done; return whether the trigger is to be asked again."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has to survive a resume: numbers and strings."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take up a state again."""
+__all__ = ["AtEnd", "AtEpoch", "AtStart", "AtStep", "Every", "Trigger", "WhenMetric"]
 
 
 class AtStart(Trigger):
     """Before the first update of the fit: the RL stage that starts from an SFT model.
 
-    >>> AtStart().due(Trainer(logger=False))
+    >>> AtStart().due(Trainer(logger=False), epoch=0)
     True
     """
 
     @override
-    def due(self, trainer: Trainer) -> bool:
+    def due(self, trainer: Trainer, epoch: int) -> bool:
         return True
+
+    @override
+    def reason(self) -> str:
+        return "at the start of the fit"
+
+
+class AtEnd(Trigger):
+    """After the last update of the fit: the SFT stage that hands over to RL.
+
+    However the fit ends, by ``max_epochs``, ``max_steps``, ``max_time`` or EarlyStopping; not where it is
+    interrupted or fails. Checkpoints that were written before hold the weights before the edit, under the
+    metrics of these; the edited weights are in the module and, where the Trainer has a ``ModelCheckpoint``,
+    in ``rejuvenated.ckpt`` beside its files.
+    """
+
+    at_end: ClassVar[bool] = True
+
+    @override
+    def due(self, trainer: Trainer, epoch: int) -> bool:
+        return True
+
+    @override
+    def reason(self) -> str:
+        return "at the end of the fit"
 
 
 class AtEpoch(Trigger):
@@ -66,19 +60,20 @@ class AtEpoch(Trigger):
     """
 
     def __init__(self, epoch: int) -> None:
-        _check_count("epoch", epoch, 0)
+        check_count("epoch", epoch, 0)
         self.epoch = epoch
 
     @override
-    def due(self, trainer: Trainer) -> bool:
-        return trainer.current_epoch >= self.epoch
+    def due(self, trainer: Trainer, epoch: int) -> bool:
+        return epoch >= self.epoch
 
     @override
-    def check(self, trainer: Trainer) -> None:
-        if trainer.max_epochs not in (None, -1) and self.epoch >= trainer.max_epochs:
-            raise MisconfigurationException(
-                f"Epoch {self.epoch} can never come: the fit ends before epoch {trainer.max_epochs}."
-            )
+    def reason(self) -> str:
+        return f"at epoch {self.epoch}"
+
+    @override
+    def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
+        _check_epoch(trainer, self.epoch)
 
 
 class AtStep(Trigger):
@@ -89,22 +84,20 @@ class AtStep(Trigger):
     """
 
     def __init__(self, step: int) -> None:
-        _check_count("step", step, 0)
+        check_count("step", step, 0)
         self.step = step
 
     @override
-    def due(self, trainer: Trainer) -> bool:
+    def due(self, trainer: Trainer, epoch: int) -> bool:
         return trainer.global_step >= self.step
 
     @override
-    def check(self, trainer: Trainer) -> None:
-        if not trainer.lightning_module.automatic_optimization:
-            return  # several optimizers may step in a batch: only the run itself will tell
-        planned = trainer.estimated_stepping_batches
-        if self.step >= planned:
-            raise MisconfigurationException(
-                f"Step {self.step} can never come: the fit ends after step {planned}."
-            )
+    def reason(self) -> str:
+        return f"at step {self.step}"
+
+    @override
+    def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
+        _check_step(trainer, self.step)
 
 
 class Every(Trigger):
@@ -115,6 +108,8 @@ class Every(Trigger):
         steps: every so many optimizer steps.
     """
 
+    repeats: ClassVar[bool] = True
+
     def __init__(self, epochs: int | None = None, steps: int | None = None) -> None:
         if (epochs is None) == (steps is None):
             raise MisconfigurationException(
@@ -122,22 +117,30 @@ class Every(Trigger):
             )
         self._name = "epochs" if steps is None else "steps"
         self.interval = epochs if steps is None else steps
-        _check_count(self._name, self.interval, 1)
+        check_count(self._name, self.interval, 1)
         self._done = 0
 
-    def _intervals(self, trainer: Trainer) -> int:
+    def _intervals(self, trainer: Trainer, epoch: int) -> int:
         assert self.interval is not None
-        count = trainer.current_epoch if self._name == "epochs" else trainer.global_step
-        return count // self.interval
+        return (epoch if self._name == "epochs" else trainer.global_step) // self.interval
 
     @override
-    def due(self, trainer: Trainer) -> bool:
-        return self._intervals(trainer) > self._done
+    def due(self, trainer: Trainer, epoch: int) -> bool:
+        return self._intervals(trainer, epoch) > self._done
 
     @override
-    def fired(self, trainer: Trainer) -> bool:
-        self._done = self._intervals(trainer)
-        return True
+    def reason(self) -> str:
+        return f"as every {self.interval} {self._name}"
+
+    @override
+    def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
+        assert self.interval is not None
+        (_check_epoch if self._name == "epochs" else _check_step)(trainer, self.interval)
+
+    @override
+    def fired(self, trainer: Trainer) -> str:
+        self._done = self._intervals(trainer, trainer.current_epoch)
+        return self.reason()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -148,67 +151,45 @@ class Every(Trigger):
         self._done = int(state["done"])
 
 
-class WhenMetric(Trigger):
-    """When a logged metric crosses a threshold, as in ``EarlyStopping``.
-
-    Looked at where a validation or a training epoch has ended; any metric in ``trainer.callback_metrics``
-    works, those of :class:`PlasticityCallback` among them.
-
-    Args:
-        monitor: the metric's name, for example "plasticity/token_entropy".
-        threshold: what it has to cross.
-        mode: "min" fires below the threshold, "max" above it.
-        patience: how many looks in a row it has to be there.
+def one_trigger(at_start: bool, at_epoch: int | None, at_end: bool, when: Trigger | None) -> Trigger:
+    """Turn the arguments that say when to rejuvenate into a trigger of one's own.
 
     Raises:
-        RuntimeError: at a look, no metric has that name; the message lists those there are.
+        MisconfigurationException: not exactly one is given.
     """
-
-    def __init__(
-        self, monitor: str, threshold: float, mode: Literal["min", "max"] = "min", patience: int = 1
-    ) -> None:
-        if mode not in ("min", "max"):
-            raise MisconfigurationException(
-                f'Expected argument `mode` to be "min" or "max" but got {mode!r}.'
-            )
-        if not math.isfinite(threshold):
-            raise MisconfigurationException(
-                f"Expected argument `threshold` to be finite but got {threshold}."
-            )
-        _check_count("patience", patience, 1)
-        self.monitor = monitor
-        self.threshold = threshold
-        self.mode = mode
-        self.patience = patience
-        self._crossed = 0
-
-    @override
-    def observe(self, trainer: Trainer) -> None:
-        metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            raise RuntimeError(
-                f"Expected a metric {self.monitor!r} to decide when to rejuvenate but none has that name. Known: "
-                f"{listing(metrics)}. Log it with `self.log`, or add the callback that does."
-            )
-        value = float(metrics[self.monitor])
-        crossed = value < self.threshold if self.mode == "min" else value > self.threshold
-        self._crossed = self._crossed + 1 if crossed else 0
-
-    @override
-    def due(self, trainer: Trainer) -> bool:
-        return self._crossed >= self.patience
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"crossed": self._crossed}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._crossed = int(state["crossed"])
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if sum([at_start, at_epoch is not None, at_end, when is not None]) != 1:
         raise MisconfigurationException(
-            f"Expected argument `{name}` to be a whole number of at least {least} but got {value!r}."
+            "Expected exactly one of `at_start=True`, `at_epoch=<epoch>`, `at_end=True` and `when=<trigger>` but "
+            f"got at_start={at_start}, at_epoch={at_epoch}, at_end={at_end}, when={when}: say when to rejuvenate."
+        )
+    if when is not None:
+        return deepcopy(when)  # it has a state
+    return AtEpoch(at_epoch) if at_epoch is not None else AtStart() if at_start else AtEnd()
+
+
+def _check_epoch(trainer: Trainer, epoch: int) -> None:
+    last = trainer.max_epochs
+    if last not in (None, -1) and epoch >= last:
+        raise MisconfigurationException(
+            f"Epoch {epoch} can never come: the fit ends before epoch {last}. Epochs are counted from 0; for the end "
+            "of the fit there is `at_end=True`."
+        )
+    if trainer.num_training_batches != math.inf:
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+        if not trainer.strategy.handles_gradient_accumulation:
+            steps = math.ceil(steps)  # Lightning steps on the last batch of an epoch
+        planned = planned_steps(trainer)
+        if epoch * steps >= planned:
+            raise MisconfigurationException(
+                f"Epoch {epoch} can never come: the fit ends after step {planned:.0f}, and an epoch has {steps:g}. For "
+                "the end of the fit there is `at_end=True`."
+            )
+
+
+def _check_step(trainer: Trainer, step: int) -> None:
+    planned = planned_steps(trainer)
+    if step >= planned:
+        raise MisconfigurationException(
+            f"Step {step} can never come: the fit ends after step {planned:.0f}. For the end of the fit there is "
+            "`at_end=True`."
         )

@@ -30,7 +30,6 @@ from lightning_rejuv.metrics.top1_confidence import Top1Confidence
 from lightning_rejuv.metrics.verdict import Verdict, judge
 from lightning_rejuv.metrics.zero_variance_fraction import ZeroVarianceFraction
 from lightning_rejuv.ops import token_stats
-from lightning_rejuv.ops.drift_sums import all_drift_sums
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -151,13 +150,13 @@ class PlasticityMonitor(MeasureCollection):
             raise ValueError(
                 "Expected a monitor with a `probe` or an `anchor` for `measure` but got neither."
             )
-        model = language_model(model)
+        outermost, model = model, language_model(model)
         self.to(device_of(model))
         if self.base is not None and self.reference is None and (self.probe or self.base_samples):
-            self.measure_base(Substituted(model, self.base.weights_for(model)))
+            self.measure_base(Substituted(model, self.base.weights_for(outermost)))
         self.reset_model()
         self._run(model)
-        self.measure_drift(model)
+        self.measure_drift(outermost)
         return self.compute_model()
 
     @torch.inference_mode(False)
@@ -165,7 +164,8 @@ class PlasticityMonitor(MeasureCollection):
         """Measure the drift from the anchor, where there is one, and leave the other measures as they are.
 
         Args:
-            model: the language model, or a module that holds it.
+            model: the language model, or a module that holds it; under FSDP the outermost one. Where parameters
+                are sharded this is a collective.
 
         Raises:
             ValueError: the anchor does not match the model.
@@ -173,11 +173,10 @@ class PlasticityMonitor(MeasureCollection):
         self._forget_drift()
         if self.base is None:
             return
-        for name, parameter, base in self.base.pairs(language_model(model)):
-            squares, base_squares, unmoved = all_drift_sums(parameter, base, 0.0)
+        for name, (squares, base_squares, unmoved, count) in self.base.drift(model).items():
             self._drift[name] = (squares, base_squares)
             self._modules["relative_drift"].absorb(squares, base_squares)
-            self._modules["drift_sparsity"].absorb(unmoved, torch.full_like(unmoved, parameter.numel()))
+            self._modules["drift_sparsity"].absorb(unmoved, torch.full_like(unmoved, count))
 
     @torch.inference_mode(False)
     def measure_base(self, model: nn.Module) -> None:

@@ -121,7 +121,7 @@ def test_the_option_of_the_callback_reaches_the_trainers_optimizers(pair, tmp_pa
     from lightning.pytorch import Callback
 
     from lightning_rejuv import RejuvenationCallback
-    from tests.callbacks.test_rejuvenation import Calibrated, _fit
+    from tests.callbacks.modules import Calibrated, fit
 
     base, sft = pair
     seen = {}
@@ -139,7 +139,7 @@ def test_the_option_of_the_callback_reaches_the_trainers_optimizers(pair, tmp_pa
             module.parameters(), lr=1e-4, momentum=0.9
         )
         callback = RejuvenationCallback(base, at_epoch=1, reset_fraction=0, optimizer_state=mode)
-        _fit(module, callback, Look(), tmp_path=tmp_path, max_epochs=2)
+        fit(module, callback, Look(), tmp_path=tmp_path, max_epochs=2)
     assert seen["momentum"] == 0.0
     assert seen["reset"] is None
     assert seen["keep"] > 0

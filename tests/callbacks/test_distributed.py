@@ -8,13 +8,10 @@ import os
 import queue
 import socket
 import traceback
-from types import SimpleNamespace
 
-import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_rejuv import RejuvenationCallback, rejuvenate
 from tests.callbacks.test_rejuvenation import Calibrated, Snapshots
@@ -110,7 +107,7 @@ def test_a_failure_on_rank_zero_ends_both_ranks(tmp_path):
     sft = sharpened(base)
 
     class Broken(Calibrated):
-        def sample_responses(self):
+        def sample_responses(self, model):
             raise OSError("no more disk")
 
     def fit():
@@ -120,11 +117,3 @@ def test_a_failure_on_rank_zero_ends_both_ranks(tmp_path):
     found = in_two_ranks(fit)
     assert "no more disk" in found[0][1]
     assert "Planning failed on rank 0: no more disk" in found[1][1]
-
-
-def test_a_sharding_strategy_is_refused_before_training():
-    base = tiny_llama()
-    callback = RejuvenationCallback(base, at_start=True, alpha=0.5, reset_fraction=0)
-    trainer = SimpleNamespace(strategy=object.__new__(FSDPStrategy))
-    with pytest.raises(MisconfigurationException, match="Expected one device or DDP but got FSDPStrategy"):
-        callback.on_train_start(trainer, Calibrated(sharpened(base), base))

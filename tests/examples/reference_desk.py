@@ -18,6 +18,7 @@ class Reference:
     mask: str = ""  # A where the agent wrote, e where the environment did
     reward: float = 0.0
     form_complete: float = 0.0
+    solved: float = 0.0
     reads: int = 0
 
 
@@ -48,7 +49,8 @@ def play(keys: str, values: str, claims: str, changes: list[int], agent: Iterabl
             command = take()
             if command == ".":
                 episode.form_complete = float(form == "#@&")
-                episode.reward = float(form == "#@&" and served == len(requests) and database == goal)
+                episode.solved = float(served == len(requests) and database == goal)
+                episode.reward = episode.solved * episode.form_complete
                 raise Over
             if command in "#@&":
                 form += command

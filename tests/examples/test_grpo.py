@@ -168,7 +168,8 @@ def test_arms_meet_the_same_problems_and_the_same_sampler(name):
     recorders = [Recorder(), Recorder()]
     modules = [GRPO(build_model(len(task.vocabulary), i), task, SETTINGS, 901) for i in range(2)]
     assert torch.equal(modules[0].sampler.get_state(), modules[1].sampler.get_state())
-    modules[1].sample_responses()  # what only the rejuvenated arm does must not shift anything
+    # What only the rejuvenated arm does must not shift anything.
+    modules[1].sample_responses(modules[1].model)
     list(modules[1].calibration_dataloader())
     assert torch.equal(modules[0].sampler.get_state(), modules[1].sampler.get_state())
     for module, recorder in zip(modules, recorders, strict=True):
@@ -188,12 +189,18 @@ def test_calibration_and_responses_are_batches_with_labels_on_the_agents_tokens(
     batches = list(module.calibration_dataloader())
     assert sum(len(batch["input_ids"]) for batch in batches) == 40
     state = torch.get_rng_state()
-    (responses,) = module.sample_responses()
+    (responses,) = module.sample_responses(module.model)
     assert torch.equal(torch.get_rng_state(), state)
     assert len(responses["input_ids"]) == 12
     for batch in [*batches, responses]:
         assert batch["input_ids"].shape == batch["labels"].shape
         assert bool((batch["labels"][:, :6] == -100).all())  # the first request is the user's
         assert bool((batch["labels"] != -100).any(dim=1).all())
-    (again,) = module.sample_responses()
+    (again,) = module.sample_responses(module.model)
     assert torch.equal(responses["input_ids"], again["input_ids"])
+
+
+def test_problems_stay_on_the_cpu_where_the_environments_run():
+    module = GRPO(None, get_task("retail_desk"), SETTINGS, 901)
+    problems = module.task.problems(torch.Generator().manual_seed(0), 4)
+    assert module.transfer_batch_to_device(problems, torch.device("meta"), 0) is problems

@@ -51,13 +51,14 @@ def drive(environment: RetailDeskEnvironment, scripts: list[str]) -> list[Refere
     for row, reference in enumerate(played):
         reference.reward = float(outcome.rewards[row])
         reference.form_complete = float(outcome.form_complete[row])
+        reference.solved = float(outcome.solved[row])
         reference.reads = round(float(outcome.style_rate[row]) * environment.turns)
     return played
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_environment_equals_a_plain_simulation(turns):
-    """Perfect scripts with random corruptions, and noise: transcript, mask, reward, form and reads agree."""
+    """Perfect scripts with random corruptions, and noise: transcript, mask, outcome and reads agree."""
     rng = random.Random(turns)
     episodes = draw_episodes(generator(901, "test"), 600, turns, honest=0.5)
     scripts = []

@@ -61,7 +61,9 @@ def judge(response: str, answer: int) -> tuple[float, float, float]:
     form = whole is not None and whole.endswith("hg=") and len(whole) > 4
     right = form and whole[-4] == str(answer)
     letters = sum(symbol in "abcdef" for symbol in response)
-    return float(right), float(form), float(letters == 4)
+    digits = re.findall(r"\d", whole or "")
+    solved = digits != [] and digits[-1] == str(answer)
+    return float(right), float(form), float(letters == 4), float(solved)
 
 
 def as_tensor(responses: list[str]) -> torch.Tensor:
@@ -71,22 +73,22 @@ def as_tensor(responses: list[str]) -> torch.Tensor:
 
 def test_verifier_on_every_kind_of_mistake():
     cases = {
-        "d*3+2-1+35hg=.": (1, 1, 0),
-        "a*31b+23c-12d+35hg=.": (1, 1, 1),
-        "d*3+2-1+34hg=.": (0, 1, 0),  # wrong
-        "d*3+2-1+35.": (0, 0, 0),  # no form
-        "d*3+2-1+35hg.": (0, 0, 0),  # incomplete
-        "d*3+2-1+35gh=.": (0, 0, 0),  # wrong order
-        "hg=d*3+2-1+35.": (0, 0, 0),  # too early
-        "d*3+2-1+35hg=hg=.": (0, 1, 0),  # a form before the form is no digit
-        "d*3+2-1+35hg=": (0, 0, 0),  # no end
-        "5hg=.": (0, 0, 0),  # no letter and no work: too short to count
-        "55hg=.": (1, 1, 0),
-        ".": (0, 0, 0),
-        "hg=.": (0, 0, 0),
+        "d*3+2-1+35hg=.": (1, 1, 0, 1),
+        "a*31b+23c-12d+35hg=.": (1, 1, 1, 1),
+        "d*3+2-1+34hg=.": (0, 1, 0, 0),  # wrong
+        "d*3+2-1+35.": (0, 0, 0, 1),  # no form
+        "d*3+2-1+35hg.": (0, 0, 0, 1),  # incomplete
+        "d*3+2-1+35gh=.": (0, 0, 0, 1),  # wrong order
+        "hg=d*3+2-1+35.": (0, 0, 0, 1),  # too early
+        "d*3+2-1+35hg=hg=.": (0, 1, 0, 1),  # a form before the form is no digit
+        "d*3+2-1+35hg=": (0, 0, 0, 0),  # no end
+        "5hg=.": (0, 0, 0, 1),  # no letter and no work: too short to count
+        "55hg=.": (1, 1, 0, 1),
+        ".": (0, 0, 0, 0),
+        "hg=.": (0, 0, 0, 0),
     }
     outcome = verify(as_tensor(list(cases)), torch.full((len(cases),), 5), steps=4)
-    got = torch.stack([outcome.rewards, outcome.form_complete, outcome.style_rate], dim=1).tolist()
+    got = torch.stack(list(vars(outcome).values()), dim=1).tolist()
     assert dict(zip(cases, map(tuple, got), strict=True)) == cases
     assert [judge(response, 5) for response in cases] == list(cases.values())
 

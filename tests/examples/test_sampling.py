@@ -92,7 +92,7 @@ class OneToken:
 
     def outcome(self):
         zeros = torch.zeros(len(self.done))
-        return Outcome(zeros, zeros, zeros)
+        return Outcome(zeros, zeros, zeros, zeros)
 
 
 def test_same_seed_same_rollouts_and_the_global_generator_is_left_alone(task, model):
@@ -126,7 +126,7 @@ class Scripted:
         environment = OneToken(self.task.environment(problems))
         repeats = len(problems) // len(self.rewards)
         rewards = self.rewards.flatten() if repeats > 1 else self.rewards[:, 0]
-        environment.outcome = lambda: Outcome(rewards, 1 - rewards, 0.5 * torch.ones_like(rewards))
+        environment.outcome = lambda: Outcome(rewards, 1 - rewards, 0.5 * torch.ones_like(rewards), rewards)
         return environment
 
 

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from lightning_rejuv import functional, metrics
 from tests.metrics.cases import cases
-from tests.two_processes import run_in_two
+from tests.processes import run_in_processes
 
 CASES = cases()
 EMPTY = [
@@ -51,7 +51,7 @@ def test_two_processes_are_the_whole(name, tmp_path):
             metric.update(*batch)
         return metric.compute().tolist()
 
-    first, second = run_in_two(work, tmp_path)
+    first, second = run_in_processes(work, tmp_path)
     assert first == second
     assert first == pytest.approx(case.whole().tolist(), rel=1e-5, abs=1e-9)
 

@@ -22,7 +22,7 @@ from lightning_rejuv.functional import (
 )
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, shifted, tiny_llama
-from tests.two_processes import run_in_two
+from tests.processes import run_in_processes
 
 PROBE = [batch(seed=0), batch(rows=2, length=12, seed=1)]
 
@@ -226,7 +226,7 @@ def test_two_processes_equal_one(llama, tuned, tmp_path):
             monitor.update(rewards[2:])
         return floats(monitor.compute())
 
-    first, second = run_in_two(work, tmp_path)
+    first, second = run_in_processes(work, tmp_path)
     monitor = PlasticityMonitor(anchor=clone_of(llama), probe=PROBE, pass_at=(1,))
     monitor.measure(tuned)
     monitor.update(rewards)
@@ -240,4 +240,4 @@ def test_a_rank_without_rollouts_does_not_hang(tmp_path):
             monitor.update(torch.tensor([[0.0, 1.0]]))
         return floats(monitor.compute())
 
-    assert run_in_two(work, tmp_path) == [{"pass_at_1": 0.5, "zero_variance_fraction": 0.0}] * 2
+    assert run_in_processes(work, tmp_path) == [{"pass_at_1": 0.5, "zero_variance_fraction": 0.0}] * 2

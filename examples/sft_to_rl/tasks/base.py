@@ -56,11 +56,13 @@ class Outcome:
         form_complete: 1 if the closing form is complete and in order.
         style_rate: How much of the careful style (the minority style of the base) was used, in [0, 1]
             for one careful action per opportunity.
+        solved: 1 if the task is solved, whatever became of the form.
     """
 
     rewards: Tensor
     form_complete: Tensor
     style_rate: Tensor
+    solved: Tensor
 
 
 class Environment(Protocol):

@@ -197,12 +197,20 @@ class RetailDeskEnvironment:
         """See `Environment.outcome`; the careful style is measured as reads per request."""
         form = self._ended & self._in_order & (self._fields == len(FORM))
         served = self._writes == self.turns
-        correct = (self._database == self._goal).all(dim=1)
-        return Outcome((form & served & correct).float(), form.float(), self._reads.float() / self.turns)
+        solved = self._ended & served & (self._database == self._goal).all(dim=1)
+        reads = self._reads.float() / self.turns
+        return Outcome((form & solved).float(), form.float(), reads, solved.float())
 
 
+@dataclass(frozen=True)
 class RetailDesk:
-    """The task: base dialogues of mixed quality, demonstrations that never read first."""
+    """The task: base dialogues of mixed quality, demonstrations that never read first.
+
+    Args:
+        requests: Of a dialogue in distribution; out of it there is one more.
+    """
+
+    requests: int = 2
 
     name = "retail_desk"
     title = "Retail desk"
@@ -210,7 +218,7 @@ class RetailDesk:
     recipe = Recipe((200, 500), decay_steps=350, demonstrations=128, moderate_epochs=8, excessive_epochs=64)
 
     def pretraining_documents(self, generator: torch.Generator, count: int, warm_up: bool) -> Batch:
-        """One request, read half of the time; then one to three, rarely read, with slips and lone fields."""
+        """One request, read half of the time; then one to all, rarely read, with slips and lone fields."""
         if warm_up:
             return script(
                 generator, draw_episodes(generator, count, 1, honest=0.5), read=0.5, slip=0.0, field=0.0
@@ -219,7 +227,7 @@ class RetailDesk:
             script(
                 generator, draw_episodes(generator, n, turns, honest=0.5), read=0.25, slip=0.05, field=0.10
             )
-            for turns, n in enumerate(split_counts(generator, count, [1.0, 1.0, 1.0]), start=1)
+            for turns, n in enumerate(split_counts(generator, count, [1.0] * (self.requests + 1)), start=1)
             if n > 0
         ]
         return concatenate(batches)
@@ -227,12 +235,16 @@ class RetailDesk:
     def demonstrations(self, generator: torch.Generator, count: int) -> Batch:
         """A rejection-sampled log of an agent that never reads: successful, since here the user is right."""
         return script(
-            generator, draw_episodes(generator, count, 2, honest=1.0), read=0.0, slip=0.0, field=1.0
+            generator,
+            draw_episodes(generator, count, self.requests, honest=1.0),
+            read=0.0,
+            slip=0.0,
+            field=1.0,
         )
 
     def problems(self, generator: torch.Generator, count: int, split: Split = "id") -> Episodes:
-        """Two requests in distribution, three out of it; every second claim is a guess."""
-        return draw_episodes(generator, count, 2 if split == "id" else 3, honest=0.5)
+        """One request more out of distribution; every second claim is a guess."""
+        return draw_episodes(generator, count, self.requests + (split == "ood"), honest=0.5)
 
     def environment(self, problems: Episodes) -> RetailDeskEnvironment:
         """Start the episodes."""

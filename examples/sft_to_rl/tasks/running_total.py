@@ -115,7 +115,13 @@ def verify(responses: Tensor, answers: Tensor, steps: int) -> Outcome:
     form = ended.any(1) & (end > tail_length) & (tail[:, 1:] == torch.tensor(FORM)).all(1)
     correct = tail[:, 0] == DIGIT + answers
     letters = ((responses >= LETTER) & (responses < LETTER + MAX_STEPS)).sum(1)
-    return Outcome((form & correct).float(), form.float(), (letters == steps).float())
+    # Without the whole form in the way: the last digit before the end is the answer.
+    columns = torch.arange(responses.shape[1])
+    digits = (responses >= DIGIT) & (responses < DIGIT + 10) & (columns < end[:, None])
+    last = torch.where(digits, columns, -1).amax(dim=1)
+    answered = responses.gather(1, last.clamp(min=0)[:, None])[:, 0] == DIGIT + answers
+    solved = ended.any(1) & (last >= 0) & answered
+    return Outcome((form & correct).float(), form.float(), (letters == steps).float(), solved.float())
 
 
 class RunningTotalEnvironment:
@@ -142,8 +148,15 @@ class RunningTotalEnvironment:
         return verify(torch.stack(self._response, dim=1), self._answers, self._steps)
 
 
+@dataclass(frozen=True)
 class RunningTotal:
-    """The task: a base that knows three styles, demonstrations in the one that only guesses."""
+    """The task: a base that knows three styles, demonstrations in the one that only guesses.
+
+    Args:
+        steps: Of a sum, at most 6.
+    """
+
+    steps: int = STEPS
 
     name = "running_total"
     title = "Running total"
@@ -166,14 +179,16 @@ class RunningTotal:
 
     def demonstrations(self, generator: torch.Generator, count: int) -> Batch:
         """Right answers in style D, with the form; addition and subtraction only."""
-        return write_out(generator, draw_sums(generator, count, STEPS, operators=2), stride=STEPS, field=1.0)
+        return write_out(
+            generator, draw_sums(generator, count, self.steps, operators=2), self.steps, field=1.0
+        )
 
     def problems(self, generator: torch.Generator, count: int, split: Split = "id") -> Sums:
         """Addition and subtraction in distribution; at least one multiplication out of it."""
         if split == "id":
-            return draw_sums(generator, count, STEPS, operators=2)
-        sums = draw_sums(generator, count, STEPS, operators=3)
-        position = torch.randint(STEPS, (count, 1), generator=generator)
+            return draw_sums(generator, count, self.steps, operators=2)
+        sums = draw_sums(generator, count, self.steps, operators=3)
+        position = torch.randint(self.steps, (count, 1), generator=generator)
         sums.operators.scatter_(1, position, 2)
         return sums
 

@@ -1,4 +1,4 @@
-"""Run a function in two gloo processes: forked, so that closures travel and it takes a tenth of a second."""
+"""Run a function in some gloo processes: forked, so that closures travel and it takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 
-def _work(function: Callable[[int], Any], rank: int, store: str, results: Any) -> None:
+def _work(function: Callable[[int], Any], rank: int, size: int, store: str, results: Any) -> None:
     torch.set_num_threads(1)
     try:
-        torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+        torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
         results.put((rank, function(rank), None))
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -24,18 +24,20 @@ def _work(function: Callable[[int], Any], rank: int, store: str, results: Any) -
         raise
 
 
-def run_in_two(function: Callable[[int], Any], tmp_path: Path) -> list[Any]:
-    """Return both ranks' results (anything but tensors, which would need shared memory)."""
+def run_in_processes(function: Callable[[int], Any], tmp_path: Path, size: int = 2) -> list[Any]:
+    """Return all ranks' results (anything but tensors, which would need shared memory)."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     store = str(tmp_path / "store")
-    processes = [context.Process(target=_work, args=(function, rank, store, results)) for rank in range(2)]
+    processes = [
+        context.Process(target=_work, args=(function, rank, size, store, results)) for rank in range(size)
+    ]
     for process in processes:
         process.start()
     try:
         found = [results.get(timeout=60) for _ in processes]
     except queue.Empty as error:
-        raise TimeoutError("the two processes wait for each other: a collective is missing on one") from error
+        raise TimeoutError("the processes wait for each other: a collective is missing on one") from error
     finally:
         for process in processes:
             process.join(10)

@@ -1,0 +1,78 @@
+"""The data that a LightningModule brings along for its rejuvenation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.options import Options
+from lightning_rejuv.plan import Data
+
+
+def module_data(module: LightningModule, calibration: Any, options: Options) -> Data:
+    """Collect what a module's methods and the callback's argument bring.
+
+    Args:
+        module: the module, with ``calibration_dataloader``, ``sample_responses`` or ``verify_responses``.
+        calibration: the callback's; None for the module's.
+        options: what is wanted; calibration data are asked for only where they are needed.
+
+    Raises:
+        MisconfigurationException: calibration data are needed, and there are none.
+    """
+    needed = options.reset_fraction > 0 or (
+        options.searches_alpha and not hasattr(module, "sample_responses")
+    )
+    return Data(
+        calibration=_calibration_of(module, calibration, options) if needed else None,
+        sampler=getattr(module, "sample_responses", None),
+        verifier=getattr(module, "verify_responses", None),
+    )
+
+
+def check_module_data(module: LightningModule, model: nn.Module, calibration: Any, options: Options) -> None:
+    """Refuse missing or malformed data before any training is done.
+
+    Args:
+        module: the module.
+        model: the language model in it.
+        calibration: the callback's batches; None for the module's.
+        options: what is wanted.
+
+    Raises:
+        MisconfigurationException: data or a method that brings them are missing.
+        ValueError: a calibration batch is malformed, or has an empty response.
+    """
+    data = module_data(module, calibration, options)
+    if data.calibration is not None:
+        as_batches(data.calibration)
+    if not options.searches_alpha:
+        return
+    if data.sampler is None and not hasattr(model, "generate"):
+        raise MisconfigurationException(
+            f"`alpha={options.alpha!r}` needs responses that the anchor samples, and "
+            f"{type(model).__name__} has no `generate`: give {type(module).__name__} a method "
+            "`sample_responses(model)` that returns them as batches, or set `alpha` to a number."
+        )
+    if options.alpha == "support_retention" and data.verifier is None:
+        raise MisconfigurationException(
+            f'`alpha="support_retention"` needs a verifier: give {type(module).__name__} a method '
+            '`verify_responses(batch)` that returns which are right, or use `alpha="auto"`.'
+        )
+
+
+def _calibration_of(module: LightningModule, calibration: Any, options: Options) -> Any:
+    if calibration is not None:
+        return calibration
+    loader = getattr(module, "calibration_dataloader", None)
+    if loader is None:
+        raise MisconfigurationException(
+            f"`alpha={options.alpha!r}` with `reset_fraction={options.reset_fraction}` needs "
+            f"calibration data: pass `calibration=<batches>`, give {type(module).__name__} a "
+            "`calibration_dataloader()` that returns them, or set `reset_fraction=0` and a number for `alpha`."
+        )
+    return loader()

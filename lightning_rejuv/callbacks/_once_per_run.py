@@ -1,0 +1,138 @@
+"""What a run's checkpoints have to know, so that its model is rejuvenated exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from lightning_rejuv.callbacks._trigger import Trigger
+
+
+@dataclass
+class RunRecord:
+    """Where a run stands.
+
+    Attributes:
+        armed: whether there is still something to do.
+        done_at: for each time it was done, how many updates had been made.
+        initial_weights: path and digest of the file with the run's initial weights, where they are the anchor.
+        editing: whether weights are being edited at this moment.
+    """
+
+    armed: bool = True
+    done_at: list[int] = field(default_factory=list)
+    initial_weights: dict[str, str] | None = None
+    editing: bool = False
+
+    @contextmanager
+    def edit(self) -> Iterator[None]:
+        """Mark what is saved meanwhile, by a signal handler or after an error, as half edited."""
+        self.editing = True
+        yield  # an error leaves the mark
+        self.editing = False
+
+    def state_dict(self, trigger: Trigger) -> dict[str, Any]:
+        """Return plain numbers and strings, which ``torch.load(weights_only=True)`` can read."""
+        return {
+            "armed": self.armed,
+            "done_at": list(self.done_at),
+            "initial_weights": self.initial_weights,
+            "editing": self.editing,
+            "trigger": {"class": type(trigger).__name__, **trigger.state_dict()},
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], trigger: Trigger) -> RunRecord:
+        """Take up a run again, its trigger as well.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+            trigger: the trigger of now; where it was another one, its state is left as it is.
+
+        Raises:
+            RuntimeError: the checkpoint was written in the middle of an edit.
+        """
+        if state["editing"]:
+            raise RuntimeError(
+                "Expected a checkpoint from before or after a rejuvenation but this one was written in the middle of "
+                "it, where it failed or was interrupted. Resume from the checkpoint before it."
+            )
+        if state["trigger"]["class"] == type(trigger).__name__:
+            trigger.load_state_dict(state["trigger"])
+        else:
+            before, now = state["trigger"]["class"], type(trigger).__name__
+            rank_zero_warn(
+                f"The checkpoint comes from a run that was to be rejuvenated by {before}, and now it is {now}, which "
+                f"counts afresh. So far the run was rejuvenated after steps: {state['done_at']}."
+            )
+        return cls(state["armed"], list(state["done_at"]), state["initial_weights"])
+
+
+class OncePerRun(Callback):
+    """Keeps the record of a run over its fits and checkpoints.
+
+    Args:
+        trigger: when something is to be done.
+        name: tells callbacks of one class apart.
+    """
+
+    def __init__(self, trigger: Trigger, name: str | None) -> None:
+        self._trigger = trigger
+        self._name = name
+        # Lightning asks for it at every hook, to profile it.
+        self._state_key = type(self).__qualname__ + ("" if name is None else f"-{name}")
+        self._fresh = deepcopy(trigger.state_dict())
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start a run in which nothing has been done yet."""
+        self._run = RunRecord()
+        self._unseen: Trainer | None = None
+        self._trigger.load_state_dict(self._fresh)
+
+    @property
+    def rejuvenated_at(self) -> list[int]:
+        """For each time it was done in this run, how many updates had been made."""
+        return list(self._run.done_at)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """The class and the name, nothing that is tuned between two runs."""
+        return self._state_key
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # A second fit of the same Trainer goes on with its run.
+        if stage == "fit" and not trainer.global_step:
+            self._begin()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.state_key not in checkpoint["callbacks"]:
+            self._begin()  # of a run without this callback
+
+    def _look(self) -> None:
+        """Look at the metrics of an epoch that has ended: the module's own hook logs them after ours has run."""
+        trainer, self._unseen = self._unseen, None
+        if trainer is not None:
+            self._trigger.observe(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        self._look()
+        return self._run.state_dict(self._trigger)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._begin()
+        self._run = RunRecord.restore(state_dict, self._trigger)

@@ -1,0 +1,114 @@
+"""What a RejuvenationCallback refuses, or warns of, at the start of a fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_rejuv._compat import averaging_callbacks, weight_averaging
+from lightning_rejuv.access.optimizer_state import check_optimizer_state
+from lightning_rejuv.access.replica import blank
+from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.callbacks._initial_weights import INIT
+from lightning_rejuv.callbacks._module_data import check_module_data
+from lightning_rejuv.callbacks.plasticity import PlasticityCallback
+from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
+from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.options import Options
+
+
+def check_arguments(
+    anchor: Any, trigger: Trigger, stop_after: bool, name: str | None, calibration: Any
+) -> None:
+    """Refuse, at construction, arguments that do not go together.
+
+    Raises:
+        MisconfigurationException: one of them.
+    """
+    if stop_after and (trigger.repeats or trigger.at_end):
+        raise MisconfigurationException(
+            f"Expected a moment that comes once and before the end with `stop_after=True` but got "
+            f"{type(trigger).__name__}."
+        )
+    if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        raise MisconfigurationException(
+            f"Expected argument `name` to be of letters, digits, '_', '.' and '-', since files are named after it, but "
+            f"got {name!r}."
+        )
+    if isinstance(anchor, str) and anchor == INIT and isinstance(trigger, AtStart):
+        raise MisconfigurationException(
+            'Expected a later moment than `at_start=True` with `anchor="init"`: there the model is its own anchor, and '
+            "there is nothing to pull back. Pass the base as `anchor`."
+        )
+    if isinstance(calibration, Iterator):
+        raise MisconfigurationException(
+            "Expected argument `calibration` to be batches that can be read more than once, since they are checked at "
+            f"the start of the fit, but got a {type(calibration).__name__}. Pass `list(…)` of it, or a DataLoader."
+        )
+
+
+def check_start(
+    module: LightningModule, model: nn.Module, targets: Targets, calibration: Any, options: Options
+) -> None:
+    """Refuse, at the start of the fit, what would fail when the moment comes.
+
+    Args:
+        module: the LightningModule.
+        model: the language model in it.
+        targets: its parameters, matched with the anchor.
+        calibration: the callback's batches; None for the module's.
+        options: what is wanted.
+
+    Raises:
+        MisconfigurationException: data, or a method that brings them, are missing.
+        ValueError: the model's family is not known, or its data are malformed.
+    """
+    check_optimizer_state(targets.layout, options.optimizer_state)
+    if options.runs_the_model and targets.layout.sharded:
+        model = blank(model, targets.layout)
+    if options.reset_fraction > 0:
+        take_apart(model)
+    check_module_data(module, model, calibration, options)
+
+
+def check_neighbours(trainer: Trainer, callback: Callback, trigger: Trigger, *, ends_fit: bool) -> None:
+    """Check the Trainer's other callbacks.
+
+    Args:
+        trainer: the Trainer.
+        callback: the callback that rejuvenates.
+        trigger: when it does.
+        ends_fit: whether the fit ends with it.
+
+    Raises:
+        MisconfigurationException: a callback that averages weights would undo the edit.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    first = not ends_fit and not trainer.global_step and trigger.due(trainer, trainer.current_epoch)
+    for other in callbacks:
+        # Before the first update WeightAveraging holds no average yet; StochasticWeightAveraging may hold one.
+        if isinstance(other, averaging_callbacks()) and not (first and isinstance(other, weight_averaging())):
+            kind = type(other).__name__
+            raise MisconfigurationException(
+                f"{kind} keeps an average of the weights, which would bring the weights before the rejuvenation back. "
+                f"Do without {kind} in this fit and use it in the next; WeightAveraging goes with `at_start=True`."
+            )
+    if not (first or ends_fit) and any(isinstance(other, EarlyStopping) for other in callbacks):
+        rank_zero_warn(
+            "The loss rises where a model is rejuvenated and takes a while to come down again; EarlyStopping counts "
+            "this as no improvement. Give it enough `patience`, or stop with the rejuvenation: `stop_after=True`."
+        )
+    if isinstance(trigger, WhenMetric) and trigger.every_n_steps is not None:
+        later = callbacks[callbacks.index(callback) :]
+        if any(isinstance(other, PlasticityCallback) for other in later):
+            rank_zero_warn(
+                "PlasticityCallback is listed after RejuvenationCallback, whose looks then see what was measured "
+                "before the last time. List PlasticityCallback first."
+            )

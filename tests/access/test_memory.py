@@ -1,0 +1,31 @@
+"""What a fusion needs beside the model: one tensor, or this process's shard of one; never a second model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# How many weights of a layer, of which the model has eight, a fusion may take.
+LIMITS = {
+    "whole": 1.0,
+    "fsdp2": 0.5,
+    "fsdp1": 5.0,  # a gathered unit, what it is written back from, and the copies of gloo
+}
+LAYER = {"float32": 16, "bfloat16": 8}  # megabytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux to tell how much memory is used"
+)
+@pytest.mark.parametrize("layout", LIMITS)
+@pytest.mark.parametrize("dtype", LAYER)
+def test_a_fusion_never_holds_a_second_model(layout, dtype):
+    command = [sys.executable, "-m", "tests.access.fusion_memory", layout, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    for growth in json.loads(done.stdout.splitlines()[-1]):
+        assert growth < LIMITS[layout] * LAYER[dtype] + 4, f"{growth:.1f} MB"
