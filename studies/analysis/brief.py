@@ -1,0 +1,117 @@
+"""The opening of docs/evidence.md: what the study says, in few sentences whose words depend on the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from studies.analysis.checks import REJUVENATED, REMEDIES
+from studies.analysis.comparisons import FRESH, SECOND
+from studies.analysis.forecast_tables import areas, ranked
+from studies.analysis.markdown import listed, number, of
+from studies.arms import ARMS
+
+Summary = Mapping[str, Any]
+NAMES = {"auto_nll_100": "the automatic alpha alone", "auto_reset": "the automatic alpha with the reset"}
+
+
+def brief(summary: Summary) -> list[str]:
+    """The sentences, those without data left out."""
+    lines = [_rescue(task) for task in summary["tasks"].values()]
+    lines += [_requirements(summary), _targeted(summary), _at_a_good_alpha(summary), _second(summary)]
+    lines += [_forecast(summary)]
+    return [line for line in lines if line]
+
+
+def _rescue(task: Mapping[str, Any]) -> str:
+    """Where RL ends from the starts that a reader knows, and from the best remedy within RL."""
+    arms = task["arms"]
+    if "auto_reset" not in arms or task["excessive"] not in arms:
+        return ""
+    others = {"moderate SFT": task["moderate"], "the base": "base"}
+    run = [arm for arm in REMEDIES if arm in arms]
+    if run:
+        best = max(run, key=lambda arm: arms[arm]["id"]["end"]["value"])
+        others[f"the best remedy within RL ({ARMS[best].title})"] = best
+    ends = [f"{_end(arms[arm])} from {name}" for name, arm in others.items() if arm in arms]
+    ours = arms["auto_reset"]
+    beside = f"; {listed(ends)}" if ends else ""
+    return (
+        f"**{task['title']}.** RL from excessive SFT ends at {_end(arms[task['excessive']])}, rejuvenated first at "
+        f"{_end(ours)}{beside}. Out of distribution, rejuvenated: {number(ours['ood']['end']['value'])}."
+    )
+
+
+def _end(row: Mapping[str, Any]) -> str:
+    return f"{number(row['id']['end']['value'])} ({of(row['successes'], row['n'])} seeds succeed)"
+
+
+def _requirements(summary: Summary) -> str:
+    """How many of the requirements each form of the method meets."""
+    parts = []
+    for arm in REJUVENATED:
+        checks = [row for row in summary["checks"] if row["ours"] == arm and row["passed"] is not None]
+        if checks:
+            parts.append(f"{NAMES[arm]} meets {sum(row['passed'] for row in checks)} of {len(checks)}")
+    if not parts:
+        return ""
+    return f"**Requirements** ([which](#what-it-must-reach)): {listed(parts)}."
+
+
+def _targeted(summary: Summary) -> str:
+    """The reset against its two controls where alpha is too large."""
+    found = {
+        "a random reset of the same count": _apart(summary, "rigid_reset", "rigid_random"),
+        "a smaller alpha of equal support": _apart(summary, "rigid_reset", "rigid_equal_support"),
+    }
+    parts = [f"against {control}: {words}" for control, words in found.items() if words]
+    return f"**The reset, where alpha is too large**, {'; '.join(parts)}." if parts else ""
+
+
+def _at_a_good_alpha(summary: Summary) -> str:
+    words = _apart(summary, "auto_reset", "auto_nll_100")
+    return f"**The reset at the automatic alpha**, against fusion alone: {words}." if words else ""
+
+
+def _second(summary: Summary) -> str:
+    """What the first seeds suggested, on the later ones."""
+    parts = []
+    for pair in SECOND:
+        for row in summary["second"]:
+            if (row["ours"], row["theirs"]) == pair[:2] and row["p_holm"] is not None:
+                difference = f"{number(row['value'], sign=True)}, n = {row['n']}"
+                parts.append(f"{pair.question}: {_word(row)} ({difference})")
+    if not parts:
+        return ""
+    return (
+        "**Neurons by entropy gradient**, suggested by the first seeds and tested on the seeds from "
+        f"{FRESH} on, both tasks pooled: {'; '.join(parts)}."
+    )
+
+
+def _word(row: Mapping[str, Any]) -> str:
+    above = "above" if row["value"] > 0 else "below"
+    return above if row["p_holm"] < 0.05 else "not told apart"
+
+
+def _apart(summary: Summary, ours: str, theirs: str) -> str:
+    """Whether a confirmatory comparison is told apart after Holm's adjustment, task by task."""
+    parts = []
+    for row in summary["confirmatory"]:
+        if (row["ours"], row["theirs"], row["outcome"]) != (ours, theirs, "id") or row["p_holm"] is None:
+            continue
+        task = summary["tasks"][row["task"]]["title"].lower()
+        parts.append(f"{task} {_word(row)} ({number(row['value'], sign=True)})")
+    return listed(parts)
+
+
+def _forecast(summary: Summary) -> str:
+    """The measure that tells best on held-out seeds, and how well support does."""
+    order = ranked(summary, "over_trained")
+    support = [measure for measure in order if measure == "support"]
+    parts = [areas(summary, "over_trained", measure) for measure in dict.fromkeys([*order[:1], *support])]
+    known = [part for part in parts if part]
+    if not known:
+        return ""
+    which = "the best measure and support" if len(known) > 1 else "the best measure"
+    return f"**Forecast before RL**, ROC-AUC on held-out seeds, {which}: {'; '.join(known)}."

@@ -1,0 +1,176 @@
+"""The tables of docs/evidence.md about what can be told before RL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from studies.analysis.markdown import MINUS, interval, listed, number, plus_minus, table
+from studies.analysis.tables import Summary
+
+SIDES = {"all": "all starts", "over_trained": "the over-trained side"}
+MEASURES = 10  # of the tables of thresholds
+RATE = ("above_safe", "between", "below_lost")
+
+
+def forecast_blocks(summary: Summary) -> dict[str, str]:
+    """Tables by the name of their place in the page."""
+    return {
+        **{f"forecast {side}": forecast_table(summary, side) for side in SIDES},
+        "thresholds": thresholds_table(summary, "over_trained"),
+        "bounds": bounds_table(summary),
+        "verdict": verdict_table(summary),
+        "levels": levels_table(summary),
+    }
+
+
+def titles(summary: Summary) -> dict[str, str]:
+    """Tasks in words, and both."""
+    return {**{name: task["title"] for name, task in summary["tasks"].items()}, "all": "both tasks"}
+
+
+def ranked(summary: Summary, side: str) -> list[str]:
+    """Measures, the best forecast first: by the distance of the held-out seeds' mean ROC-AUC from one half."""
+    by_task = summary["forecast"][side]
+
+    def quality(measure: str) -> float:
+        areas = [
+            held_out["value"]
+            for name in summary["tasks"]
+            if (held_out := by_task[name]["measures"].get(measure, {}).get("roc_auc_held_out")) is not None
+        ]
+        return abs(sum(areas) / len(areas) - 0.5) if areas else -1.0
+
+    names = dict.fromkeys(measure for found in by_task.values() for measure in found["measures"])
+    return sorted(names, key=quality, reverse=True)
+
+
+def areas(summary: Summary, side: str, measure: str) -> str:
+    """A measure's ROC-AUCs on held-out seeds in words, turned so that above one half is better than a guess.
+
+    It is turned in all tasks or in none, by the mean over tasks.
+    """
+    rows = {
+        task["title"].lower(): row
+        for name, task in summary["tasks"].items()
+        if (row := summary["forecast"][side][name]["measures"].get(measure, {}).get("roc_auc_held_out"))
+    }
+    if not rows:
+        return ""
+    reverse = sum(row["value"] for row in rows.values()) < len(rows) / 2
+    texts = [f"{interval(_turned(row) if reverse else row)} ({title})" for title, row in rows.items()]
+    return f"`{measure}`{' (the smaller the better)' * reverse} {listed(texts)}"
+
+
+def _turned(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """The area of the negated measure."""
+    low, high = (None if row[bound] is None else 1 - row[bound] for bound in ("high", "low"))
+    return {"value": 1 - row["value"], "low": low, "high": high}
+
+
+def forecast_table(summary: Summary, side: str) -> str:
+    """Every measure: rank correlation with the end point within a seed, and ROC-AUC for success."""
+    by_task, names = summary["forecast"][side], titles(summary)
+    header = ["measure before RL"]
+    for name in by_task:
+        header += [] if name == "all" else [f"{names[name]}: Spearman within seed"]
+        header.append(f"{names[name]}: ROC-AUC, held-out seeds")
+    rows = []
+    for measure in ranked(summary, side):
+        cells = []
+        for name, found in by_task.items():
+            row = found["measures"].get(measure, {})
+            cells += [] if name == "all" else [plus_minus(row.get("spearman"))]
+            cells.append(interval(row.get("roc_auc_held_out")))
+        rows.append([f"`{measure}`", *cells])
+    return table(header, rows)
+
+
+def thresholds_table(summary: Summary, side: str) -> str:
+    """The best cut of each measure on the even seeds, and its accuracy on the odd ones and in the other task."""
+    by_task, names = summary["forecast"][side], titles(summary)
+    several = len(summary["tasks"]) > 1
+    header = ["measure before RL"]
+    for name in by_task:
+        header += [f"{names[name]}: success if", "held out"]
+        header += ["other task"] if several and name != "all" else []
+    rows = []
+    for measure in ranked(summary, side)[:MEASURES]:
+        cells = []
+        for name, found in by_task.items():
+            row = found["measures"].get(measure, {})
+            cells += _cut(row.get("threshold"))
+            if several and name != "all":
+                cells.append(_cut(row.get("threshold_in_other_task"))[1])
+        rows.append([f"`{measure}`", *cells])
+    return table(header, rows)
+
+
+def _cut(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return [number(None), number(None)]
+    side = "≥" if row["larger_is_better"] else "≤"
+    return [f"{side} {number(row['value'], 3)}", number(row["balanced_accuracy"])]
+
+
+def bounds_table(summary: Summary, measures: int = 3) -> str:
+    """Two thresholds, as the verdict has, of the measures that rank highest on the over-trained side."""
+    by_task, names = summary["forecast"]["over_trained"], titles(summary)
+    header = [
+        "measure",
+        "task",
+        "95% succeed from",
+        "5% succeed below",
+        "held out: above",
+        "between",
+        "below",
+    ]
+    rows: list[list[str]] = []
+    for measure in ranked(summary, "over_trained"):
+        found = [(name, row["measures"].get(measure, {}).get("bounds")) for name, row in by_task.items()]
+        if not any(limits for _, limits in found) or len(rows) >= measures * len(by_task):
+            continue
+        for name, limits in found:
+            if limits is not None:
+                rates = [_rate(limits[part]) for part in RATE]
+                rows.append(
+                    [
+                        f"`{measure}`",
+                        names[name],
+                        number(limits["safe"], 3),
+                        number(limits["lost"], 3),
+                        *rates,
+                    ]
+                )
+    return table(header, rows)
+
+
+def verdict_table(summary: Summary) -> str:
+    """Success rates within the verdict's present limits of support retention."""
+    names = titles(summary)
+    header = ["support, nats a response", *[names[name] for name in summary["forecast"]["over_trained"]]]
+    rows = []
+    for side, called in SIDES.items():
+        for region in ("above -4", "-8 to -4", "below -8"):
+            cells = [_rate(found["verdict"][region]) for found in summary["forecast"][side].values()]
+            rows.append([f"{region.replace('-', MINUS)}, {called}", *cells])
+    return table(header, rows)
+
+
+def levels_table(summary: Summary) -> str:
+    """Success rates on the over-trained side by the level that the library's verdict gives the start."""
+    names = titles(summary)
+    found = summary["forecast"]["over_trained"]
+    header = ["verdict before RL", *[names[name] for name in found]]
+    rows = []
+    for shown in next(iter(found.values()))["levels"]:
+        for level in ("plastic", "at risk", "collapsed"):
+            cells = [_rate(of_task["levels"][shown].get(level)) for of_task in found.values()]
+            rows.append([f"{level}, {shown}", *cells])
+    return table(header, rows)
+
+
+def _rate(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "no start"
+    return f"{round(row['value'] * row['n'])}/{row['n']}, {interval(row)}"

@@ -1,0 +1,136 @@
+"""The raw results of the study: one file per task and seed, finished or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from examples.sft_to_rl.tasks import TASKS
+from studies.analysis.statistics import SUCCESS
+from studies.arms import ARMS, MODERATE_EPOCHS
+
+PLANNED = tuple(arm for arm, about in ARMS.items() if about.group != "tuning")  # of the reported seeds
+Record = dict[str, Any]
+Of = Callable[[Record], float]
+
+
+def end(split: str) -> Of:
+    """Pass@1 after RL."""
+    return lambda record: record[split]["end"]["pass_at_1"]
+
+
+def start(split: str) -> Of:
+    """Pass@1 before RL."""
+    return lambda record: record[split]["start"]["pass_at_1"]
+
+
+def gain(split: str) -> Of:
+    """What RL added to pass@1."""
+    return lambda record: end(split)(record) - start(split)(record)
+
+
+def auc(record: Record) -> float:
+    """Area under the curve of the training reward, divided by its length: the mean over RL steps."""
+    return sum(record["reward"]) / len(record["reward"])
+
+
+def succeeded(record: Record) -> bool:
+    """Whether RL ends at a pass@1 of at least one half, in distribution."""
+    return end("id")(record) >= SUCCESS
+
+
+@dataclass
+class TaskResults:
+    """What is there of one task.
+
+    Args:
+        name: The task's name.
+        seeds: Arms by reported seed, in the seeds' order.
+        tuning: Tuning seeds that lie among the results; nothing of them is kept.
+        settings: Sizes of every stage, the same for all seeds.
+        versions: Every combination of versions that some seed ran with.
+        tokens: Mean length of the base's own responses by seed, those that support is measured on.
+    """
+
+    name: str
+    seeds: dict[int, dict[str, Record]] = field(default_factory=dict)
+    tuning: list[int] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: list[dict[str, str]] = field(default_factory=list)
+    tokens: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The task in words."""
+        return TASKS[self.name].title
+
+    @property
+    def moderate(self) -> str:
+        """Arm of the SFT checkpoint that was stopped in time."""
+        return f"sft_{MODERATE_EPOCHS[self.name]}"
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that at least one seed has, in the order of the table of arms."""
+        return [arm for arm in PLANNED if any(arm in seed for seed in self.seeds.values())]
+
+    def records(self, arm: str) -> dict[int, Record]:
+        """The arm's record by seed, of the seeds that have it."""
+        return {number: arms[arm] for number, arms in self.seeds.items() if arm in arms}
+
+    def values(self, arm: str, of: Of) -> dict[int, float]:
+        """One figure of an arm by seed; without records where it is not defined (NaN)."""
+        found = {seed: float(of(record)) for seed, record in self.records(arm).items()}
+        return {seed: value for seed, value in found.items() if not math.isnan(value)}
+
+
+def load(directory: Path) -> dict[str, TaskResults]:
+    """Read ``<task>/seed_<n>.json`` below `directory`.
+
+    Raises:
+        ValueError: An unknown task or arm, or two seeds of a task that ran with different settings.
+    """
+    tasks: dict[str, TaskResults] = {}
+    files = [json.loads(path.read_text()) for path in directory.glob("*/seed_*.json")]
+    for content in sorted(files, key=lambda content: (_place(content["task"]), content["seed"])):
+        task = tasks.setdefault(content["task"], TaskResults(content["task"]))
+        if content["kind"] == "tuning":
+            task.tuning.append(content["seed"])
+            continue
+        _add(task, content)
+    return {name: task for name, task in tasks.items() if task.seeds}
+
+
+def _place(task: str) -> int:
+    if task not in TASKS:
+        raise ValueError(f"Expected a task among {sorted(TASKS)} but got {task!r}.")
+    return list(TASKS).index(task)
+
+
+def _add(task: TaskResults, content: Record) -> None:
+    where = f"seed {content['seed']} of {task.name}"
+    unknown = sorted(content["arms"].keys() - set(PLANNED))
+    if unknown:
+        raise ValueError(
+            f"Expected arms of studies/arms.py, none for tuning, but {where} has {', '.join(unknown)}."
+        )
+    task.settings = task.settings or content["settings"]
+    if content["settings"] != task.settings:
+        raise ValueError(
+            f"Expected all seeds of {task.name} to have the same settings but {where} has "
+            f"{content['settings']} where an earlier one has {task.settings}."
+        )
+    if content["version"] not in task.versions:
+        task.versions.append(content["version"])
+    if content["arms"]:
+        task.seeds[content["seed"]] = content["arms"]
+        task.tokens[content["seed"]] = content["base_samples"]["tokens_per_response"]
+
+
+def pooled(tasks: Sequence[TaskResults], arm: str, of: Of) -> dict[tuple[str, int], float]:
+    """One figure of an arm over the seeds of several tasks; a seed of each task is a run of its own."""
+    return {(task.name, seed): value for task in tasks for seed, value in task.values(arm, of).items()}

@@ -1,0 +1,46 @@
+"""Sizes of the study: the reported one, the large one for a GPU, and the miniature of the tests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from examples.sft_to_rl.model import Shape
+from examples.sft_to_rl.settings import Settings
+from examples.sft_to_rl.tasks import RetailDesk, RunningTotal, Task, get_task
+from examples.sft_to_rl.tasks.base import Recipe
+
+ModelSize = Literal["small", "large"]
+
+# 28 M parameters: 8 layers, heads of 64.
+LARGE = Shape(width=512, mlp_width=1536, layers=8, heads=8)
+
+
+def sizes(task: str, model: ModelSize = "small", miniature: bool = False) -> tuple[Task, Settings]:
+    """The task and the settings of one study.
+
+    Args:
+        task: Name of the task.
+        model: ``small``, the example's model of 0.1 M parameters; or ``large``, 28 M parameters on longer
+            problems: four requests and six steps instead of two and four.
+        miniature: All stages in seconds, on the same problems; nothing is learned.
+    """
+    chosen: Task = get_task(task)
+    settings = Settings(id_evaluation=(128, 8), ood_evaluation=(128, 4))
+    if model == "large":
+        chosen = RetailDesk(requests=4) if task == "retail_desk" else RunningTotal(steps=6)
+        settings = Settings(id_evaluation=(128, 8), ood_evaluation=(128, 4), shape=LARGE)
+    if miniature:
+        settings = Settings(
+            rl_steps=2,
+            prompts=4,
+            group=4,
+            id_evaluation=(8, 2),
+            ood_evaluation=(8, 2),
+            held_out=8,
+            responses=32,
+            recipe=Recipe(
+                (20, 10), decay_steps=10, demonstrations=32, moderate_epochs=8, excessive_epochs=64
+            ),
+            shape=Shape(width=128, mlp_width=256, layers=4, heads=2) if model == "large" else Shape(),
+        )
+    return chosen, settings

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from studies import run as run_module
+from studies.arms import passes
+from studies.run import main, parse_arguments
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """Every job that would be run, in order; those of seed 903 fail."""
+    done = []
+
+    def run_job(job):
+        done.append(job)
+        if job.seed == 903:
+            raise ValueError("a bad seed")
+        for _ in job.arms:
+            run_module._progress.finished(f"{job.label} an arm")
+
+    monkeypatch.setattr(run_module, "run_job", run_job)
+    return done
+
+
+def test_tasks_alternate_seed_after_seed_and_pass_after_pass(jobs, tmp_path, capsys):
+    assert main(["--workers", "1", "--seeds", "901", "902", "--out", str(tmp_path)]) == 0
+    tasks, kinds = ["retail_desk", "running_total"], len(passes("retail_desk"))
+    assert [(job.task, job.seed) for job in jobs] == [(t, s) for s in (901, 902) for t in tasks] * kinds
+    assert [job.arms for job in jobs[:2]] == [passes(task)["main"] for task in tasks]
+    assert jobs[4].arms == passes("retail_desk")["controls"]
+    lines = capsys.readouterr().out.splitlines()
+    total = 2 * sum(len(arms) for task in tasks for arms in passes(task).values())
+    assert len(lines) == total + 1
+    assert lines[0].startswith(f"[1/{total}, ")
+    assert lines[-2].startswith(f"[{total}/{total}, 0 min left]")
+    assert lines[-1] == "Done; failed: none."
+
+
+def test_a_seed_that_fails_is_reported_and_does_not_stop_the_others(jobs, tmp_path, capsys):
+    arguments = ["--workers", "1", "--seeds", "902", "903", "904", "--arms", "base", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert [job.seed for job in jobs] == [902, 902, 903, 903, 904, 904]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "Done; failed: retail_desk seed 903, running_total seed 903."
+    assert err.count("ValueError: a bad seed") == 2
+
+
+def test_only_what_is_missing_is_run(jobs, tmp_path):
+    path = tmp_path / "retail_desk" / "seed_901.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"arms": {"base": {}, "rigid": {}}}))
+    arguments = ["--workers", "1", "--seeds", "901", "--arms", "base", "rigid", "hot", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert [(job.task, job.arms) for job in jobs] == [
+        ("retail_desk", ("hot",)),
+        ("running_total", ("base", "rigid", "hot")),
+    ]
+    jobs.clear()
+    assert main([*arguments, "--tasks", "retail_desk", "--arms", "base"]) == 0
+    assert jobs == []
+
+
+def test_sizes_are_kept_apart():
+    assert parse_arguments([]).out == Path("docs/results/study")
+    assert parse_arguments(["--model", "large"]).out == Path("docs/results/study-large")
+    assert parse_arguments(["--miniature"]).out == Path("runs/miniature/study")
+    assert parse_arguments([]).seeds == list(range(1001, 1021))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "Expected --workers to be at least 1 but got 0"),
+        (["--arms", "rigd"], "invalid choice: 'rigd'"),
+        (["--groups", "everything"], "invalid choice: 'everything'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments)
+    assert message in capsys.readouterr().err
