@@ -12,7 +12,8 @@ Level = Literal["plastic", "at risk", "collapsed", "unknown"]
 _SEVERITY: dict[Level, int] = {"unknown": -1, "plastic": 0, "at risk": 1, "collapsed": 2}
 
 #: Support retention, nats a response of 10 to 25 tokens: above the first, 57 of 57 RL runs of a prototype
-#: succeeded; below the second, none of 33.
+#: succeeded; below the second, none of 33. The study (docs/evidence.md) confirms the second and not the first:
+#: on one of its two tasks a quarter of the starts above -4 fail, and a cut near -2 tells more.
 RETENTION_AT_RISK, RETENTION_COLLAPSED = -4.0, -8.0
 RETENTION_TOKENS = 25
 #: Entropy over the base's: a fall by half is the alarm of arXiv 2606.18487; the collapsed model of arXiv
@@ -52,7 +53,8 @@ def judge(
     """Judge measures against the base's on the same positions.
 
     Support retention decides where it was measured: it is the best forecast (ROC-AUC 0.98 over 132 RL runs of
-    a prototype of the demo, entropy 0.86, pass@8 - pass@1 0.84, drift 0.77). Other measures can then raise "plastic" to
+    a prototype of the demo, entropy 0.86, pass@8 - pass@1 0.84, drift 0.77; in the study it was again the best on
+    over-trained starts, with less: docs/evidence.md). Other measures can then raise "plastic" to
     "at risk" and no further. Without it the worst of them decides. Dormancy, drift and effective rank are
     never judged: they did not tell success from failure.
 
