@@ -65,7 +65,9 @@ def _state(summary: Summary) -> str:
         if few:
             counts = ", ".join(f"`{arm}` {task['arms'][arm]['n']}" for arm in few)
             lines.append(f"{task['title']}: in fewer than its {len(task['seeds'])} seeds: {counts}.")
-    return " ".join(lines) if lines else "Every planned arm was run in every reported seed."
+    if not lines:
+        return "Every planned arm was run in every reported seed."
+    return f"**The study is not finished**; time, not results, decided what is missing. {' '.join(lines)}"
 
 
 def _versions(summary: Summary) -> str:
@@ -164,11 +166,8 @@ def _confirmatory(summary: Summary, ours: str, theirs: str) -> str:
                 f"{summary['tasks'][row['task']]['title'].lower()} {word}, {number(row['value'], sign=True)} "
                 f"[{number(row['low'])}, {number(row['high'])}], Holm p {p_value(row['p_holm'])}, n = {row['n']}"
             )
-    if not parts:
-        return ""
-    return (
-        f"**{ARMS[ours].title}** (`{ours}`) minus **{ARMS[theirs].title}** (`{theirs}`): {'; '.join(parts)}."
-    )
+    found = "; ".join(parts) or "no seed has both yet"
+    return f"**{ARMS[ours].title}** (`{ours}`) minus **{ARMS[theirs].title}** (`{theirs}`): {found}."
 
 
 def _where(task: Row) -> str:

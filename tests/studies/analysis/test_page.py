@@ -50,6 +50,7 @@ def test_tables_of_a_partly_finished_study(tmp_path):
     assert moderate == "0.00 ± 0.25 (2) pass"  # t(1) = 12.706, standard error 0.02
     assert checks["moderate SFT (at least as good)"]["Running total, ID"] == NONE
 
+    assert made["findings reset"].count("no seed has both yet") == 5
     assert "`sft_8` 2" in made["state"]
     assert "Running total: not run: `sft_1`" in made["state"]
     assert made["checks auto_nll_100"].count("\n") == 1  # a heading without rows
@@ -130,7 +131,7 @@ def test_filling_twice_changes_nothing(tmp_path):
     study(tmp_path, seeds=range(1001, 1004), keep=lambda task, seed, arm: arm in ("base", "sft_64"))
     summary = _summary(tmp_path)
     once = filled("a <!-- study: state -->old<!-- end --> b\n<!-- study: seeds -->\n<!-- end -->\n", summary)
-    assert once.startswith("a <!-- study: state -->Retail desk: not run")
+    assert once.startswith("a <!-- study: state -->**The study is not finished**")
     assert "<!-- study: seeds -->\n| task |" in once
     assert "|\n<!-- end -->" in once
     assert filled(once, summary) == once
