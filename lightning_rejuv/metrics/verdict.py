@@ -12,8 +12,8 @@ Level = Literal["plastic", "at risk", "collapsed", "unknown"]
 _SEVERITY: dict[Level, int] = {"unknown": -1, "plastic": 0, "at risk": 1, "collapsed": 2}
 
 #: Support retention, nats a response of 10 to 25 tokens: above the first, 57 of 57 RL runs of a prototype
-#: succeeded; below the second, none of 33. The study (docs/evidence.md) confirms the second (1 of 50) and not the first:
-#: on one of its two tasks a quarter of the starts above -4 fail, and a cut near -2 tells more.
+#: succeeded; below the second, none of 33. The study (docs/evidence.md) confirms the second (1 of 50) and not
+#: the first: on one of its two tasks a quarter of the starts above -4 fail, and a cut near -2 tells more.
 RETENTION_AT_RISK, RETENTION_COLLAPSED = -4.0, -8.0
 RETENTION_TOKENS = 25
 #: Entropy over the base's: a fall by half is the alarm of arXiv 2606.18487; the collapsed model of arXiv
