@@ -80,8 +80,10 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
                 future.result()  # raises with the worker's traceback
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            # Not SIGTERM, which Lightning holds on to during a fit: a worker that outlives the others waits for
+            # the pool's lock, which an idle one holds to its end, and the demo for the worker.
             for process in multiprocessing.active_children():
-                process.terminate()
+                process.kill()
             raise
         return [future.result() for future in futures]
 

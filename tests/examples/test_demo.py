@@ -165,7 +165,11 @@ if __name__ == "__main__":
     script = tmp_path / "script.py"
     script.write_text(code)
     finished = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={"PYTHONPATH": ".", "PATH": ""}
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ".", "PATH": ""},
+        timeout=300,
     )
     assert finished.returncode != 0
     assert "pretrained_base" in finished.stderr  # where in the worker
