@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def make_plan_on_rank_zero(
     model: nn.Module, targets: Targets, data: Data, options: Options
-) -> tuple[Plan, Replica | None]:
+) -> tuple[Plan, Replica]:
     """Plan as :func:`lightning_rejuv.plan.make_plan` does, once for all processes; each has to call it.
 
     Where parameters are sharded and the model has to be run, it is run on a whole copy of it, so that the plan
@@ -31,19 +31,20 @@ def make_plan_on_rank_zero(
         options: what is wanted.
 
     Returns:
-        The plan, and on rank zero the copy of the model, if one was made.
+        The plan, and what it was made with: on rank zero the copy of the model, if one was made; else the model.
 
     Raises:
         ValueError: on rank zero, as :func:`lightning_rejuv.rejuvenate`.
         RuntimeError: on the other ranks, with rank zero's message.
     """
     if targets.layout.sharded and not options.runs_the_model:
-        return make_plan(model, targets, data, options), None  # all that it reads is the same everywhere
+        # All that it reads is the same everywhere.
+        return make_plan(model, targets, data, options), Replica(model, targets)
     replica = make_replica(model, targets) if targets.layout.sharded else None
+    planned = replica or Replica(model, targets)
     made: Plan | None = None
     failure: Exception | None = None
     if dist.get_rank() == 0:
-        planned = replica or Replica(model, targets)
         try:
             made = make_plan(planned.model, planned.targets, data, options)
         except Exception as error:  # the other ranks wait for it
@@ -58,7 +59,7 @@ def make_plan_on_rank_zero(
         raise RuntimeError(message)
     plan = made or edit
     assert plan is not None
-    return plan, replica
+    return plan, planned
 
 
 def hand_round(value: T) -> T:

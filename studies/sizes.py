@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from examples.sft_to_rl.model import Shape
@@ -30,13 +31,8 @@ def sizes(task: str, model: ModelSize = "small", miniature: bool = False) -> tup
         chosen = RetailDesk(requests=4) if task == "retail_desk" else RunningTotal(steps=6)
         settings = Settings(id_evaluation=(128, 8), ood_evaluation=(128, 4), shape=LARGE)
     if miniature:
-        settings = Settings(
-            rl_steps=2,
-            prompts=4,
-            group=4,
-            id_evaluation=(8, 2),
-            ood_evaluation=(8, 2),
-            held_out=8,
+        settings = replace(
+            Settings.miniature(),
             responses=32,
             recipe=Recipe(
                 (20, 10), decay_steps=10, demonstrations=32, moderate_epochs=8, excessive_epochs=64

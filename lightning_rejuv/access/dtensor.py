@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_rejuv._compat import local_offset
@@ -41,22 +40,14 @@ class DTensorLayout(Layout):
             )
 
     @override
-    def walk(self, names: Iterable[str] | None = None, *, write: bool) -> Iterator[tuple[str, Shard]]:
-        wanted = self.parameters if names is None else set(names)
-        for name, parameter in self.parameters.items():
-            if name in wanted:
-                yield name, shard_of(parameter)
-
-    @override
     def wholes(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.parameters.items():
             tensor = parameter.detach()
             yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     @override
-    def momenta(self, optimizer: Optimizer, name: str) -> Iterator[Shard]:
-        for moment in self._moments(optimizer, name):
-            yield shard_of(moment)
+    def _part(self, tensor: Tensor) -> Shard:
+        return shard_of(tensor)
 
     @override
     def total(self, sums: Tensor) -> Tensor:

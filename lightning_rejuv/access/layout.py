@@ -49,7 +49,7 @@ class Layout:
         wanted = self.parameters if names is None else set(names)
         for name, parameter in self.parameters.items():
             if name in wanted:
-                yield name, Shard.whole(parameter.detach())
+                yield name, self._part(parameter.detach())
 
     def wholes(self) -> Iterator[tuple[str, Tensor]]:
         """Go through the parameters, each as a whole tensor, never to be written to."""
@@ -64,7 +64,7 @@ class Layout:
             name: the parameter's.
         """
         for moment in self._moments(optimizer, name):
-            yield Shard.whole(moment)
+            yield self._part(moment)
 
     def _moments(self, optimizer: Optimizer, name: str) -> Iterator[Tensor]:
         parameter = self.parameters[name]
@@ -72,11 +72,15 @@ class Layout:
         found = (state.get(key) for key in MOMENTUM)
         return (m for m in found if isinstance(m, Tensor) and m.shape == parameter.shape)
 
+    def _part(self, tensor: Tensor) -> Shard:
+        """Describe what this process holds of a parameter, or of a tensor that is stored as it is."""
+        return Shard.whole(tensor)
+
     def total(self, sums: Tensor) -> Tensor:
         """Add up over all processes what each has summed over its parts.
 
         Args:
-            sums: float64, on the CPU, each divided by its part's ``copies``.
+            sums: float64, each divided by its part's ``copies``.
         """
         return sums
 
