@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.access.edit import lerp_
+from lightning_rejuv.options import QUANTITIES
 
 SIZES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 4096},
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each of 4 calibration pairs")
+    parser.add_argument("--quantity", choices=QUANTITIES, default=QUANTITIES[0])
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = arguments.device
@@ -142,7 +144,7 @@ def main() -> None:
     # The calibration is the anchor's own continuation of random tokens, so that there is what to sharpen.
     with torch.no_grad():
         labels[:, 1:] = torch.where(labels[:, 1:] == -100, -100, base(ids).logits[:, :-1].argmax(-1))
-    options = {"alpha": 1.0, "positions": "entropy_gap"}
+    options = {"alpha": 1.0, "positions": "entropy_gap", "quantity": arguments.quantity}
     fusion, attribution, whole, memory = [], [], [], []
     bare(), step()
     for _ in range(arguments.repeats):

@@ -56,7 +56,7 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     if calibration is None:
         raise ValueError(
             f"Expected {what} batches but got None. Pass batches with `input_ids` and `labels` "
-            "(-100 outside the response), or set `reset_fraction=0` for fusion alone."
+            "(-100 outside the response), or set `reset_fraction=0` and a number for `alpha` for fusion alone."
         )
     batches = [_checked(batch, f"{what} batch {number}") for number, batch in enumerate(calibration)]
     if not batches:

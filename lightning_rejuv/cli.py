@@ -218,8 +218,8 @@ _REJUVENATE = """\
 write a checkpoint that RL can start from
 
 The output appears whole under its name, or not at all; inputs are never written to. Fusion alone
-(`--reset-fraction 0`) reads and writes files in pieces and needs no calibration data and next to no memory. If
-`--sft` is a LoRA adapter, so is the output: its update is scaled, and the base is not even read."""
+(`--reset-fraction 0 --alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
+memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, and the base is not even read."""
 
 _VERIFY = """\
 is a checkpoint directory whole and loadable?
@@ -253,22 +253,24 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist")
     command.add_argument(
         "--alpha",
-        default="0.5",
-        metavar="0.5|auto|FILE.yaml",
-        help='weight of the SFT model (default 0.5; 0.4 favours what SFT did not teach, 0.6 what it did); "auto" '
-        "finds the largest that keeps the base's own answers likely (other rules: kl_balance, "
-        "entropy_ratio); a "
-        "YAML file maps patterns of tensor names to alphas, the first that fits counts",
+        default="auto",
+        metavar="auto|0.4|FILE.yaml",
+        help='weight of the SFT model; "auto" (the default) finds the largest that keeps the base\'s own answers '
+        "likely (other rules: kl_balance, entropy_ratio); a number: the smaller, the more of the base; a YAML file "
+        "maps patterns of tensor names to alphas, the first that fits counts",
     )
     command.add_argument(
         "--reset-fraction",
         type=float,
-        default=0.01,
+        default=0.02,
         metavar="F",
-        help="share of all neurons that is reset (default 0.01; 0 is fusion alone; 0.04 starts to erase skills)",
+        help="share of all neurons that is reset (default 0.02; 0 is fusion alone)",
     )
     command.add_argument(
-        "--calibration", type=Path, metavar="FILE.jsonl", help=_CALIBRATION + "; for the reset"
+        "--calibration",
+        type=Path,
+        metavar="FILE.jsonl",
+        help=_CALIBRATION + "; for the reset and for `--alpha auto`",
     )
     command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
     command.add_argument(

@@ -13,7 +13,7 @@ from lightning_rejuv.attribution import POSITION_RULES, RANKINGS, SCOPES, Positi
 from lightning_rejuv.names import listing
 
 Alpha = float | AlphaRule | Mapping[str, float]
-Quantity = Literal["target_logit", "entropy_gradient"]
+Quantity = Literal["entropy_gradient", "target_logit"]
 QUANTITIES: tuple[str, ...] = get_args(Quantity)
 Budget = Literal["share", "union"]
 BUDGETS: tuple[str, ...] = get_args(Budget)
@@ -34,13 +34,13 @@ class Options:
     ValueError: Expected argument `omega` to be a number in [0, 1] but got 1.5.
     """
 
-    alpha: Alpha = 0.5
-    reset_fraction: float = 0.01
+    alpha: Alpha = "auto"
+    reset_fraction: float = 0.02
     omega: float = 1.0
     positions: PositionRule = "sharpened"
     positions_per_response: int = 1
-    quantity: Quantity = "target_logit"
-    rank_by: RankBy = "absolute"
+    quantity: Quantity = "entropy_gradient"
+    rank_by: RankBy | None = None
     scope: Scope = "model"
     budget: Budget = "share"
     alpha_target: float | None = None
@@ -57,7 +57,7 @@ class Options:
         choices = {
             "positions": POSITION_RULES,
             "quantity": QUANTITIES,
-            "rank_by": RANKINGS,
+            "rank_by": (*RANKINGS, None),
             "scope": SCOPES,
             "budget": BUDGETS,
             "optimizer_state": OPTIMIZER_STATES,

@@ -120,7 +120,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     search: AlphaSearch | None = None
     comparison: Comparison | None = None
     attribution: Attribution | None = None
-    if sampler or resets_neurons:
+    if options.runs_the_model:
         with evaluation_mode(model), Blend(targets.parameters, targets.base_of) as blend:
             if sampler:
                 search = find_alpha(
@@ -160,6 +160,11 @@ def _sampler(model: nn.Module, data: Data, options: Options, batches: list[Batch
         )
     if data.sampler is not None:
         return data.sampler
+    if data.loss is not None:
+        raise ValueError(
+            f"Expected a number for `alpha`, or a `sampler`, with `loss` but got {options.alpha!r}, a rule that needs "
+            "responses sampled from a language model."
+        )
     if not hasattr(model, "generate"):
         raise ValueError(
             f"Expected a `sampler` for `alpha={options.alpha!r}`, since {type(model).__name__} has no `generate`: "
@@ -191,7 +196,9 @@ def _attribute(
 
 def _select(groups: tuple[NeuronGroup, ...], attribution: Attribution, options: Options) -> list[Reset]:
     candidates = [number for number, group in enumerate(groups) if not group.fixed]
-    scores = attribution.total if options.rank_by == "signed" else attribution.absolute
+    # The random control takes the counts of the quantity's own ranking.
+    ranking = options.rank_by if options.rank_by in ("absolute", "signed") else attribution.ranking
+    scores = attribution.total if ranking == "signed" else attribution.absolute
     # A neuron without a contribution to any position (an expert that no token reached) is no candidate.
     chosen = select_neurons(
         [scores[n] for n in candidates],

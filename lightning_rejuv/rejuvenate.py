@@ -31,13 +31,13 @@ def rejuvenate(
     anchor: AnchorSource | None,
     calibration: Iterable[Any] | None = None,
     *,
-    alpha: Alpha = 0.5,
-    reset_fraction: float = 0.01,
+    alpha: Alpha = "auto",
+    reset_fraction: float = 0.02,
     omega: float = 1.0,
     positions: PositionRule = "sharpened",
     positions_per_response: int = 1,
-    quantity: Quantity = "target_logit",
-    rank_by: RankBy = "absolute",
+    quantity: Quantity = "entropy_gradient",
+    rank_by: RankBy | None = None,
     scope: Scope = "model",
     budget: Budget = "share",
     sampler: Sampler | None = None,
@@ -64,22 +64,22 @@ def rejuvenate(
         anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
             adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
-            and perhaps ``attention_mask``; not needed with ``reset_fraction=0``.
-        alpha: weight of the SFT model, 0 to 1; 1 is reset alone. A mapping of name patterns to such weights
-            (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts). Or a rule that finds it, by
-            bisection on what the base samples itself: ``"auto"`` (excess negative log-likelihood),
-            ``"support_retention"`` (the same on verified responses), ``"kl_balance"``, ``"entropy_ratio"``;
-            see :func:`lightning_rejuv.find_alpha.find_alpha`.
+            and perhaps ``attention_mask``; not needed with a number for ``alpha`` and ``reset_fraction=0``.
+        alpha: weight of the SFT model. A rule that finds it by bisection on what the base samples itself:
+            ``"auto"`` (excess negative log-likelihood), ``"support_retention"`` (the same on verified
+            responses), ``"kl_balance"``, ``"entropy_ratio"``; see
+            :func:`lightning_rejuv.find_alpha.find_alpha`. Or a number, 0 to 1; 1 is reset alone. Or a mapping
+            of name patterns to numbers (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
         reset_fraction: share of all neurons that is reset, 0 to 1; 0 is fusion alone.
         omega: weight of the base on a reset neuron; 1 overwrites it.
         positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
             are not un-taught; or ``"entropy_gap"``, the paper's rule.
         positions_per_response: at how many positions of a response, at most, neurons are attributed.
-        quantity: ``"target_logit"``, a neuron's contribution to the target's logit; or
-            ``"entropy_gradient"``, how much a reset raises the entropy of the fused model to first order
-            (use ``rank_by="signed"`` with it).
-        rank_by: ``"absolute"`` or ``"signed"`` mean contribution; ``"random"`` is the control, the same
-            count per matrix drawn at random.
+        quantity: ``"entropy_gradient"``, how much a reset raises the entropy of the fused model to first
+            order; or ``"target_logit"``, the paper's: a neuron's contribution to the target's logit.
+        rank_by: ``"signed"`` or ``"absolute"`` mean contribution, by default signed for the entropy gradient
+            and absolute otherwise; ``"random"`` is the control: as many neurons of each matrix as the
+            quantity's own ranking takes, drawn at random.
         scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
         budget: ``"share"``, exactly ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
             over positions of the top ``reset_fraction`` at each.
@@ -89,7 +89,8 @@ def rejuvenate(
         verifier: for ``alpha="support_retention"``: from a sampled batch to [B] bool, which are right.
         alpha_target: what the rule's value may reach; see :func:`lightning_rejuv.alpha.default_target`.
         loss: for a module that is no language model: from the module and a calibration batch to a scalar;
-            neurons are then the output rows of its linear and convolutional layers.
+            neurons are then the output rows of its linear and convolutional layers, scored by gradient ×
+            activation of the loss, and ``alpha`` is a number.
         optimizer: the optimizers that hold a state of the model, if any.
         optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
             :func:`lightning_rejuv.access.optimizer_state.edit_optimizer_state`.
@@ -141,8 +142,7 @@ def rejuvenate(
     if not targets.layout.sharded:
         plan = make_plan(model, targets, data, options)
         return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
-    plan, replica = make_plan_on_rank_zero(model, targets, data, options)
-    planned = replica or Replica(model, targets)
+    plan, planned = make_plan_on_rank_zero(model, targets, data, options)
     return hand_round(carry_out(planned, targets, plan, options, optimizers, started))
 
 

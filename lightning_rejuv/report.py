@@ -196,12 +196,12 @@ def write_report(
     """
     after = targets.measure()
     attribution = None
-    if plan.attribution is not None:
+    if (found := plan.attribution) is not None:
         attribution = AttributionReport(
             quantity=options.quantity if plan.comparison else "loss",
-            rank_by=options.rank_by,
-            positions=plan.attribution.positions,
-            reconstruction_error=plan.attribution.error,
+            rank_by=options.rank_by or found.ranking,
+            positions=found.positions,
+            reconstruction_error=found.error,
         )
     comparison = None
     if plan.comparison is not None and entropy is not None:

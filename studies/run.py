@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.arms import ARMS, GROUPS, MODERATE_EPOCHS, REPORTED_SEEDS, selected
+from studies.arms import ARMS, GROUPS, MODERATE_EPOCHS, passes
 
 # torch, transformers and Lightning are imported by the workers only: this process starts them at once.
 TASKS = tuple(MODERATE_EPOCHS)
@@ -141,7 +141,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help=f"of {', '.join(TASKS)}",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=list(REPORTED_SEEDS), help="default: 1001 to 1020"
+        "--seeds", nargs="+", type=int, default=[], help="default: those of each pass, see studies/arms.py"
     )
     parser.add_argument(
         "--groups", nargs="+", default=[], choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}"
@@ -172,12 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     miniature = options.miniature
     jobs = [
         [
-            unfinished(Job(task, seed, arms, out, cache, device, model, miniature))
-            for seed in options.seeds
-            for task, arms in zip(options.tasks, of_tasks, strict=True)
+            unfinished(Job(task, seed, of_task.arms, out, cache, device, model, miniature))
+            for seed in of_tasks[0].seeds
+            for task, of_task in zip(options.tasks, of_tasks, strict=True)
         ]
         for of_tasks in zip(
-            *(selected(task, options.groups, options.arms) for task in options.tasks), strict=True
+            *(passes(task, options.groups, options.arms, options.seeds) for task in options.tasks),
+            strict=True,
         )
     ]
     jobs = [kept for of_pass in jobs if (kept := [job for job in of_pass if job.arms])]

@@ -25,6 +25,9 @@ from studies.measures import Measures, respond, rounded, sampled_batch, verify
 from studies.record import Record, digest_of
 from studies.remedies import make_rl
 
+# What an arm's options leave open: the library's defaults when the study began. The study does not follow them.
+PINNED = {"quantity": "target_logit", "rank_by": "absolute"}
+
 
 def run_arms(run: Run, root: Path, names: tuple[str, ...], finished: Callable[[str], None]) -> None:
     """Run the named arms of one seed that have no result yet.
@@ -113,7 +116,7 @@ class Stage:
         if options["alpha"] == "support_retention":
             options["verifier"] = verify
         base, calibration = self.checkpoints["base"], self.measures.calibration
-        return model, rejuvenate(model, base, calibration, seed=run.seed, **options)
+        return model, rejuvenate(model, base, calibration, seed=run.seed, **{**PINNED, **options})
 
     def run_arm(self, arm: Arm) -> dict[str, Any]:
         """Make the start, measure it, reinforce it; the result as plain values, ``seconds`` of processor time."""

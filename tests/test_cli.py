@@ -30,7 +30,7 @@ def test_the_whole_way(tmp_path, capsys):
     assert main(["verify", out]) == 0
     assert "whole and loadable" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
-    assert report["attribution"]["neurons_reset"] == round(0.01 * report["attribution"]["neurons"])
+    assert report["attribution"]["neurons_reset"] == round(0.02 * report["attribution"]["neurons"])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_alpha_as_a_number_or_a_file(models, tmp_path, text, alpha):
 
 def test_json_and_quiet(models, tmp_path, capsys):
     common = ["--base", str(models[0]), "--sft", str(models[1])]
-    fuse = ["rejuvenate", *common, "--reset-fraction", "0"]
+    fuse = ["rejuvenate", *common, "--reset-fraction", "0", "--alpha", "0.5"]
     assert main(["diagnose", *common, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "unknown"
     assert main([*fuse, "--out", str(tmp_path / "a"), "--json", "--quiet"]) == 0
@@ -76,7 +76,8 @@ def test_json_and_quiet(models, tmp_path, capsys):
 
 
 def test_a_progress_bar_where_there_is_a_terminal(models, tmp_path, capsys, monkeypatch):
-    fuse = ["rejuvenate", "--base", str(models[0]), "--sft", str(models[1]), "--reset-fraction", "0"]
+    fuse = ["rejuvenate", "--base", str(models[0]), "--sft", str(models[1])]
+    fuse += ["--reset-fraction", "0", "--alpha", "0.5"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main([*fuse, "--out", str(tmp_path / "a")]) == 0
     assert "%" in capsys.readouterr().err
@@ -120,12 +121,22 @@ def test_a_progress_bar_where_there_is_a_terminal(models, tmp_path, capsys, monk
                 "{tmp}/o",
                 "--reset-fraction",
                 "0",
+                "--alpha",
+                "0.5",
             ],
             4,
             "base",
         ),
         (
-            ["rejuvenate", "--base", "{base}", "--sft", "{sft}", "--out", "{base}", "--reset-fraction", "0"],
+            ["rejuvenate", "--base", "{base}", "--sft", "{sft}", "--out", "{tmp}/o", "--reset-fraction", "0"],
+            3,
+            "a number for `alpha`",
+        ),
+        (
+            [
+                *("rejuvenate", "--base", "{base}", "--sft", "{sft}", "--out", "{base}"),
+                *("--reset-fraction", "0", "--alpha", "0.5"),
+            ],
             4,
             "overwr",
         ),
@@ -160,6 +171,8 @@ def test_a_full_disk_and_an_interrupt(models, tmp_path, capsys, monkeypatch):
         str(models[1]),
         "--reset-fraction",
         "0",
+        "--alpha",
+        "0.5",
         "--quiet",
     ]
 
@@ -189,7 +202,10 @@ def test_wrong_usage_is_exit_code_2(capsys):
 def test_help_teaches(capsys):
     for arguments, words in (
         (["--help"], ("alpha * SFT model", "exit codes", "typical use")),
-        (["rejuvenate", "--help"], ("LoRA", "--calibration", "must not exist", "default 0.5")),
+        (
+            ["rejuvenate", "--help"],
+            ("LoRA", "--calibration", "must not exist", "(the default) finds the largest"),
+        ),
         (["diagnose", "--help"], ("Without calibration data only files are read", "MODULE:FUNCTION")),
         (["verify", "--help"], ("Exit code 1",)),
     ):
@@ -209,7 +225,7 @@ def test_an_adapter_in_and_out_and_merged(tmp_path, capsys):
     fuse = ["rejuvenate", "--sft", adapter, "--quiet"]
     assert main([*fuse, "--out", out]) == 3
     assert "the reset and `--alpha auto` need a whole model" in capsys.readouterr().err
-    fuse += ["--reset-fraction", "0"]
+    fuse += ["--reset-fraction", "0", "--alpha", "0.5"]
     assert main([*fuse, "--out", out]) == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert main([*fuse, "--out", str(tmp_path / "x"), "--dtype", "float32"]) == 3

@@ -107,14 +107,14 @@ def test_bad_losses_and_modules():
     sft = shifted(base)
     before = copy.deepcopy(sft.state_dict())
     with pytest.raises(ValueError, match="one number with a gradient but got"):
-        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]))
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]), alpha=0.5)
     with pytest.raises(ValueError, match="one number with a gradient but got 1.0"):
-        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0)
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0, alpha=0.5)
     with pytest.raises(ValueError, match="iterable is empty"):
-        rejuvenate(sft, base, [], loss=loss)
+        rejuvenate(sft, base, [], loss=loss, alpha=0.5)
     with pytest.raises(ValueError, match="`calibration` batches for `loss`"):
-        rejuvenate(sft, base, loss=loss)
+        rejuvenate(sft, base, loss=loss, alpha=0.5)
     norm = nn.LayerNorm(3)
     with pytest.raises(ValueError, match="have linear or convolutional layers"):
-        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss)
+        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss, alpha=0.5)
     assert all(torch.equal(v, before[k]) for k, v in sft.state_dict().items())

@@ -34,12 +34,15 @@ def _run(blocks: list[str], page: Path, names: dict) -> dict:
     return names
 
 
+DRIFT = 0.1  # far enough for an alpha well between the two
+
+
 class Policy(Calibrated):
     """Stands for the reader's RL module: the over-trained model inside, calibration batches at hand."""
 
     def __init__(self):
         base = tiny_llama()
-        super().__init__(sharpened(base), base)
+        super().__init__(sharpened(base, DRIFT), base)
 
     def configure_optimizers(self):
         return torch.optim.SGD(
@@ -52,23 +55,26 @@ def _beside_checkpoints(tmp_path, monkeypatch):
     """The current directory holds the base and the over-trained model, as in the reader's project."""
     base = tiny_llama()
     base.save_pretrained(tmp_path / "base")
-    sharpened(base).save_pretrained(tmp_path / "sft")
+    sharpened(base, DRIFT).save_pretrained(tmp_path / "sft")
     monkeypatch.chdir(tmp_path)
 
 
-def _is_rejuvenated(weights: dict[str, torch.Tensor], reset: int) -> bool:
-    """Half of each parent, but for exactly `reset` rows or columns, which are the base's."""
-    parents = [load_file(f"{name}/model.safetensors") for name in ("base", "sft")]
+def _alpha_of(weights: dict[str, torch.Tensor], reset: int) -> float | None:
+    """The alpha of a fusion of the parents but for exactly `reset` rows or columns, which are the base's."""
+    base, sft = (load_file(f"{name}/model.safetensors") for name in ("base", "sft"))
+    norm = "model.norm.weight"  # holds no neurons
+    drift = (sft[norm] - base[norm]).double()
+    alpha = float((weights[norm] - base[norm]).double() @ drift / (drift @ drift))
     found = 0
     for name, weight in weights.items():
-        base, sft = (parent[name].double() for parent in parents)
-        differs = ~torch.isclose(weight.double(), (base + sft) / 2, rtol=0, atol=1e-6)
-        assert torch.equal(weight[differs].double(), base[differs])
+        ours, theirs = sft[name].double(), base[name].double()
+        differs = ~torch.isclose(weight.double(), torch.lerp(theirs, ours, alpha), rtol=0, atol=2e-6)
+        assert torch.equal(weight[differs].double(), theirs[differs])
         if differs.any():
             found += int(
                 differs.any(dim=0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1).sum()
             )
-    return found == reset
+    return alpha if found == reset else None
 
 
 @pytest.mark.usefixtures("_beside_checkpoints")
@@ -80,11 +86,14 @@ def test_python_of_the_readme(capsys):
 
     _run([on_a_trainer], README, names)
     report = names["rejuvenation"].report
-    assert report.neurons_reset == round(0.01 * report.neurons_total) == 2
-    assert _is_rejuvenated(dict(policy.model.named_parameters()), reset=2)
+    assert report.neurons_reset == round(0.02 * report.neurons_total) == 3
+    assert report.search.rule == "auto"
+    assert 0.1 < report.alpha < 0.9
+    edited = {name: weight.detach() for name, weight in policy.model.named_parameters()}
+    assert _alpha_of(edited, reset=3) == pytest.approx(report.alpha, abs=1e-5)
 
     _run([on_checkpoints], README, names)
-    assert _is_rejuvenated(load_file("rejuvenated/model.safetensors"), reset=2)
+    assert 0.1 < _alpha_of(load_file("rejuvenated/model.safetensors"), reset=3) < 0.9
     assert capsys.readouterr().out.count("Rejuvenation toward base") == 2
 
 
@@ -100,10 +109,10 @@ def test_yaml_trains(page):
     report = kinds[RejuvenationCallback].report
     assert "plasticity/relative_drift" in cli.trainer.callback_metrics
     assert kinds[PlasticityCallback].monitor.base is not None
+    assert report.search.rule == "auto"
     if page == "README.md":
-        assert _is_rejuvenated(dict(cli.model.model.named_parameters()), reset=report.neurons_reset)
-    else:
-        assert report.search.rule == "auto"
+        weights = {name: weight.detach() for name, weight in cli.model.model.named_parameters()}
+        assert _alpha_of(weights, reset=report.neurons_reset) == pytest.approx(report.alpha, abs=1e-5)
 
     # What the run saves beside its logs is a configuration that builds the same callbacks again.
     saved = Path(cli.trainer.log_dir, "config.yaml")

@@ -95,12 +95,13 @@ def test_a_bias_is_reset_with_its_row():
         assert torch.equal(rows, ours.bias == theirs.bias)
 
 
-def test_the_attributed_model_is_the_sft_model_not_the_fused_one(pair):
+def test_the_logit_is_attributed_in_the_sft_model_not_in_the_fused_one(pair):
     base, sft = pair
     chosen = []
     for alpha in (0.0, 1.0):
         model = copy.deepcopy(sft)
-        report = rejuvenate(model, base, calibration(base), alpha=alpha, reset_fraction=0.1)
+        options = {"alpha": alpha, "reset_fraction": 0.1, "quantity": "target_logit"}
+        report = rejuvenate(model, base, calibration(base), **options)
         chosen.append([group.reset for group in report.neurons])
     assert chosen[0] == chosen[1]
 
@@ -111,7 +112,8 @@ def test_the_attributed_model_is_the_sft_model_not_the_fused_one(pair):
         ("positions", "sharpened", "entropy_gap"),
         ("positions_per_response", 1, 4),
         ("rank_by", "absolute", "signed"),
-        ("rank_by", "absolute", "random"),
+        ("rank_by", None, "absolute"),
+        ("rank_by", None, "random"),
         ("scope", "model", "module"),
         ("scope", "module", "layer"),
         ("seed", 1, 2),
@@ -129,13 +131,19 @@ def test_no_option_is_ignored(pair, option, one, other):
     assert any(not torch.equal(results[0][n], results[1][n]) for n in results[0])
 
 
-def test_the_random_control_resets_as_many_neurons_of_each_matrix(pair):
+@pytest.mark.parametrize(
+    ("quantity", "ranking"), [("entropy_gradient", "signed"), ("target_logit", "absolute")]
+)
+def test_each_quantity_has_a_ranking_and_its_control_resets_as_many_of_each_matrix(pair, quantity, ranking):
     base, sft = pair
     counts = {}
-    for rank_by in ("absolute", "random"):
-        report = rejuvenate(copy.deepcopy(sft), base, calibration(base), reset_fraction=0.1, rank_by=rank_by)
+    for rank_by in (None, "absolute", "signed", "random"):
+        options = {"alpha": 0.9, "reset_fraction": 0.1, "quantity": quantity, "rank_by": rank_by}
+        report = rejuvenate(copy.deepcopy(sft), base, calibration(base), **options)
         counts[rank_by] = [group.reset for group in report.neurons]
-    assert counts["absolute"] == counts["random"]
+        assert report.attribution.rank_by == (rank_by or ranking)
+    assert counts["absolute"] != counts["signed"]
+    assert counts[None] == counts["random"] == counts[ranking]
 
 
 def test_automatic_alpha_meets_its_target_on_what_the_anchor_samples(pair):
@@ -190,7 +198,7 @@ def test_modes_gradients_hooks_and_random_states_are_left_as_they_were(pair):
     modes = [m.training for m in sft.modules()]
     pointers = [p.data_ptr() for p in sft.parameters()]
     rng = torch.get_rng_state()
-    rejuvenate(sft, base, calibration(base), rank_by="random")
+    rejuvenate(sft, base, calibration(base), rank_by="random", alpha=0.5)
     assert torch.equal(rng, torch.get_rng_state())
     assert modes == [m.training for m in sft.modules()]
     assert pointers == [p.data_ptr() for p in sft.parameters()]
@@ -222,7 +230,8 @@ def test_tied_embeddings_are_fused_once():
 def test_bfloat16_is_reset_bit_for_bit():
     base = tiny_llama(dtype=torch.bfloat16)
     sft = sharpened(base)
-    report = rejuvenate(sft, base, calibration(base), alpha=1.0, reset_fraction=1.0)
+    options = {"alpha": 1.0, "reset_fraction": 1.0, "quantity": "target_logit"}
+    report = rejuvenate(sft, base, calibration(base), **options)
     anchor = _state(base)
     groups = {g.parameter for g in take_apart(sft).groups}
     assert report.neurons_reset == report.neurons_total
@@ -266,7 +275,7 @@ def test_the_papers_union_is_the_brute_force_set(pair):
     data = [batch(seed=0), greedy_batch(base)]
     options = {"reset_fraction": 0.05, "positions": "entropy_gap", "positions_per_response": 2}
     model = copy.deepcopy(sft)
-    report = rejuvenate(model, base, data, alpha=1.0, budget="union", **options)
+    report = rejuvenate(model, base, data, alpha=1.0, quantity="target_logit", budget="union", **options)
     decoder = take_apart(sft)
     total = sum(g.count for g in decoder.groups)
     chosen: set[int] = set()
@@ -381,4 +390,4 @@ def test_a_resized_vocabulary_is_fused_by_index_on_request_only():
         torch.testing.assert_close(table[:23], (before[name][:23] + anchor[name]) / 2)
         assert torch.equal(table[23:], before[name][23:])
     with pytest.raises(ValueError, match="to have shape"):  # only the tables may differ
-        rejuvenate(tiny_llama(intermediate_size=14), base, resize_vocabulary=True)
+        rejuvenate(tiny_llama(intermediate_size=14), base, resize_vocabulary=True, alpha=0.5)

@@ -52,7 +52,7 @@ def test_bad_options_change_nothing(pair, options, message):
     base, sft = pair
     before = _state(sft)
     with pytest.raises(ValueError, match=message):
-        rejuvenate(sft, base, **{"calibration": calibration(base), **options})
+        rejuvenate(sft, base, **{"calibration": calibration(base), "alpha": 0.5, **options})
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
@@ -61,7 +61,7 @@ def test_a_response_without_tokens_is_named(pair):
     empty = batch()
     empty["labels"][1] = -100
     with pytest.raises(ValueError, match=r"calibration batch 1 .* rows \[1\] have none"):
-        rejuvenate(sft, base, [batch(), empty])
+        rejuvenate(sft, base, [batch(), empty], alpha=0.5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -71,24 +71,24 @@ def test_weights_that_are_not_finite_are_named(pair, value):
     with torch.no_grad():
         broken.model.layers[1].mlp.up_proj.weight[0, 0] = value
     with pytest.raises(ValueError, match=r"the model holds NaN or infinity in \['model.layers.1.mlp.up_proj"):
-        rejuvenate(broken, base, reset_fraction=0)
+        rejuvenate(broken, base, reset_fraction=0, alpha=0.5)
     with pytest.raises(ValueError, match=r"anchor \(the given module\) holds NaN or infinity"):
-        rejuvenate(sft, broken, reset_fraction=0)
+        rejuvenate(sft, broken, reset_fraction=0, alpha=0.5)
 
 
 def test_an_anchor_that_is_the_model_is_refused(pair):
     base, _ = pair
     with pytest.raises(ValueError, match="equals the model in every parameter"):
-        rejuvenate(base, copy.deepcopy(base), reset_fraction=0)
+        rejuvenate(base, copy.deepcopy(base), reset_fraction=0, alpha=0.5)
 
 
 def test_a_family_that_the_map_does_not_know_is_refused_for_reset_only():
     base = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     sft = shifted(base)
     with pytest.raises(ValueError, match="does not know the family None of Sequential"):
-        rejuvenate(sft, base, [batch()])
+        rejuvenate(sft, base, [batch()], alpha=0.5)
     before, anchor = _state(sft), _state(base)
-    rejuvenate(sft, base, reset_fraction=0)
+    rejuvenate(sft, base, reset_fraction=0, alpha=0.5)
     for name, parameter in sft.named_parameters():
         torch.testing.assert_close(parameter.detach(), (before[name] + anchor[name]) / 2)
 
@@ -98,7 +98,7 @@ def test_an_error_during_calibration_leaves_the_model_as_it_was(pair):
     before = _state(sft)
     too_large = batch(vocabulary=500)
     with pytest.raises(IndexError):
-        rejuvenate(sft, base, [batch(), too_large])
+        rejuvenate(sft, base, [batch(), too_large], alpha=0.5)
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in sft.modules())
 
@@ -142,7 +142,7 @@ def test_quantised_weights_are_refused(pair):
     layer = sft.model.layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"up_proj.weight \(torch.int8\)'\] are not. Quantised"):
-        rejuvenate(sft, base, reset_fraction=0)
+        rejuvenate(sft, base, reset_fraction=0, alpha=0.5)
 
 
 def test_a_patched_model_whose_contributions_do_not_add_up_is_refused(pair):
@@ -151,5 +151,5 @@ def test_a_patched_model_whose_contributions_do_not_add_up_is_refused(pair):
         model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + 1.0)
     before = _state(sft)
     with pytest.raises(ValueError, match="add up to the target logits but the reconstruction error is"):
-        rejuvenate(sft, base, calibration(base))
+        rejuvenate(sft, base, calibration(base), alpha=0.5, quantity="target_logit")
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())

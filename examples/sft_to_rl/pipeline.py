@@ -26,7 +26,6 @@ from examples.sft_to_rl.sft import (
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
 from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, RejuvenationReport
 
-RESET_FRACTION = 0.02
 RL_MEASURE_EVERY = 5  # RL steps between two measurements of plasticity
 
 
@@ -129,9 +128,7 @@ def reinforce(run: Run, arm: str, base: Path, checkpoints: dict[str, Path]) -> d
     callbacks = [evaluation, plasticity_callback(run, base, every=RL_MEASURE_EVERY)]
     rejuvenation = None
     if arm == "rejuvenated":
-        rejuvenation = RejuvenationCallback(
-            anchor=base, at_start=True, alpha="auto", reset_fraction=RESET_FRACTION
-        )
+        rejuvenation = RejuvenationCallback(anchor=base, at_start=True)  # everything else as it comes
         callbacks.insert(0, rejuvenation)
     trainer, curves = make_trainer(run, arm, epochs=1, log_every=1, callbacks=callbacks)
     trainer.fit(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,11 @@ class Rollouts:
         return {"input_ids": self.sequences(), "labels": torch.cat([prompt_labels, labels], dim=1)}
 
 
+def _cache_argument(model: PreTrainedModel) -> str:
+    """Its name: transformers 5.24 gave it a new one."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -77,12 +83,11 @@ def sample(
         temperature: What the logits are divided by; log-probabilities and entropies are of that distribution.
     """
     cache = DynamicCache(config=model.config)
+    by_name = {_cache_argument(model): cache}
     inputs = environment.prompts
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for _ in range(environment.max_new_tokens):
-        output = model(
-            input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        output = model(input_ids=inputs.to(model.device), use_cache=True, logits_to_keep=1, **by_name)
         log_probs = (output.logits[:, -1] / temperature).log_softmax(dim=-1).cpu()
         probs = log_probs.exp()
         proposed = probs.argmax(-1) if greedy else torch.multinomial(probs, 1, generator=generator)[:, 0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_rejuv.attribution.hooks import requiring_grad
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.readers import ReaderAttribution
+from lightning_rejuv.attribution.selection import RankBy
 from lightning_rejuv.attribution.writers import WriterAttribution
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.neurons import Decoder
@@ -26,6 +27,7 @@ class Attribution:
         top: how many neurons of each position join the union; 0 for none.
         positions: how many positions were seen.
         error: largest |reconstructed - actual| logit over the positions, divided by max(1, |actual|).
+        ranking: how neurons are ranked by it where nothing else is said: ``"absolute"`` or ``"signed"``.
     """
 
     total: list[Tensor] = field(default_factory=list)
@@ -34,6 +36,7 @@ class Attribution:
     top: int = 0
     positions: int = 0
     error: float = 0.0
+    ranking: RankBy = "absolute"
 
     def add(self, contributions: list[Tensor], error: Tensor) -> None:
         """Add contributions [P, count] of some positions, and their reconstruction errors [P]."""

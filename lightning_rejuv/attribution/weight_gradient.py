@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,8 +40,7 @@ def attribute_loss(
     """
     result = Attribution()
     for batch in batches:
-        gradients = _gradients(model, groups, lambda batch=batch: loss(model, batch))  # type: ignore[misc]
-        scores = [_along_rows(model, group, gradients, lambda _name, value: value) for group in groups]
+        scores = _scores(model, groups, lambda batch=batch: loss(model, batch), _itself)  # type: ignore[misc]
         result.add([score[None] for score in scores], torch.zeros(1))
     if not result.positions:
         raise ValueError("Expected at least one calibration batch but the iterable is empty.")
@@ -64,9 +64,10 @@ def attribute_entropy(
         base_of: gives the anchor's tensor for a parameter's name.
 
     Returns:
-        A contribution per neuron and batch, nats; positive where a reset raises the entropy.
+        A contribution per neuron and batch, nats; positive where a reset raises the entropy, hence ranked
+        by its sign: a reset that lowers the entropy makes things worse, however much it does.
     """
-    result = Attribution()
+    result = Attribution(ranking="signed")
     for batch, chosen in zip(batches, positions, strict=True):
         if not len(chosen):
             continue
@@ -79,45 +80,61 @@ def attribute_entropy(
         def toward_base(name: str, value: Tensor) -> Tensor:
             return base_of(name).to(value.device, value.dtype) - value
 
-        gradients = _gradients(model, groups, entropy)
-        scores = [_along_rows(model, group, gradients, toward_base) for group in groups]
+        scores = _scores(model, groups, entropy, toward_base)
         result.add([score[None] for score in scores], torch.zeros(1))
         result.positions += len(chosen) - 1
     return result
 
 
-def _gradients(
-    model: nn.Module, groups: Sequence[NeuronGroup], loss: Callable[[], Tensor]
-) -> dict[str, Tensor | None]:
-    names = list(dict.fromkeys(name for g in groups for name in (g.parameter, g.bias) if name is not None))
-    parameters = [model.get_parameter(name) for name in names]
-    with requiring_grad(parameters), torch.enable_grad():
+Step = Callable[[str, Tensor], Tensor]
+
+
+def _itself(_name: str, value: Tensor) -> Tensor:
+    return value
+
+
+def _scores(
+    model: nn.Module, groups: Sequence[NeuronGroup], loss: Callable[[], Tensor], step: Step
+) -> list[Tensor]:
+    """⟨gradient of the loss, step⟩ of each neuron's row or column and bias: [count] float32 or better a group.
+
+    A gradient is used as soon as the backward pass has it, and given up: no two layers' are there at a time.
+    """
+    device = next(model.parameters()).device
+    scores = [torch.zeros(group.count, device=device) for group in groups]
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        if group.fixed:
+            continue  # its weight is the base's own: nothing is to be gained by a reset
+        for name in dict.fromkeys(n for n in (group.parameter, group.bias) if n is not None):
+            members.setdefault(name, []).append(number)
+    parameters = {name: model.get_parameter(name) for name in members}
+
+    def use(name: str, gradient: Tensor) -> Tensor:
+        value = parameters[name].detach()
+        exact = torch.promote_types(value.dtype, torch.float32)
+        product = gradient.to(exact) * step(name, value).to(exact)
+        for number in members[name]:
+            scores[number] = scores[number].to(value.device) + _along_rows(groups[number], name, product)
+        return gradient.new_zeros(()).expand_as(gradient)
+
+    with requiring_grad(parameters.values()), torch.enable_grad():
         value = loss()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise ValueError(
                 "Expected the loss to return one number with a gradient but got "
                 f"{value if not isinstance(value, Tensor) else (tuple(value.shape), value.requires_grad)}."
             )
-        found = torch.autograd.grad(value.sum(), parameters, allow_unused=True)
-    return dict(zip(names, found, strict=True))
+        handles = [p.register_hook(partial(use, name)) for name, p in parameters.items()]
+        try:
+            torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return scores
 
 
-def _along_rows(
-    model: nn.Module,
-    group: NeuronGroup,
-    gradients: dict[str, Tensor | None],
-    step: Callable[[str, Tensor], Tensor],
-) -> Tensor:
-    """⟨gradient, step⟩ of each neuron's row or column and bias, [count] float32 or better."""
-    total = torch.zeros((), device=model.get_parameter(group.parameter).device)
-    for name in (group.parameter, group.bias):
-        gradient = None if name is None else gradients[name]
-        if name is None or gradient is None:
-            continue
-        value = model.get_parameter(name).detach()
-        exact = torch.promote_types(value.dtype, torch.float32)
-        product = gradient.to(exact) * step(name, value).to(exact)
-        rows = group.matrix(product)
-        others = tuple(d for d in range(rows.dim()) if d != (group.dim if name == group.parameter else 0))
-        total = total + group.own(rows.sum(others) if others else rows)
-    return total.expand(group.count)
+def _along_rows(group: NeuronGroup, name: str, product: Tensor) -> Tensor:
+    rows = group.matrix(product)
+    others = tuple(d for d in range(rows.dim()) if d != (group.dim if name == group.parameter else 0))
+    return group.own(rows.sum(others) if others else rows)

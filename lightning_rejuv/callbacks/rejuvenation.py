@@ -68,15 +68,15 @@ class RejuvenationCallback(OncePerRun):
         stop_after: end the fit with the rejuvenation: no update follows, and as with ``at_end`` the edited model
             is what the fit ends with. Waits for ``min_epochs`` and ``min_steps`` as EarlyStopping does.
         name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
-        alpha: weight of the SFT model in the fusion, 0 to 1, or one for each name pattern, or a rule that
-            finds it: "auto", "support_retention", "kl_balance" or "entropy_ratio".
+        alpha: weight of the SFT model in the fusion: a rule that finds it, "auto", "support_retention",
+            "kl_balance" or "entropy_ratio"; or a number, 0 to 1; or one for each name pattern.
         reset_fraction: share of all neurons that is reset to the base; 0 is fusion alone.
         omega: weight of the base on a reset neuron.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
         positions: "sharpened" or "entropy_gap": where neurons are attributed.
         positions_per_response: at how many positions of a response, at most.
-        quantity: "target_logit" or "entropy_gradient": what neurons are attributed.
-        rank_by: "absolute", "signed" or, as a control, "random".
+        quantity: "entropy_gradient" or "target_logit": what neurons are attributed.
+        rank_by: "signed", "absolute" or, as a control, "random"; by default what fits the quantity.
         scope: what neurons compete in: "model", "layer" or "module".
         budget: "share" of the neurons, or the paper's "union" of the top share at each position.
         alpha_target: what a rule for alpha may reach; the rule's default by default.
@@ -110,14 +110,14 @@ class RejuvenationCallback(OncePerRun):
         when: Trigger | None = None,
         stop_after: bool = False,
         name: str | None = None,
-        alpha: Alpha = 0.5,
-        reset_fraction: float = 0.01,
+        alpha: Alpha = "auto",
+        reset_fraction: float = 0.02,
         omega: float = 1.0,
         calibration: Any = None,
         positions: PositionRule = "sharpened",
         positions_per_response: int = 1,
-        quantity: Quantity = "target_logit",
-        rank_by: RankBy = "absolute",
+        quantity: Quantity = "entropy_gradient",
+        rank_by: RankBy | None = None,
         scope: Scope = "model",
         budget: Budget = "share",
         alpha_target: float | None = None,
@@ -284,5 +284,4 @@ class RejuvenationCallback(OncePerRun):
         data = module_data(pl_module, self._calibration, self._options)
         if not (dist.is_available() and dist.is_initialized()):
             return make_plan(model, targets, data, self._options), Replica(model, targets)
-        plan, replica = make_plan_on_rank_zero(model, targets, data, self._options)
-        return plan, replica or Replica(model, targets)
+        return make_plan_on_rank_zero(model, targets, data, self._options)

@@ -30,8 +30,8 @@ def rejuvenate_checkpoint(
     sft: PathLike,
     out: PathLike,
     *,
-    alpha: Alpha = 0.5,
-    reset_fraction: float = 0.01,
+    alpha: Alpha = "auto",
+    reset_fraction: float = 0.02,
     calibration: PathLike | None = None,
     device: str = "cpu",
     dtype: str | None = None,
@@ -51,8 +51,8 @@ def rejuvenate_checkpoint(
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
         out: directory to write; must not exist.
-        alpha: weight of the SFT model in the fusion, 0 to 1; one for each pattern of names on disk; or a
-            rule that finds it, as ``"auto"``, which needs calibration data.
+        alpha: weight of the SFT model in the fusion: a rule that finds it, as ``"auto"``, which needs
+            calibration data; a number, 0 to 1; or one for each pattern of names on disk.
         reset_fraction: share of the neurons that is reset, 0 to 1; 0 is fusion alone.
         calibration: JSONL for the reset, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
         device: where the model runs for the reset.
@@ -62,7 +62,7 @@ def rejuvenate_checkpoint(
         seed: of stochastic rounding, sampling and the random control.
         bar: called with the number of bytes to do; returns what is called with those that are done.
         **options: further options of :func:`lightning_rejuv.rejuvenate`: ``omega``, ``positions``,
-            ``positions_per_response``, ``rank_by``, ``scope``, ``budget``, ``alpha_target``.
+            ``positions_per_response``, ``quantity``, ``rank_by``, ``scope``, ``budget``, ``alpha_target``.
 
     Returns:
         The report, which stands in the output as ``rejuvenation.json`` too.
@@ -95,10 +95,10 @@ def rejuvenate_checkpoint(
     loads = reset_fraction > 0 or asked.searches_alpha
     if loads and calibration is None:
         raise ValueError(
-            "Expected calibration data for the reset and for `alpha='auto'` but got none. Pass a JSONL "
-            "file with "
-            "prompts and responses as in SFT, or set `reset_fraction=0` (`--reset-fraction 0`) for fusion "
-            "alone."
+            f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
+            f"reset_fraction={reset_fraction:g} and alpha={alpha!r}. Pass a JSONL file with prompts and responses "
+            "as in SFT, or set `reset_fraction=0` and a number for `alpha` (`--reset-fraction 0 --alpha 0.4`) "
+            "for fusion alone."
         )
     base, sft, out = Path(base), Path(sft), Path(out)
     check_free(out)

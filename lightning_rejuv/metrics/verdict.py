@@ -11,10 +11,9 @@ Level = Literal["plastic", "at risk", "collapsed", "unknown"]
 
 _SEVERITY: dict[Level, int] = {"unknown": -1, "plastic": 0, "at risk": 1, "collapsed": 2}
 
-#: Support retention, nats a response of 10 to 25 tokens: above the first, 57 of 57 RL runs of a prototype
-#: succeeded; below the second, none of 33. The study (docs/evidence.md) confirms the second (1 of 50) and not
-#: the first: on one of its two tasks a quarter of the starts above -4 fail, and a cut near -2 tells more.
-RETENTION_AT_RISK, RETENTION_COLLAPSED = -4.0, -8.0
+#: Support retention, nats a response of 10 to 25 tokens. In the study (docs/evidence.md, "Forecast") RL from
+#: over-trained starts nearly always succeeds above the first and nearly never below the second.
+RETENTION_AT_RISK, RETENTION_COLLAPSED = -2.0, -8.0
 RETENTION_TOKENS = 25
 #: Entropy over the base's: a fall by half is the alarm of arXiv 2606.18487; the collapsed model of arXiv
 #: 2606.09932 has 0.024 nats where the barely tuned one has 0.281, a ratio of 0.085.
@@ -52,11 +51,10 @@ def judge(
 ) -> Verdict:
     """Judge measures against the base's on the same positions.
 
-    Support retention decides where it was measured: it is the best forecast (ROC-AUC 0.98 over 132 RL runs of
-    a prototype of the demo, entropy 0.86, pass@8 - pass@1 0.84, drift 0.77; in the study it was again the best on
-    over-trained starts, with less: docs/evidence.md). Other measures can then raise "plastic" to
-    "at risk" and no further. Without it the worst of them decides. Dormancy, drift and effective rank are
-    never judged: they did not tell success from failure.
+    Support retention decides alone where it was measured: on over-trained starts it is the best forecast of
+    RL (docs/evidence.md), and the others, which are listed beside it, add none to it: most starts that groups
+    without a learning signal mark succeed. Without it the worst of them decides. Dormancy, drift and
+    effective rank are never judged: they did not tell success from failure.
 
     Args:
         values: of :meth:`PlasticityMonitor.compute`.
@@ -80,10 +78,8 @@ def judge(
     ]
     if not reasons:
         return Verdict("unknown", ())
-    level = max((reason.level for reason in reasons), key=_SEVERITY.__getitem__)
-    if reasons[0].measure == "support_retention":
-        first = reasons[0].level
-        level = first if first != "plastic" or level == "plastic" else "at risk"
+    judged = reasons[:1] if reasons[0].measure == "support_retention" else reasons
+    level = max((reason.level for reason in judged), key=_SEVERITY.__getitem__)
     return Verdict(level, tuple(reasons))
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from studies.analysis.checks import REJUVENATED, REMEDIES
-from studies.analysis.comparisons import FRESH, SECOND
+from studies.analysis.checks import DEFAULT, NAMED, REMEDIES
+from studies.analysis.comparisons import SECOND, THIRD, Family
 from studies.analysis.forecast_tables import areas, ranked
-from studies.analysis.markdown import listed, number, of
-from studies.arms import ARMS
+from studies.analysis.markdown import listed, number, of, seed_ranges
+from studies.analysis.requirements import checks_of, met
+from studies.arms import ARMS, SECOND_SEEDS
 
 Summary = Mapping[str, Any]
-NAMES = {"auto_nll_100": "the automatic alpha alone", "auto_reset": "the automatic alpha with the reset"}
+NAMES = {
+    "auto_nll_100": "the automatic alpha alone",
+    "auto_reset": "the automatic alpha with the reset of the target logit's neurons",
+}
 
 
 def brief(summary: Summary) -> list[str]:
     """The sentences, those without data left out."""
     lines = [_rescue(task) for task in summary["tasks"].values()]
-    lines += [_requirements(summary), _targeted(summary), _at_a_good_alpha(summary), _second(summary)]
+    lines += [_requirements(summary), _third(summary), _second(summary)]
+    lines += [_targeted(summary), _at_a_good_alpha(summary)]
     lines += [_forecast(summary)]
     return [line for line in lines if line]
 
@@ -26,7 +31,7 @@ def brief(summary: Summary) -> list[str]:
 def _rescue(task: Mapping[str, Any]) -> str:
     """Where RL ends from the starts that a reader knows, and from the best remedy within RL."""
     arms = task["arms"]
-    if "auto_reset" not in arms or task["excessive"] not in arms:
+    if DEFAULT not in arms or task["excessive"] not in arms:
         return ""
     others = {"moderate SFT": task["moderate"], "the base": "base"}
     run = [arm for arm in REMEDIES if arm in arms]
@@ -34,7 +39,7 @@ def _rescue(task: Mapping[str, Any]) -> str:
         best = max(run, key=lambda arm: arms[arm]["id"]["end"]["value"])
         others[f"the best remedy within RL ({ARMS[best].title})"] = best
     ends = [f"{_end(arms[arm])} from {name}" for name, arm in others.items() if arm in arms]
-    ours = arms["auto_reset"]
+    ours = arms[DEFAULT]
     beside = f"; {listed(ends)}" if ends else ""
     return (
         f"**{task['title']}.** RL from excessive SFT ends at {_end(arms[task['excessive']])}, rejuvenated first at "
@@ -48,45 +53,64 @@ def _end(row: Mapping[str, Any]) -> str:
 
 def _requirements(summary: Summary) -> str:
     """How many of the requirements each form of the method meets."""
-    parts = []
-    for arm in REJUVENATED:
-        checks = [row for row in summary["checks"] if row["ours"] == arm and row["passed"] is not None]
-        if checks:
-            parts.append(f"{NAMES[arm]} meets {sum(row['passed'] for row in checks)} of {len(checks)}")
+    fresh = f"the default on seeds {seed_ranges(SECOND_SEEDS)} alone"
+    found = {
+        "the default": met(checks_of(summary, DEFAULT)),
+        fresh: met(checks_of(summary, DEFAULT, fresh=True)),
+        **{NAMES[arm]: met(checks_of(summary, arm)) for arm in NAMED},
+    }
+    parts = [f"{name} meets {passed} of {decided}" for name, (passed, decided) in found.items() if decided]
     if not parts:
         return ""
     return f"**Requirements** ([which](#what-it-must-reach)): {listed(parts)}."
 
 
 def _targeted(summary: Summary) -> str:
-    """The reset against its two controls where alpha is too large."""
+    """The target logit's neurons against their two controls where alpha is too large."""
     found = {
         "a random reset of the same count": _apart(summary, "rigid_reset", "rigid_random"),
         "a smaller alpha of equal support": _apart(summary, "rigid_reset", "rigid_equal_support"),
     }
     parts = [f"against {control}: {words}" for control, words in found.items() if words]
-    return f"**The reset, where alpha is too large**, {'; '.join(parts)}." if parts else ""
+    return f"**Neurons by target logit, where alpha is too large**, {'; '.join(parts)}." if parts else ""
 
 
 def _at_a_good_alpha(summary: Summary) -> str:
     words = _apart(summary, "auto_reset", "auto_nll_100")
-    return f"**The reset at the automatic alpha**, against fusion alone: {words}." if words else ""
+    return f"**The same at the automatic alpha**, against fusion alone: {words}." if words else ""
 
 
-def _second(summary: Summary) -> str:
-    """What the first seeds suggested, on the later ones."""
-    parts = []
-    for pair in SECOND:
-        for row in summary["second"]:
-            if (row["ours"], row["theirs"]) == pair[:2] and row["p_holm"] is not None:
-                difference = f"{number(row['value'], sign=True)}, n = {row['n']}"
-                parts.append(f"{pair.question}: {_word(row)} ({difference})")
+def _third(summary: Summary) -> str:
+    """The decision on fresh seeds."""
+    parts = _pooled(summary, "third", THIRD)
     if not parts:
         return ""
     return (
-        "**Neurons by entropy gradient**, suggested by the first seeds and tested on the seeds from "
-        f"{FRESH} on, both tasks pooled: {'; '.join(parts)}."
+        "**Neurons by entropy gradient**, the default, tested on seeds that ran after it had been chosen "
+        f"({seed_ranges(THIRD.seeds)}), both tasks pooled: {'; '.join(parts)}."
     )
+
+
+def _second(summary: Summary) -> str:
+    """What the first seeds suggested, on the later ones of the first set."""
+    parts = _pooled(summary, "second", SECOND)
+    if not parts:
+        return ""
+    return (
+        "**The same before it was the default**, suggested by the first seeds and tested on seeds "
+        f"{seed_ranges(SECOND.seeds)}, both tasks pooled: {'; '.join(parts)}."
+    )
+
+
+def _pooled(summary: Summary, key: str, family: Family) -> list[str]:
+    """What became of each pair of a family that is tested on both tasks pooled."""
+    parts = []
+    for pair in family.pairs:
+        for row in summary[key]:
+            if (row["ours"], row["theirs"]) == pair[:2] and row["p_holm"] is not None:
+                difference = f"{number(row['value'], sign=True)}, n = {row['n']}"
+                parts.append(f"{pair.question}: {_word(row)} ({difference})")
+    return parts
 
 
 def _word(row: Mapping[str, Any]) -> str:

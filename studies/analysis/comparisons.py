@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from studies.analysis.results import Of, TaskResults, auc, end, pooled
 from studies.analysis.statistics import Difference, holm, paired
-from studies.arms import EXCESSIVE
+from studies.arms import EXCESSIVE, FIRST_SEEDS, SECOND_SEEDS
 
 OUTCOMES: dict[str, Of] = {"id": end("id"), "ood": end("ood"), "auc": auc}
 
@@ -25,7 +25,14 @@ class Pair(NamedTuple):
         return f"{self.ours} - {self.theirs}"
 
 
-#: The confirmatory family: each on the end point in distribution, each task by itself.
+class Family(NamedTuple):
+    """Pairs that were named before any of the seeds that count for them had been seen."""
+
+    pairs: tuple[Pair, ...]
+    seeds: tuple[int, ...]
+
+
+#: The confirmatory family: each on the end point in distribution, each task by itself, all seeds.
 CONFIRMATORY = (
     Pair("rigid_reset", "rigid_random", "do the targeted neurons matter, or only how many are reset?"),
     Pair("rigid_reset", "rigid_equal_support", "does a reset do more than a smaller alpha?"),
@@ -36,20 +43,54 @@ CONFIRMATORY = (
 
 #: When the second family was named, the analysis had been run on the seeds before this one only.
 FRESH = 1008
-#: The second confirmatory family: what the seeds before `FRESH` suggested, on the others, both tasks pooled.
-SECOND = (
-    Pair(
-        "rigid_entropy", "rigid_random", "the entropy gradient's neurons against random ones, alpha too large"
+#: What the seeds before `FRESH` suggested, on the others of the first set, both tasks pooled.
+SECOND = Family(
+    (
+        Pair(
+            "rigid_entropy",
+            "rigid_random",
+            "the entropy gradient's neurons against random ones, alpha too large",
+        ),
+        Pair("rigid_entropy", "rigid_equal_support", "the same against a smaller alpha"),
+        Pair("rigid_entropy", "rigid_reset", "the same against those of the target logit"),
+        Pair(
+            "auto_reset_entropy",
+            "auto_nll_100",
+            "the entropy gradient's neurons against none, automatic alpha",
+        ),
+        Pair("auto_reset_entropy", "auto_reset", "the same against those of the target logit"),
     ),
-    Pair("rigid_entropy", "rigid_equal_support", "the same against a smaller alpha"),
-    Pair("rigid_entropy", "rigid_reset", "the same against those of the target logit"),
-    Pair(
-        "auto_reset_entropy", "auto_nll_100", "the entropy gradient's neurons against none, automatic alpha"
-    ),
-    Pair("auto_reset_entropy", "auto_reset", "the same against those of the target logit"),
+    tuple(seed for seed in FIRST_SEEDS if seed >= FRESH),
 )
 
-#: Exploratory: what else the arms can tell about the reset.
+#: What the defaults rest on, tested once more on the second set of seeds, both tasks pooled: named when the
+#: defaults had been chosen, before any of these seeds had run.
+THIRD = Family(
+    (
+        Pair(
+            "rigid_entropy",
+            "rigid_entropy_random",
+            "the entropy gradient's neurons against random ones, as many of each matrix, alpha too large",
+        ),
+        Pair(
+            "rigid_entropy",
+            "rigid_entropy_equal_support",
+            "the same against a smaller alpha of equal support",
+        ),
+        Pair("rigid_entropy", "rigid_reset", "the same against those of the target logit"),
+        Pair(
+            "auto_reset_entropy",
+            "auto_nll_100",
+            "the entropy gradient's neurons against none, automatic alpha",
+        ),
+        Pair(
+            "auto_reset_entropy", "auto_reset_random", "the same against random ones, as many of each matrix"
+        ),
+    ),
+    SECOND_SEEDS,
+)
+
+#: Exploratory: what else the arms can tell about the reset, over all seeds that have both.
 EXPLORATORY = (
     Pair("rigid_reset", "rigid", "a reset against none, alpha too large"),
     Pair("rigid_random", "rigid", "random neurons against none, alpha too large"),
@@ -58,39 +99,35 @@ EXPLORATORY = (
     Pair("fusion_50_reset", "fusion_50_equal_support", "a reset against a smaller alpha, from 0.5"),
     Pair("reset_alone", EXCESSIVE, "a reset without fusion"),
     # Added when the first seeds had been seen.
-    Pair("rigid_entropy", "rigid_random", "the entropy gradient's neurons against random ones"),
-    Pair("rigid_entropy", "rigid_equal_support", "the entropy gradient's neurons against a smaller alpha"),
-    Pair("rigid_entropy", "rigid", "the entropy gradient's neurons against none"),
-    Pair(
-        "auto_reset_entropy", "auto_nll_100", "the entropy gradient's neurons against none, automatic alpha"
-    ),
-    Pair(
-        "auto_reset_entropy", "auto_reset", "the entropy gradient's neurons against those of the target logit"
-    ),
+    Pair("rigid_entropy", "rigid", "the entropy gradient's neurons against none, alpha too large"),
+    Pair("auto_reset_entropy", "auto_reset", "against those of the target logit, automatic alpha"),
+    Pair("auto_reset_entropy_4", "auto_reset_entropy", "twice as many neurons, automatic alpha"),
 )
 
-#: Options of the reset, each against the same reset with the library's value: positions, ranking, scope, share.
-VARIANTS = tuple(
-    Pair(arm, "rigid_reset")
-    for arm in (
-        "rigid_entropy",
-        "rigid_entropy_gap",
-        "rigid_signed",
-        "rigid_layer",
-        "rigid_module",
-        "rigid_positions_2",
-        "rigid_reset_05",
-        "rigid_reset_1",
-        "rigid_reset_2",
-        "rigid_reset_8",
-    )
+#: Options of the reset, each against the same reset without it: quantity, ranking, positions, scope, share.
+VARIANTS = (
+    Pair("rigid_reset", "rigid_entropy"),
+    Pair("rigid_signed", "rigid_reset"),
+    *(
+        Pair(arm, "rigid_entropy")
+        for arm in (
+            "rigid_entropy_absolute",
+            "rigid_entropy_gap",
+            "rigid_entropy_positions_2",
+            "rigid_entropy_layer",
+            "rigid_entropy_module",
+            "rigid_entropy_05",
+            "rigid_entropy_1",
+            "rigid_entropy_2",
+            "rigid_entropy_8",
+        )
+    ),
 )
 
 #: Other alphas, and resets after the automatic one, each against the default rule without a reset.
 RULES = tuple(
     Pair(arm, "auto_nll_100")
     for arm in (
-        "auto_nll_40",
         "auto_nll_60",
         "auto_nll_150",
         "auto_support",
@@ -115,7 +152,10 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    pairs: Sequence[Pair], tasks: Mapping[str, TaskResults], test: bool = False, since: int = 0
+    pairs: Sequence[Pair],
+    tasks: Mapping[str, TaskResults],
+    test: bool = False,
+    seeds: Container[int] | None = None,
 ) -> list[Comparison]:
     """Every pair on every outcome in every task that has both arms in some seed, and pooled over tasks.
 
@@ -125,11 +165,12 @@ def compare(
         pairs: What is compared.
         tasks: The results.
         test: Whether end points in distribution get p-values.
-        since: The first seed that counts.
+        seeds: Those that count; all by default.
     """
 
     def values(members: Sequence[TaskResults], arm: str, of: Of) -> dict[tuple[str, int], float]:
-        return {key: value for key, value in pooled(members, arm, of).items() if key[1] >= since}
+        found = pooled(members, arm, of)
+        return {key: value for key, value in found.items() if seeds is None or key[1] in seeds}
 
     scopes: list[tuple[str, list[TaskResults]]] = [(name, [task]) for name, task in tasks.items()]
     if len(tasks) > 1:

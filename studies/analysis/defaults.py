@@ -15,7 +15,7 @@ OPTIONS = Options()
 
 
 class Setting(NamedTuple):
-    """One default and the arms that differ from it in this setting alone."""
+    """One default, and the arms that differ from the default's arm in this setting alone."""
 
     name: str
     value: str
@@ -24,65 +24,63 @@ class Setting(NamedTuple):
     section: str
 
 
+def _ranking() -> str:
+    return "signed (of the entropy gradient)" if OPTIONS.rank_by is None else OPTIONS.rank_by
+
+
+def _automatic(name: str, value: str, *arms: str) -> Setting:
+    return Setting(name, value, arms, "auto_nll_100", "Automatic alpha")
+
+
+def _rigid(name: str, value: str, *arms: str) -> Setting:
+    return Setting(name, value, arms, "rigid_entropy", "The reset")
+
+
 SETTINGS = (
-    Setting(
-        'target of `alpha="auto"`',
-        f"{default_target('auto', 20):g} nat",
-        ("auto_nll_40", "auto_nll_60", "auto_nll_150"),
-        "auto_nll_100",
-        "Automatic alpha",
+    _automatic(
+        'target of `alpha="auto"`', f"{default_target('auto', 20):g} nat", "auto_nll_60", "auto_nll_150"
     ),
+    _automatic('rule of `alpha="auto"`', "excess NLL", "auto_support", "auto_kl", "auto_entropy"),
+    _automatic("`alpha`, against a number", f'`"{OPTIONS.alpha}"`', "fusion_30", "fusion_40", "fusion_50"),
     Setting(
-        'rule of `alpha="auto"`',
-        "excess NLL",
-        ("auto_support", "auto_kl", "auto_entropy"),
-        "auto_nll_100",
-        "Automatic alpha",
-    ),
-    Setting(
-        "`alpha` as a number",
-        f"{OPTIONS.alpha}",
-        ("fusion_30", "fusion_40", "fusion_50"),
-        "auto_nll_100",
-        "Automatic alpha",
-    ),
-    Setting(
-        "a reset after the automatic alpha",
-        f"`reset_fraction` {OPTIONS.reset_fraction}",
-        ("auto_reset", "auto_reset_entropy"),
-        "auto_nll_100",
-        "Automatic alpha",
-    ),
-    Setting("`positions`", OPTIONS.positions, ("rigid_entropy_gap",), "rigid_reset", "The reset"),
-    Setting(
-        "`positions_per_response`",
-        f"{OPTIONS.positions_per_response}",
-        ("rigid_positions_2",),
-        "rigid_reset",
+        "a reset at all",
+        f"{OPTIONS.reset_fraction:.0%}",
+        ("auto_nll_100",),
+        "auto_reset_entropy",
         "The reset",
     ),
-    Setting("`quantity`", OPTIONS.quantity, ("rigid_entropy",), "rigid_reset", "The reset"),
-    Setting("`rank_by`", OPTIONS.rank_by, ("rigid_signed",), "rigid_reset", "The reset"),
-    Setting("`scope`", OPTIONS.scope, ("rigid_layer", "rigid_module"), "rigid_reset", "The reset"),
     Setting(
         "`reset_fraction`",
         f"{OPTIONS.reset_fraction}",
-        ("rigid_reset_05", "rigid_reset_1", "rigid_reset_2", "rigid_reset_8"),
-        "rigid_reset",
+        ("auto_reset_entropy_4",),
+        "auto_reset_entropy",
         "The reset",
     ),
+    _rigid(
+        "the same, alpha too large, against 0.04",
+        f"{OPTIONS.reset_fraction}",
+        "rigid_entropy_05",
+        "rigid_entropy_1",
+        "rigid_entropy_2",
+        "rigid_entropy_8",
+    ),
+    Setting("`quantity`", OPTIONS.quantity, ("auto_reset",), "auto_reset_entropy", "The reset"),
+    _rigid("the same, alpha too large", OPTIONS.quantity, "rigid_reset"),
+    _rigid("`rank_by`", _ranking(), "rigid_entropy_absolute"),
+    _rigid("`positions`", OPTIONS.positions, "rigid_entropy_gap"),
+    _rigid("`positions_per_response`", f"{OPTIONS.positions_per_response}", "rigid_entropy_positions_2"),
+    _rigid("`scope`", OPTIONS.scope, "rigid_entropy_layer", "rigid_entropy_module"),
 )
 
 
 def defaults_table(summary: Mapping[str, Any]) -> str:
     """Each default, the alternatives that were run, and which of them differ over both tasks."""
-    rows = [*summary["rules"], *summary["variants"]]
     lines = [
         [
             setting.name,
             setting.value,
             f"`{setting.against}`",
-            *_told_apart([row for row in rows if _belongs(row, setting)], setting.arms),
+            *_told_apart([_row(summary, arm, setting.against) for arm in setting.arms], setting.arms),
             setting.section,
         ]
         for setting in SETTINGS
@@ -93,17 +91,34 @@ def defaults_table(summary: Mapping[str, Any]) -> str:
     return table(header, lines)
 
 
-def _belongs(row: Row, setting: Setting) -> bool:
-    return row["ours"] in setting.arms and row["theirs"] == setting.against and row["outcome"] == "id"
+def _row(summary: Mapping[str, Any], ours: str, theirs: str) -> Row | None:
+    """`ours` minus `theirs` in distribution, over both tasks or the one there is, whichever way round it is kept."""
+    rows = [
+        row
+        for key in ("rules", "variants", "exploratory")
+        for row in summary[key]
+        if row["outcome"] == "id" and {row["ours"], row["theirs"]} == {ours, theirs}
+    ]
+    if not rows:
+        return None
+    found = next((row for row in rows if row["task"] == "all"), rows[0])
+    if found["ours"] == ours:
+        return found
+    low, high = (None if found[bound] is None else -found[bound] for bound in ("high", "low"))
+    return {**found, "ours": ours, "theirs": theirs, "value": -found["value"], "low": low, "high": high}
 
 
-def _told_apart(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
-    """Alternatives whose pooled interval lies above 0, below 0, or neither; of one task where there is one."""
-    pooled = [row for row in rows if row["task"] == "all"] or list(rows)
-    above, below, open_ = [], [], []
-    for row in pooled:
-        text = f"`{row['ours']}` {number(row['value'], sign=True)}"
+def _told_apart(rows: Sequence[Row | None], arms: Sequence[str]) -> list[str]:
+    """Alternatives whose interval lies above 0, below 0, or neither."""
+    above: list[str] = []
+    below: list[str] = []
+    open_: list[str] = []
+    for arm, row in zip(arms, rows, strict=True):
+        if row is None:
+            open_.append(f"`{arm}` not run")
+            continue
         known = row["low"] is not None
-        (above if known and row["low"] > 0 else below if known and row["high"] < 0 else open_).append(text)
-    open_ += [f"`{arm}` not run" for arm in arms if arm not in {row["ours"] for row in pooled}]
+        (above if known and row["low"] > 0 else below if known and row["high"] < 0 else open_).append(
+            f"`{arm}` {number(row['value'], sign=True)}"
+        )
     return [", ".join(texts) or "none" for texts in (above, below, open_)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from matplotlib.lines import Line2D
 
 from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis import forecast
-from studies.analysis.checks import EARLIER, LATER, REJUVENATED, REMEDIES
+from studies.analysis.checks import DEFAULT, EARLIER, NAMED, REMEDIES
 from studies.analysis.forecast_tables import ranked
-from studies.analysis.reset_tables import RESET_ARMS
+from studies.analysis.reset_tables import CONTROLS, OPTIONS
 from studies.analysis.results import TaskResults, end, start
 from studies.analysis.statistics import SUCCESS
 from studies.analysis.tables import FIXED, arm_of_alpha
@@ -31,6 +32,8 @@ COLORS = {
     "remedy": "#7a5230",
 }
 TASK_COLORS = ("#0072b2", "#e69f00", "#cc79a7")
+NO_BREAK = "\N{NO-BREAK SPACE}"
+WIDTH = 32  # characters of a label, then it goes on in a second line
 AREAS = 14  # measures in the panel of ROC-AUCs
 
 Tasks = Mapping[str, TaskResults]
@@ -41,7 +44,8 @@ def draw(tasks: Tasks, summary: Mapping[str, Any], directory: Path) -> None:
     figures = {
         "end-points": draw_arms(tasks, _claim),
         "alpha": draw_alpha(tasks),
-        "reset": draw_arms(tasks, lambda _: RESET_ARMS),
+        "reset": draw_arms(tasks, lambda _: CONTROLS),
+        "options": draw_arms(tasks, lambda _: (DEFAULT, "rigid_entropy", "rigid_reset", *OPTIONS)),
         "forecast": draw_forecast(tasks, summary),
     }
     for name, figure in figures.items():
@@ -55,7 +59,7 @@ def color_of(arm: str) -> str:
 
 def _claim(task: TaskResults) -> Sequence[str]:
     fixed = ("fusion_30", "fusion_50")
-    return ("base", task.moderate, *EARLIER, EXCESSIVE, *REMEDIES, *fixed, *REJUVENATED, *LATER)
+    return ("base", task.moderate, *EARLIER, EXCESSIVE, *REMEDIES, *fixed, *NAMED, DEFAULT)
 
 
 def draw_arms(tasks: Tasks, arms_of: Callable[[TaskResults], Sequence[str]]) -> Figure:
@@ -68,7 +72,7 @@ def draw_arms(tasks: Tasks, arms_of: Callable[[TaskResults], Sequence[str]]) -> 
         for row, arm in enumerate(reversed(shown[name])):
             _draw_row(axes, task, arm, row)
         labels = [f"{ARMS[arm].title} ({len(task.records(arm))})" for arm in reversed(shown[name])]
-        axes.set_yticks(range(len(labels)), labels, fontsize=9.5)
+        axes.set_yticks(range(len(labels)), [_wrapped(label) for label in labels], fontsize=9.5)
         for label, arm in zip(axes.get_yticklabels(), reversed(shown[name]), strict=True):
             label.set_color(color_of(arm))
         axes.axvline(SUCCESS, color=INK, linewidth=0.8, linestyle=":")
@@ -77,6 +81,11 @@ def draw_arms(tasks: Tasks, arms_of: Callable[[TaskResults], Sequence[str]]) -> 
         axes.grid(axis="x", color=FAINT, linewidth=0.6)
     _explain(figure)
     return figure
+
+
+def _wrapped(label: str) -> str:
+    """A label in lines that keep a percent sign with its number, and the count with the last word."""
+    return fill(label.replace(" %", f"{NO_BREAK}%").replace(" (", f"{NO_BREAK}("), WIDTH)
 
 
 def _draw_row(axes: Axes, task: TaskResults, arm: str, row: int) -> None:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from studies.analysis.brief import brief
-from studies.analysis.checks import LATER, REJUVENATED
-from studies.analysis.comparisons import CONFIRMATORY, FRESH
+from studies.analysis.comparisons import CONFIRMATORY, SECOND, THIRD
 from studies.analysis.defaults import defaults_table
-from studies.analysis.forecast_tables import areas, ranked
-from studies.analysis.markdown import listed, number, of, p_value, plus_minus
-from studies.analysis.reset_tables import last_layer_kv
+from studies.analysis.forecast_tables import areas, former_limit, ranked, sparse
+from studies.analysis.markdown import listed, number, of, p_value, plus_minus, seed_ranges
+from studies.analysis.reset_tables import WHERE, last_layer_kv
 from studies.analysis.results import PLANNED
 from studies.analysis.tables import FIXED, RULES, Summary, arm_of_alpha
-from studies.arms import ARMS
+from studies.arms import ARMS, FIRST_SEEDS
 
 Row = Mapping[str, Any]
 
@@ -23,8 +22,6 @@ def finding_blocks(summary: Summary) -> dict[str, str]:
     """Sentences by the name of their place in the page."""
     made = {
         "brief": brief(summary),
-        "findings targets": [_targets(summary, arm) for arm in (*REJUVENATED, *LATER)]
-        + [_successes(summary)],
         "findings alpha": [_inverted_u(name, task) for name, task in summary["tasks"].items()],
         "findings rules": [_rules(summary)],
         "findings reset": [_confirmatory(summary, pair.ours, pair.theirs) for pair in CONFIRMATORY],
@@ -32,7 +29,11 @@ def finding_blocks(summary: Summary) -> dict[str, str]:
         "findings forecast": [_forecast(summary, side) for side in ("over_trained", "all")],
     }
     return {
-        "fresh": f"{FRESH}",
+        "first seeds": seed_ranges(FIRST_SEEDS),
+        "suggesting seeds": seed_ranges([seed for seed in FIRST_SEEDS if seed not in SECOND.seeds]),
+        "second seeds": seed_ranges(SECOND.seeds),
+        "third seeds": seed_ranges(THIRD.seeds),
+        "former": former_limit(summary),
         "counts": _counts(summary),
         "state": _state(summary),
         "versions": _versions(summary),
@@ -42,31 +43,31 @@ def finding_blocks(summary: Summary) -> dict[str, str]:
 
 
 def _counts(summary: Summary) -> str:
-    first, second = (
-        sum(row["p_holm"] is not None for row in summary[key]) for key in ("confirmatory", "second")
+    first, second, third = (
+        sum(row["p_holm"] is not None for row in summary[key]) for key in ("confirmatory", "second", "third")
     )
     exploratory = [row for key in ("exploratory", "variants", "rules") for row in summary[key]]
     return (
-        f"{len(PLANNED)} arms; {first} confirmatory comparisons, {second} of a second family and "
-        f"{len(summary['checks'])} target checks, each family adjusted by Holm's method; {len(exploratory)} "
-        "exploratory differences, not adjusted: of such a number "
-        f"about {round(0.05 * len(exploratory))} would exclude 0 by chance alone"
+        f"{len(PLANNED)} arms; {first} confirmatory comparisons, {second} of a second family, {third} of a third, "
+        f"and {len(summary['checks'])} target checks in three families, each family adjusted by Holm's method; "
+        f"{len(exploratory)} exploratory differences, not adjusted: of such a number about "
+        f"{round(0.05 * len(exploratory))} would exclude 0 by chance alone"
     )
 
 
 def _state(summary: Summary) -> str:
-    """What is still missing, or that nothing is."""
+    """What is still missing of what the passes plan, or that nothing is."""
     lines = []
     for task in summary["tasks"].values():
-        missing = [arm for arm in PLANNED if arm not in task["arms"]]
-        few = [arm for arm, row in task["arms"].items() if row["n"] < len(task["seeds"])]
+        missing = [arm for arm in task["unfinished"] if arm not in task["arms"]]
+        few = {arm: row for arm, row in task["unfinished"].items() if arm in task["arms"]}
         if missing:
             lines.append(f"{task['title']}: not run: {', '.join(f'`{arm}`' for arm in missing)}.")
         if few:
-            counts = ", ".join(f"`{arm}` {task['arms'][arm]['n']}" for arm in few)
-            lines.append(f"{task['title']}: in fewer than its {len(task['seeds'])} seeds: {counts}.")
+            counts = ", ".join(f"`{arm}` {of(row['run'], row['planned'])}" for arm, row in few.items())
+            lines.append(f"{task['title']}: in fewer seeds than planned: {counts}.")
     if not lines:
-        return "Every planned arm was run in every reported seed."
+        return "Every planned arm was run in every seed planned for it."
     return f"**The study is not finished**; time, not results, decided what is missing. {' '.join(lines)}"
 
 
@@ -77,40 +78,6 @@ def _versions(summary: Summary) -> str:
         for versions in task["versions"]
     }
     return "; ".join(sorted(found))
-
-
-def _targets(summary: Summary, arm: str) -> str:
-    checks = [row for row in summary["checks"] if row["ours"] == arm and row["passed"] is not None]
-    if not checks:
-        return ""
-    ends = [
-        f"{plus_minus(task['arms'][arm]['id']['end'])} ID and {plus_minus(task['arms'][arm]['ood']['end'])} OOD "
-        f"({task['title'].lower()}, n = {task['arms'][arm]['n']})"
-        for task in summary["tasks"].values()
-        if arm in task["arms"]
-    ]
-    failed = [
-        f"`{check['theirs']}` ({summary['tasks'][check['task']]['title'].lower()}, {check['split'].upper()}: "
-        f"{number(check['value'], sign=True)} [{number(check['low'])}, {number(check['high'])}])"
-        for check in checks
-        if check["passed"] is False
-    ]
-    verdict = f"; it fails against {listed(failed)}" if failed else ""
-    passed = f"{len(checks) - len(failed)} of {len(checks)} requirements met{verdict}."
-    return f"**{ARMS[arm].title}** (`{arm}`) ends at {listed(ends)}: {passed}"
-
-
-def _successes(summary: Summary) -> str:
-    parts, whole = [], True
-    for arm in REJUVENATED:
-        rows = [task["arms"][arm] for task in summary["tasks"].values() if arm in task["arms"]]
-        if rows:
-            good, n = sum(row["successes"] for row in rows), sum(row["n"] for row in rows)
-            parts.append(f"{of(good, n)} with `{arm}`")
-            whole &= good == n
-    if not parts:
-        return ""
-    return f"Every seed succeeds with the default automatic alpha: **{'yes' if whole else 'no'}**, {listed(parts)}."
 
 
 def _inverted_u(name: str, task: Row) -> str:
@@ -171,7 +138,7 @@ def _confirmatory(summary: Summary, ours: str, theirs: str) -> str:
 
 
 def _where(task: Row) -> str:
-    found = {arm: last_layer_kv(task, arm) for arm in ("auto_reset", "rigid_reset", "rigid_paper")}
+    found = {arm: last_layer_kv(task, arm) for arm in WHERE}
     parts = [
         f"{keys:.0%} of the resets of `{arm}` are keys and values of the last layer, {layer:.0%} lie in that layer"
         for arm, shares in found.items()
@@ -195,4 +162,5 @@ def _forecast(summary: Summary, side: str) -> str:
         return ""
     return (
         f"{names[side]}, ROC-AUC on held-out seeds, ranked among {len(order)} measures: {'; '.join(parts)}."
+        f"{sparse(summary, side, order)}"
     )

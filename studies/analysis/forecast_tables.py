@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studies.analysis.markdown import MINUS, interval, listed, number, plus_minus, table
+from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
+from studies.analysis.markdown import interval, listed, number, plus_minus, seed_ranges, table
 from studies.analysis.tables import Summary
+from studies.analysis.thresholds import FORMER_AT_RISK
+from studies.arms import SECOND_SEEDS
 
 SIDES = {"all": "all starts", "over_trained": "the over-trained side"}
 MEASURES = 10  # of the tables of thresholds
@@ -20,7 +23,6 @@ def forecast_blocks(summary: Summary) -> dict[str, str]:
         "thresholds": thresholds_table(summary, "over_trained"),
         "bounds": bounds_table(summary),
         "verdict": verdict_table(summary),
-        "levels": levels_table(summary),
     }
 
 
@@ -146,28 +148,45 @@ def bounds_table(summary: Summary, measures: int = 3) -> str:
 
 
 def verdict_table(summary: Summary) -> str:
-    """Success rates within the verdict's present limits of support retention."""
+    """Success rates by the level that the library's verdict gives a start: support alone decides it."""
     names = titles(summary)
-    header = ["support, nats a response", *[names[name] for name in summary["forecast"]["over_trained"]]]
+    at_risk, collapsed = (number(limit, 0) for limit in (RETENTION_AT_RISK, RETENTION_COLLAPSED))
+    regions = {
+        "plastic": f"from {at_risk} nats on",
+        "at risk": f"{collapsed} to {at_risk}",
+        "collapsed": f"below {collapsed}",
+    }
+    fresh = f"the over-trained side, seeds {seed_ranges(SECOND_SEEDS)} alone"
+    header = ["verdict before RL", *[names[name] for name in summary["verdict"]["all"]]]
     rows = []
-    for side, called in SIDES.items():
-        for region in ("above -4", "-8 to -4", "below -8"):
-            cells = [_rate(found["verdict"][region]) for found in summary["forecast"][side].values()]
-            rows.append([f"{region.replace('-', MINUS)}, {called}", *cells])
+    for side, called in {**SIDES, "fresh": fresh}.items():
+        for level, region in regions.items():
+            cells = [_rate(found.get(level)) for found in summary["verdict"][side].values()]
+            rows.append([f"{level}, {region}: {called}", *cells])
     return table(header, rows)
 
 
-def levels_table(summary: Summary) -> str:
-    """Success rates on the over-trained side by the level that the library's verdict gives the start."""
+def former_limit(summary: Summary) -> str:
+    """How the limit that the verdict had before the study did, on the over-trained side."""
     names = titles(summary)
-    found = summary["forecast"]["over_trained"]
-    header = ["verdict before RL", *[names[name] for name in found]]
-    rows = []
-    for shown in next(iter(found.values()))["levels"]:
-        for level in ("plastic", "at risk", "collapsed"):
-            cells = [_rate(of_task["levels"][shown].get(level)) for of_task in found.values()]
-            rows.append([f"{level}, {shown}", *cells])
-    return table(header, rows)
+    found = {name: row for name, row in summary["verdict"]["former"].items() if row is not None}
+    words = f"Until this study *at risk* began below {number(FORMER_AT_RISK, 0)} nats."
+    if not found:
+        return words
+    rates = listed([f"{_rate(row)} ({names[name].lower()})" for name, row in found.items()])
+    return f"{words} Successes of the over-trained side from there on: {rates}."
+
+
+def sparse(summary: Summary, side: str, measures: Sequence[str]) -> str:
+    """Which measures some starts lack, so that their figures are of fewer starts than the others'."""
+    found = summary["forecast"][side].values()
+    total = sum(of_task["starts"] for of_task in found)
+    lacking = []
+    for measure in measures:
+        n = sum(row["roc_auc"]["n"] for of_task in found if (row := of_task["measures"].get(measure)))
+        if n < total:
+            lacking.append(f"`{measure}`")
+    return f" Fewer starts have {listed(lacking)}." if lacking else ""
 
 
 def _rate(row: Mapping[str, Any] | None) -> str:

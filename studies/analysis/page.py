@@ -8,6 +8,7 @@ from typing import Any
 
 from studies.analysis.findings import finding_blocks
 from studies.analysis.forecast_tables import forecast_blocks
+from studies.analysis.requirements import requirement_blocks
 from studies.analysis.reset_tables import reset_blocks
 from studies.analysis.tables import outcome_blocks
 
@@ -18,6 +19,7 @@ def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
     """Everything that a page may hold, by the name of its place."""
     return {
         **outcome_blocks(summary),
+        **requirement_blocks(summary),
         **reset_blocks(summary),
         **forecast_blocks(summary),
         **finding_blocks(summary),

@@ -8,19 +8,44 @@ from typing import Any
 
 from studies.analysis.markdown import DASH, MINUS, number, of, p_value, plus_minus, signed, table
 from studies.analysis.tables import Summary, paired_table
-from studies.arms import ARMS
 
-RESET_ARMS = (
+# The resets and their controls, from the good alphas to the one that is too large.
+CONTROLS = (
+    "auto_nll_100",
+    "auto_reset_entropy",
+    "auto_reset_random",
+    "auto_reset",
     "fusion_50",
     "fusion_50_reset",
     "fusion_50_random",
     "fusion_50_equal_support",
-    "auto_nll_100",
-    "auto_reset",
-    "auto_reset_entropy",
     "reset_alone",
-    *[arm for arm in ARMS if arm.startswith("rigid")],
+    "rigid",
+    "rigid_entropy",
+    "rigid_entropy_random",
+    "rigid_entropy_equal_support",
+    "rigid_reset",
+    "rigid_random",
+    "rigid_equal_support",
+    "rigid_paper",
+    "rigid_paper_random",
 )
+# The reset's options, beside the arms that they differ from in one setting.
+OPTIONS = (
+    "auto_reset_entropy_4",
+    "rigid_entropy_absolute",
+    "rigid_entropy_gap",
+    "rigid_entropy_positions_2",
+    "rigid_entropy_layer",
+    "rigid_entropy_module",
+    "rigid_entropy_05",
+    "rigid_entropy_1",
+    "rigid_entropy_2",
+    "rigid_entropy_8",
+    "rigid_signed",
+)
+RESET_ARMS = (*CONTROLS, *OPTIONS)
+WHERE = ("auto_reset_entropy", "auto_reset", "rigid_entropy", "rigid_reset", "rigid_paper")
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -29,6 +54,7 @@ def reset_blocks(summary: Summary) -> dict[str, str]:
     return {
         "confirmatory": family_table(summary, summary["confirmatory"]),
         "second": family_table(summary, summary["second"]),
+        "third": family_table(summary, summary["third"]),
         "exploratory": paired_table(summary, summary["exploratory"], questions=True),
         "variants": paired_table(summary, summary["variants"]),
         **{f"resets {name}": reset_arms_table(task) for name, task in summary["tasks"].items()},
@@ -112,7 +138,7 @@ def where_table(task: Summary) -> str:
     """Share of the reset neurons by layer and projection, of the targeted arms, beside all neurons' share."""
     header = ["arm", *[f"{layer}.{kind}" for layer in layers(task) for kind in KINDS]]
     rows = []
-    for arm in ("auto_reset", "auto_reset_entropy", "rigid_reset", "rigid_paper", "rigid_entropy"):
+    for arm in WHERE:
         shares = task["arms"].get(arm, {}).get("resets", {})
         if shares:
             found = [shares.get(column, 0.0) for column in header[1:]]

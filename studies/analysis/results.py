@@ -11,7 +11,7 @@ from typing import Any
 
 from examples.sft_to_rl.tasks import TASKS
 from studies.analysis.statistics import SUCCESS
-from studies.arms import ARMS, MODERATE_EPOCHS
+from studies.arms import ARMS, MODERATE_EPOCHS, passes
 
 PLANNED = tuple(arm for arm, about in ARMS.items() if about.group != "tuning")  # of the reported seeds
 Record = dict[str, Any]
@@ -86,6 +86,19 @@ class TaskResults:
         """One figure of an arm by seed; without records where it is not defined (NaN)."""
         found = {seed: float(of(record)) for seed, record in self.records(arm).items()}
         return {seed: value for seed, value in found.items() if not math.isnan(value)}
+
+
+def unfinished(task: TaskResults) -> dict[str, tuple[int, int]]:
+    """Arms that lack a seed that is planned for them: how many planned seeds have them, and how many are planned.
+
+    What a seed has beyond its plan does not count.
+    """
+    planned: dict[str, set[int]] = {arm: set() for arm in PLANNED}
+    for of_task in passes(task.name):
+        for arm in of_task.arms:
+            planned[arm].update(of_task.seeds)
+    run = {arm: len(seeds & task.records(arm).keys()) for arm, seeds in planned.items()}
+    return {arm: (run[arm], len(seeds)) for arm, seeds in planned.items() if run[arm] < len(seeds)}
 
 
 def load(directory: Path) -> dict[str, TaskResults]:

@@ -125,6 +125,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
+def plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as the summary holds it."""
+    return None if estimate is None else estimate._asdict()
+
+
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Rank correlation; None where one side does not vary."""
     if len(x) < 3:

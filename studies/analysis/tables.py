@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from studies.analysis.checks import EARLIER, LATER, REJUVENATED, REMEDIES
+from studies.analysis.checks import DEFAULT, EARLIER, NAMED, REMEDIES
 from studies.analysis.markdown import (
     DASH,
     MINUS,
@@ -19,7 +19,7 @@ from studies.analysis.markdown import (
     table,
 )
 from studies.analysis.results import PLANNED
-from studies.arms import ARMS, EXCESSIVE, RIGID_ALPHA, TUNING_SEEDS
+from studies.arms import ARMS, EXCESSIVE, RIGID_ALPHA
 
 Summary = Mapping[str, Any]
 SPLITS = {"id": "ID", "ood": "OOD"}
@@ -36,7 +36,6 @@ def outcome_blocks(summary: Summary) -> dict[str, str]:
         "alpha": alpha_table(summary),
         "rules": rules_table(summary),
         "rules paired": rules_paired_table(summary),
-        **{f"checks {ours}": checks_table(summary, ours) for ours in (*REJUVENATED, *LATER)},
     }
 
 
@@ -46,12 +45,12 @@ def title(arm: str) -> str:
 
 
 def seeds_table(summary: Summary) -> str:
-    """Which seeds were reported and which were used for tuning, and how far each task has come."""
+    """Which seeds are reported and which lie there from tuning, and how far each task has come."""
     rows = [
         [
             task["title"],
             f"{seed_ranges(task['seeds'])} ({len(task['seeds'])})",
-            seed_ranges(sorted({*TUNING_SEEDS, *task["tuning_seeds"]})),
+            seed_ranges(task["tuning_seeds"]) or NONE,
             str(len(task["arms"])),
             str(len(PLANNED)),
             str(sum(row["n"] for row in task["arms"].values())),
@@ -115,44 +114,13 @@ def main_table(task: Summary) -> str:
 
 def claim_arms() -> list[tuple[str, str]]:
     """The arms of the claim with their titles; "moderate" stands for another checkpoint in each task."""
-    arms = ["base", "moderate", *EARLIER, "excessive", *REMEDIES, "fusion_30", *REJUVENATED, *LATER]
+    arms = ["base", "moderate", *EARLIER, "excessive", *REMEDIES, "fusion_30", *NAMED, DEFAULT]
     names = {"moderate": "moderate SFT", "excessive": "excessive SFT"}
     return [(arm, names.get(arm) or title(arm)) for arm in arms]
 
 
 def _in_task(arm: str, task: Summary) -> str:
     return task[arm] if arm in ("moderate", "excessive") else arm
-
-
-def checks_table(summary: Summary, ours: str) -> str:
-    """What the issue asks of one rejuvenated arm: paired differences of end points, and whether they pass."""
-    columns = [(name, split) for name in summary["tasks"] for split in SPLITS]
-    header = ["minus", *[f"{summary['tasks'][name]['title']}, {SPLITS[split]}" for name, split in columns]]
-    found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for check in summary["checks"]:
-        if check["ours"] == ours:
-            role = "moderate" if not check["strict"] else check["theirs"]
-            found.setdefault(role, {})[check["task"], check["split"]] = check
-    order = ["moderate", *[role for role in found if role != "moderate"]]
-    rows = [
-        [
-            "moderate SFT (at least as good)" if role == "moderate" else title(role),
-            *[_check(found[role].get(column)) for column in columns],
-        ]
-        for role in order
-        if role in found
-    ]
-    return table(header, rows)
-
-
-def _check(check: Mapping[str, Any] | None) -> str:
-    if check is None:
-        return NONE
-    if check["passed"] is None:
-        return f"{signed(check)} (1) undecided"
-    uncertain = check["passed"] and check["strict"] and (check["p_holm"] is None or check["p_holm"] >= 0.05)
-    word = ("pass†" if uncertain else "pass") if check["passed"] else "**fail**"
-    return f"{signed(check)} ({check['n']}) {word}"
 
 
 def alpha_table(summary: Summary) -> str:

@@ -19,6 +19,7 @@ JUDGED = {
     "zero_variance_groups": "zero_variance_fraction",
     "pass_at_1": "pass_at_1",
 }
+FORMER_AT_RISK = -4.0  # RETENTION_AT_RISK until the first seeds had been seen
 CERTAIN = 0.95  # share of successes (failures) that makes a region safe (lost)
 
 
@@ -137,17 +138,11 @@ def _midpoint(values: np.ndarray, index: int) -> float:
     return float((values[index - 1] + values[index]) / 2)
 
 
-def levels(found: Sequence[Start], without: Sequence[str] = ()) -> dict[str, Estimate]:
-    """Success rate by what the library's verdict says of the start: "plastic", "at risk" or "collapsed".
-
-    Args:
-        found: The starts.
-        without: Measures that the verdict is not shown.
-    """
+def levels(found: Sequence[Start]) -> dict[str, Estimate]:
+    """Success rate by what the library's verdict says of the start: "plastic", "at risk" or "collapsed"."""
     outcomes: dict[str, list[bool]] = {}
     for start in found:
-        shown = [name for name in JUDGED if name in start.measures and name not in without]
-        known = {JUDGED[name]: start.measures[name] for name in shown}
+        known = {JUDGED[name]: start.measures[name] for name in JUDGED if name in start.measures}
         ratio = start.measures.get("token_entropy_ratio")
         base = (
             {"token_entropy": known["token_entropy"] / ratio} if ratio and "token_entropy" in known else None

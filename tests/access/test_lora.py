@@ -114,13 +114,13 @@ def test_what_scaling_the_adapter_cannot_do_is_refused():
     layer = quantised.base_model.model.model.layers[0].mlp.up_proj.base_layer
     layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised"):
-        rejuvenate(quantised, None, reset_fraction=0)
+        rejuvenate(quantised, None, reset_fraction=0, alpha=0.5)
     model = adapted(base)
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"is merged. Call `model.unmerge_adapter\(\)`"):
-        rejuvenate(model, None, reset_fraction=0)
+        rejuvenate(model, None, reset_fraction=0, alpha=0.5)
     with pytest.raises(ValueError, match="Expected an `anchor` but got None"):
-        rejuvenate(base, None, reset_fraction=0)
+        rejuvenate(base, None, reset_fraction=0, alpha=0.5)
 
 
 def test_an_automatic_alpha_samples_with_generate_from_the_base_under_the_adapter():

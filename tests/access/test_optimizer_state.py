@@ -138,7 +138,7 @@ def test_the_option_of_the_callback_reaches_the_trainers_optimizers(pair, tmp_pa
         module.configure_optimizers = lambda module=module: torch.optim.SGD(
             module.parameters(), lr=1e-4, momentum=0.9
         )
-        callback = RejuvenationCallback(base, at_epoch=1, reset_fraction=0, optimizer_state=mode)
+        callback = RejuvenationCallback(base, at_epoch=1, reset_fraction=0, optimizer_state=mode, alpha=0.5)
         fit(module, callback, Look(), tmp_path=tmp_path, max_epochs=2)
     assert seen["momentum"] == 0.0
     assert seen["reset"] is None

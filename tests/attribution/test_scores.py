@@ -7,9 +7,10 @@ import torch
 
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import attribute
+from lightning_rejuv.attribution.weight_gradient import attribute_entropy
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.neurons import take_apart
-from tests.conftest import batch, float64_llama
+from tests.conftest import batch, float64_llama, sharpened
 
 
 def _one_position(row: int, time: int) -> list[Positions]:
@@ -137,3 +138,19 @@ def test_the_model_is_left_as_it_was(setting):
         parameter.requires_grad_(True)
     attribute(model, decoder, [data], _one_position(0, 3))
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_entropys_gradients_are_given_up_as_soon_as_they_are_used(setting, monkeypatch):
+    base, decoder, data = setting
+    model, anchor = sharpened(base), dict(base.named_parameters())
+    kept, grad = [], torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **more: kept.extend(grad(*args, **more)) or kept
+    )
+    result = attribute_entropy(
+        model, decoder.groups, [data], _one_position(1, 5), lambda n: anchor[n].detach()
+    )
+    assert len(kept) == len({group.parameter for group in decoder.groups})
+    assert all(gradient.untyped_storage().nbytes() == gradient.element_size() for gradient in kept)
+    assert all(bool(total.any()) for total in result.total)
+    assert not any(p.grad is not None or p._backward_hooks for p in model.parameters())

@@ -240,4 +240,4 @@ def test_stop_after_needs_one_moment_before_the_end(trigger):
     with pytest.raises(
         MisconfigurationException, match=f"`stop_after=True` but got {type(trigger).__name__}"
     ):
-        RejuvenationCallback("base", when=trigger, stop_after=True)
+        RejuvenationCallback("base", when=trigger, stop_after=True, alpha=0.5)

@@ -115,7 +115,9 @@ def test_a_state_that_cannot_be_dropped_is_refused_before_training(pair, tmp_pat
     base, sft = pair
 
     def run():
-        callback = RejuvenationCallback(base, at_epoch=1, reset_fraction=0, optimizer_state="reset")
+        callback = RejuvenationCallback(
+            base, at_epoch=1, reset_fraction=0, optimizer_state="reset", alpha=0.5
+        )
         options = {"strategy": DEEPSPEED["deepspeed zero 1"](), "devices": 2}
         fit(Sharded(copy.deepcopy(sft), base), tmp_path, callback, **options)
 

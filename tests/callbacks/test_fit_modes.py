@@ -25,7 +25,7 @@ def rejuvenation(**options):
     "options", [{"at_start": True}, {"at_end": True}, {"at_end": True, "anchor": "init"}]
 )
 def test_fast_dev_run_edits_where_it_is_due_and_leaves_no_file(options, tmp_path):
-    callback = RejuvenationCallback(**{"anchor": line_anchor(), "reset_fraction": 0, **options})
+    callback = RejuvenationCallback(**{"anchor": line_anchor(), "alpha": 0.5, "reset_fraction": 0, **options})
     fit(Line(), callback, tmp_path=tmp_path, fast_dev_run=2)
     assert callback.rejuvenated_at == [0 if "at_start" in options else 2]
     assert not list(tmp_path.rglob("*.*"))
@@ -42,7 +42,12 @@ def test_fast_dev_run_checks_what_a_fit_would(tmp_path, caplog):
     said = [r.getMessage() for r in caplog.records if "Not rejuvenated" in r.getMessage()]
     assert len(said) == 3
     with pytest.raises(ValueError, match="do not hold the same parameters"):
-        fit(Line(), RejuvenationCallback({"w": torch.ones(1)}, at_epoch=2), tmp_path=tmp_path, fast_dev_run=1)
+        fit(
+            Line(),
+            RejuvenationCallback({"w": torch.ones(1)}, at_epoch=2, alpha=0.5),
+            tmp_path=tmp_path,
+            fast_dev_run=1,
+        )
     with pytest.raises(RuntimeError, match="'levle'"):
         fit(Line(), rejuvenation(when=WhenMetric("levle", 1.0)), tmp_path=tmp_path, fast_dev_run=1)
 

@@ -93,7 +93,7 @@ def test_a_resumed_run_refuses_another_file_or_none(tmp_path):
     # The file itself serves as any anchor does.
     file.write_bytes(content)
     moved = file.rename(tmp_path / "moved.safetensors")
-    callback = RejuvenationCallback(str(moved), at_epoch=1, reset_fraction=0)
+    callback = RejuvenationCallback(str(moved), at_epoch=1, reset_fraction=0, alpha=0.5)
     fit(Line(), callback, tmp_path=tmp_path, ckpt_path=path)
     assert callback.rejuvenated_at == [4]
     # Done, it is not needed any more.
@@ -111,7 +111,7 @@ def test_a_run_that_did_not_write_it_down_is_refused(tmp_path):
 
 def test_there_has_to_be_something_to_pull_back(tmp_path):
     with pytest.raises(MisconfigurationException, match="nothing to pull back"):
-        RejuvenationCallback("init", at_start=True)
+        RejuvenationCallback("init", at_start=True, alpha=0.5)
     for options in (
         {"at_epoch": 0},
         {"at_epoch": None, "when": AtStep(0)},

@@ -106,7 +106,7 @@ def test_a_subclass_has_a_record_of_its_own(tmp_path):
     class Mine(RejuvenationCallback):
         pass
 
-    mine = Mine(line_anchor(), at_epoch=2, reset_fraction=0)
+    mine = Mine(line_anchor(), at_epoch=2, alpha=0.5, reset_fraction=0)
     assert mine.state_key.endswith("Mine")
     fit(Line(), rejuvenation(at_epoch=1), mine, tmp_path=tmp_path)
     assert mine.rejuvenated_at == [8]

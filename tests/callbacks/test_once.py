@@ -137,7 +137,7 @@ def test_weights_metric_and_record_of_a_checkpoint_agree(tmp_path):
 def test_weights_alone_start_a_new_run(tmp_path):
     """They carry no record: Lightning refuses to resume them, and a fresh fit edits again."""
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_weights_only=True)
-    callback = RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0, alpha=0.5)
     fit(Line(), callback, saver, tmp_path=tmp_path, max_steps=2)
     path = tmp_path / "step=2.ckpt"
     state = torch.load(path, weights_only=True)
@@ -154,7 +154,7 @@ def test_weights_alone_start_a_new_run(tmp_path):
 
 def test_a_second_fit_of_a_trainer_goes_on_with_its_run(tmp_path):
     for trigger, moments in ((AtStart(), [0]), (AtEpoch(1), [4]), (AtEnd(), [12])):
-        callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0)
+        callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
         module = Line()
         trainer = fit(module, callback, tmp_path=tmp_path)
         trainer.fit_loop.max_epochs = 5
@@ -164,7 +164,9 @@ def test_a_second_fit_of_a_trainer_goes_on_with_its_run(tmp_path):
 
 
 def test_one_that_has_not_come_due_stays_due_in_a_second_fit(tmp_path):
-    callback = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 0.65), reset_fraction=0)
+    callback = RejuvenationCallback(
+        line_anchor(), when=WhenMetric("level", 0.65), reset_fraction=0, alpha=0.5
+    )
     module = Line()
     trainer = fit(module, callback, tmp_path=tmp_path, max_epochs=3)  # 0.7 is the last that it sees
     assert callback.rejuvenated_at == []
@@ -176,11 +178,13 @@ def test_one_that_has_not_come_due_stays_due_in_a_second_fit(tmp_path):
 @pytest.mark.parametrize("same", [True, False])
 def test_a_new_trainer_is_a_new_run(same, tmp_path):
     """SFT, then RL with a Trainer of its own, be it with the same callback or with another."""
-    callback = RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0, alpha=0.5)
     module = Line()
     fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     trained = copy.deepcopy(module.model.state_dict())
-    second = callback if same else RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0)
+    second = (
+        callback if same else RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0, alpha=0.5)
+    )
     snapshots = Snapshots()
     fit(module, second, snapshots, tmp_path=tmp_path, max_epochs=1)
     assert second.rejuvenated_at == [0]
@@ -189,7 +193,9 @@ def test_a_new_trainer_is_a_new_run(same, tmp_path):
 
 def test_it_can_be_pickled_and_keeps_no_trainer(tmp_path):
     """Launchers pickle it; whoever copies it must not copy a model along."""
-    callback = RejuvenationCallback(line_anchor(), when=WhenMetric("epoch_loss", 0.5), reset_fraction=0)
+    callback = RejuvenationCallback(
+        line_anchor(), when=WhenMetric("epoch_loss", 0.5), reset_fraction=0, alpha=0.5
+    )
     fit(Line(validates=False), callback, tmp_path=tmp_path)
     again = pickle.loads(pickle.dumps(callback))
     assert again.state_dict() == copy.deepcopy(callback).state_dict() == callback.state_dict()
@@ -200,7 +206,7 @@ def test_it_can_be_pickled_and_keeps_no_trainer(tmp_path):
 def test_a_checkpoint_of_a_run_without_the_callback(tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     fit(Line(), Snapshots(), saver, tmp_path=tmp_path)
-    callback = RejuvenationCallback(line_anchor(), at_epoch=1, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), at_epoch=1, reset_fraction=0, alpha=0.5)
     trainer = fit(Line(), callback, tmp_path=tmp_path, max_epochs=2)
     assert callback.rejuvenated_at == [4]
     trainer.fit_loop.max_epochs = 3
@@ -211,7 +217,7 @@ def test_a_checkpoint_of_a_run_without_the_callback(tmp_path):
 def test_another_trigger_after_a_resume(tmp_path):
     """Done is done, whatever the configuration says now; a checkpoint's key does not depend on what is tuned."""
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    first = RejuvenationCallback(line_anchor(), when=AtStep(1), reset_fraction=0)
+    first = RejuvenationCallback(line_anchor(), when=AtStep(1), reset_fraction=0, alpha=0.5)
     fit(Line(), first, saver, tmp_path=tmp_path, max_epochs=2)
     again = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 2.0), alpha=0.1, reset_fraction=0)
     with pytest.warns(UserWarning, match=r"by AtStep, and now it is WhenMetric.* after steps: \[1\]"):
@@ -223,7 +229,7 @@ def test_a_checkpoint_from_the_middle_of_an_edit_is_refused(tmp_path):
     """What a signal handler or `save_on_exception` writes there are neither the old nor the new weights."""
 
     anchor = line_anchor()
-    callback = RejuvenationCallback(anchor, when=AtStep(3), reset_fraction=0)
+    callback = RejuvenationCallback(anchor, when=AtStep(3), reset_fraction=0, alpha=0.5)
     saver = ModelCheckpoint(tmp_path, filename="failed", save_on_exception=True)
 
     def interrupted(*args, **kwargs):
@@ -235,4 +241,6 @@ def test_a_checkpoint_from_the_middle_of_an_edit_is_refused(tmp_path):
     path = tmp_path / "failed.ckpt"
     assert path.is_file()
     with pytest.raises(RuntimeError, match="written in the middle of it"):
-        fit(Line(), RejuvenationCallback(anchor, when=AtStep(3)), tmp_path=tmp_path, ckpt_path=path)
+        fit(
+            Line(), RejuvenationCallback(anchor, when=AtStep(3), alpha=0.5), tmp_path=tmp_path, ckpt_path=path
+        )

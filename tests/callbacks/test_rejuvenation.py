@@ -68,7 +68,7 @@ def test_an_anchor_on_disk_and_a_report_beside_the_logs(pair, tmp_path):
 def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
     base, sft = pair
     saver = ModelCheckpoint(tmp_path / "elsewhere")
-    callback = RejuvenationCallback(base, when=AtStep(2))
+    callback = RejuvenationCallback(base, when=AtStep(2), alpha=0.5)
     with caplog.at_level("INFO"):
         fit(Calibrated(sft, base), callback, saver, tmp_path=tmp_path / "logs", max_epochs=1)
     names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
@@ -79,9 +79,9 @@ def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["tqdm", "rich", None])
 def test_a_progress_bar_counts_the_forward_passes(kind, pair, tmp_path, capsys, monkeypatch):
-    """Two batches: through the base, the model, twice for the attribution, and once more at the end."""
+    """Two batches: through the base, the model, once for the attribution, and once more at the end."""
     base, sft = pair
-    callbacks, shown = [RejuvenationCallback(base, at_start=True)], []
+    callbacks, shown = [RejuvenationCallback(base, at_start=True, alpha=0.5)], []
     monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, mininterval=0))
     if kind == "tqdm":
         callbacks.append(TQDMProgressBar())
@@ -92,8 +92,8 @@ def test_a_progress_bar_counts_the_forward_passes(kind, pair, tmp_path, capsys, 
     options = {"max_steps": 1, "enable_progress_bar": kind is not None}
     fit(Calibrated(sft, base), *callbacks, tmp_path=tmp_path, **options)
     printed = re.findall(r"Rejuvenation: forward passes: (\d+)it", capsys.readouterr().err)
-    assert [int(count) for count in printed] == (list(range(11)) if kind == "tqdm" else [])
-    assert max(shown, default=0) == (10 if kind == "rich" else 0)
+    assert [int(count) for count in printed] == (list(range(9)) if kind == "tqdm" else [])
+    assert max(shown, default=0) == (8 if kind == "rich" else 0)
 
 
 # One that differs from the default and shows in the weights, and what is needed for it to show.
@@ -104,10 +104,10 @@ OPTIONS = {
     "calibration": ([greedy_batch(tiny_llama(), seed=s) for s in (8, 9)], {}),
     "positions": ("entropy_gap", {}),
     "positions_per_response": (4, {}),
-    "quantity": ("entropy_gradient", {}),
+    "quantity": ("target_logit", {}),
     "rank_by": ("random", {}),
     "scope": ("module", {}),
-    "budget": ("union", {"positions_per_response": 4}),
+    "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
     "alpha_target": (0.01, {"alpha": "auto"}),
     "optimizer_state": ("keep", {}),
     "rounding": ("stochastic", {}),
@@ -138,7 +138,7 @@ def test_no_option_is_ignored(pair, tmp_path, name):
         if name == "positions":  # tokens that the base does not know, so that the two rules differ
             module._data[0]["input_ids"][:, 4:] = torch.arange(5) + torch.arange(3)[:, None]
             module._data[0]["labels"] = module._data[0]["input_ids"].clone()
-        settings = {"reset_fraction": 0.1, **options}
+        settings = {"alpha": 0.5, "reset_fraction": 0.1, **options}
         fit(
             module,
             RejuvenationCallback(base, when=AtStep(1), **settings),
@@ -155,9 +155,12 @@ def test_a_resized_vocabulary_needs_leave(pair, tmp_path):
     base, _ = pair
     larger = sharpened(tiny_llama(vocab_size=25))
     with pytest.raises(ValueError, match="`resize_vocabulary=True`"):
-        fit(Calibrated(larger, base), RejuvenationCallback(base, at_start=True), tmp_path=tmp_path)
+        fit(Calibrated(larger, base), RejuvenationCallback(base, at_start=True, alpha=0.5), tmp_path=tmp_path)
     new = larger.lm_head.weight[23:].clone()
-    callback, snapshots = RejuvenationCallback(base, at_start=True, resize_vocabulary=True), Snapshots()
+    callback, snapshots = (
+        RejuvenationCallback(base, at_start=True, resize_vocabulary=True, alpha=0.5),
+        Snapshots(),
+    )
     fit(Calibrated(larger, base), callback, snapshots, tmp_path=tmp_path, max_epochs=1)
     assert torch.equal(snapshots.taken[0]["lm_head.weight"][23:], new)
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def fired_at(trigger, tmp_path, module=None, *others, **options):
-    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
     fit(module or Line(), callback, *others, tmp_path=tmp_path, **options)
     return callback.rejuvenated_at
 
@@ -95,7 +95,8 @@ def test_a_trigger_of_ones_own(tmp_path):
 def test_callbacks_do_not_share_a_triggers_state(tmp_path):
     trigger = Every(steps=5)
     callbacks = [
-        RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, name=name) for name in "ab"
+        RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, name=name, alpha=0.5)
+        for name in "ab"
     ]
     fit(Line(), *callbacks, tmp_path=tmp_path)
     assert [c.rejuvenated_at for c in callbacks] == [[5, 10], [5, 10]]

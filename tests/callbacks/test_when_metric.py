@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def fired_at(trigger, tmp_path, module=None, before=(), after=(), **options):
-    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
     fit(module or Line(), *before, callback, *after, tmp_path=tmp_path, **options)
     return callback.rejuvenated_at
 
@@ -71,7 +71,7 @@ def test_what_is_decided_stays_decided(accumulated, stop, steps, tmp_path):
             self.log("level", 0.0 if self.seen == 1 else 1.0, batch_size=1)
 
     trigger = WhenMetric("level", 0.5)
-    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, stop_after=stop)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, stop_after=stop, alpha=0.5)
     options = {"accumulate_grad_batches": accumulated, "val_check_interval": 2}
     trainer = fit(Once(), callback, tmp_path=tmp_path, **options)
     assert callback.rejuvenated_at == [steps]
@@ -157,7 +157,7 @@ def test_measures_of_plasticity_are_seen_when_they_are_taken(tmp_path):
     made = []
     trigger = WhenMetric("plasticity/token_entropy", 1e9, every_n_steps=2)
     for first in (True, False):
-        callback = RejuvenationCallback(base, when=trigger, reset_fraction=0)
+        callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
         both = [_plasticity(2), callback] if first else [callback, _plasticity(2)]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -196,7 +196,7 @@ def test_in_the_epochs_that_are_left(tmp_path):
         assert fired_at(trigger, tmp_path, **options) == expected
     # Where the fit ends with it the last look counts.
     last = RejuvenationCallback(
-        line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, reset_fraction=0
+        line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, reset_fraction=0, alpha=0.5
     )
     fit(Line(), last, tmp_path=tmp_path, max_epochs=1)
     assert last.rejuvenated_at == [4]
@@ -222,7 +222,9 @@ def test_two_ranks_decide_alike(first, tmp_path):
             self.log("level", [first, 0.4][self.global_rank], batch_size=1)
 
     def train():
-        callback = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 0.6), reset_fraction=0)
+        callback = RejuvenationCallback(
+            line_anchor(), when=WhenMetric("level", 0.6), reset_fraction=0, alpha=0.5
+        )
         fit(Uneven(), callback, tmp_path=tmp_path, strategy="ddp", devices=2)
         return callback.rejuvenated_at, callback._trigger.reason()
 

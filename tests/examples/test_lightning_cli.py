@@ -268,7 +268,7 @@ def test_no_base(tmp_path, monkeypatch):
     [
         (
             ["--trainer.callbacks.help=RejuvenationCallback"],
-            ["before the first update", "(required, type:", "default: 0.5"],
+            ["before the first update", "(required, type:", "default: auto"],
         ),
         (["--trainer.callbacks.help=PlasticityCallback"], ["optimizer steps between two measurements"]),
         (["--model.help=RLStage"], ["directory of the model to start from", "{retail_desk,running_total}"]),

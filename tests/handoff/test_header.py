@@ -210,6 +210,11 @@ def test_any_config_is_taken_or_refused(tmp_path, ours, theirs):
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with contextlib.suppress(ValueError):
         rejuvenate_checkpoint(
-            tmp_path / "base", tmp_path / "sft", tmp_path / "out", reset_fraction=0, dtype="float16"
+            tmp_path / "base",
+            tmp_path / "sft",
+            tmp_path / "out",
+            reset_fraction=0,
+            dtype="float16",
+            alpha=0.5,
         )
     verify(tmp_path / "sft")

@@ -204,10 +204,10 @@ def test_inputs_are_untouched_and_nothing_is_overwritten(models):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (base, sft) for p in d.iterdir()}
     out, _ = fuse(base, sft)
     with pytest.raises(FileExistsError, match="Nothing is ever overwritten"):
-        rejuvenate_checkpoint(base, sft, out, reset_fraction=0)
+        rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
     for inside in (sft, sft / "inner", base / "a" / "b"):
         with pytest.raises((ValueError, FileExistsError)):
-            rejuvenate_checkpoint(base, sft, inside, reset_fraction=0)
+            rejuvenate_checkpoint(base, sft, inside, reset_fraction=0, alpha=0.5)
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (base, sft) for p in d.iterdir()}
 
 

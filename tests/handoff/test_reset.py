@@ -15,7 +15,7 @@ from lightning_rejuv.handoff.models import load_tokenizer
 from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration, write_tokenizer
 from tests.handoff.families import FAMILIES, tiny
 
-OPTIONS = {"reset_fraction": 0.05, "positions": "entropy_gap"}
+OPTIONS = {"alpha": 0.5, "reset_fraction": 0.05, "positions": "entropy_gap"}
 
 
 def load(path, dtype=torch.float32):
@@ -60,7 +60,7 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
     moved = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
     write_tokenizer(sft, moved)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {**OPTIONS, "alpha": "auto", "alpha_target": 1e-4}
+    options = {**OPTIONS, "alpha": "auto", "alpha_target": 1e-4, "quantity": "target_logit"}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     assert 0.0 <= report.alpha < 1.0
     assert report.attribution["search"]["alpha"] == report.alpha

@@ -17,8 +17,8 @@ from tests.metrics.test_monitor import clone_of
     ("value", "level"),
     [
         (0.3, "plastic"),
-        (-3.99, "plastic"),
-        (-4.01, "at risk"),
+        (-1.99, "plastic"),
+        (-2.01, "at risk"),
         (-7.99, "at risk"),
         (-8.01, "collapsed"),
         (math.nan, "collapsed"),
@@ -30,7 +30,7 @@ def test_support_retention(value, level):
 
 def test_long_responses_scale_the_thresholds():
     assert judge({"support_retention": -10.0}, response_tokens=25).level == "collapsed"
-    assert judge({"support_retention": -10.0}, response_tokens=75).level == "plastic"
+    assert judge({"support_retention": -5.0}, response_tokens=75).level == "plastic"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,9 @@ def test_equal_groups(fraction, pass_rate, level):
 def test_the_strongest_evidence_decides():
     base = {"token_entropy": 1.0}
     low = {"token_entropy": 0.01}
-    assert judge({**low, "support_retention": 0.0}, base).level == "at risk"  # raised, and no further
+    known = judge({**low, "support_retention": 0.0, "zero_variance_fraction": 1.0}, base)
+    assert known.level == "plastic"  # the others are shown beside it
+    assert [reason.level for reason in known.reasons] == ["plastic", "collapsed", "collapsed"]
     assert judge({"token_entropy": 1.0, "support_retention": -9.0}, base).level == "collapsed"
     assert judge({"token_entropy": 1.0, "support_retention": -5.0}, base).level == "at risk"
     assert judge({**low, "zero_variance_fraction": 0.0}, base).level == "collapsed"

@@ -12,15 +12,17 @@ from studies.arms import (
     ARMS,
     EPOCHS,
     EXCESSIVE,
+    FIRST_SEEDS,
     GROUPS,
     MODERATE_EPOCHS,
     REPORTED_SEEDS,
     RIGID_ALPHA,
+    SECOND_SEEDS,
     TUNING_SEEDS,
     passes,
-    selected,
 )
 from studies.remedies import make_rl
+from studies.seed import PINNED
 
 TASKS = list(MODERATE_EPOCHS)
 NOT_OF_REJUVENATE = {"start", "support_of", "remedy"}
@@ -41,16 +43,38 @@ def test_the_table_fits_the_examples_recipes(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_passes_hold_every_arm_but_tuning_once_and_begin_with_the_main_ones(name):
-    ordered = [arm for arms in passes(name).values() for arm in arms]
-    assert sorted(ordered) == sorted(arm for arm in ARMS if ARMS[arm].group != "tuning")
-    assert ordered[:3] == ["base", f"sft_{MODERATE_EPOCHS[name]}", "sft_64"]
-    assert {a for a in passes(name)["main"] if ARMS[a].group == "remedy"} == {
+def test_every_arm_but_tuning_is_planned_for_a_whole_set_of_seeds_and_for_each_once(name):
+    planned = passes(name)
+    assert {arm for p in planned for arm in p.arms} == {a for a in ARMS if ARMS[a].group != "tuning"}
+    assert planned[0].arms[:3] == ("base", f"sft_{MODERATE_EPOCHS[name]}", "sft_64")
+    assert {a for a in planned[0].arms if ARMS[a].group == "remedy"} == {
         "entropy_bonus",
         "kl_to_base",
         "hot",
         "long_rl",
     }
+    for seeds in (FIRST_SEEDS, SECOND_SEEDS):
+        arms = [arm for p in planned if p.seeds == seeds for arm in p.arms]
+        assert len(arms) == len(set(arms))
+    assert {p.seeds for p in planned if p.arms} == {FIRST_SEEDS, SECOND_SEEDS}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_whatever_is_compared_runs_on_the_same_seeds(name):
+    """The other side of every control and variant of the second seeds is there too."""
+    second = {arm for p in passes(name) if p.seeds == SECOND_SEEDS for arm in p.arms}
+    for arm in second:
+        other = ARMS[arm].support_of
+        assert other is None or other in second
+    assert {
+        "sft_64",
+        "auto_nll_100",
+        "rigid",
+        "rigid_entropy",
+        "rigid_reset",
+        "rigid_paper",
+        "fusion_50",
+    } <= second
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -60,7 +84,7 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
     assert recipe["start"] in ("base", *(f"sft_{n}" for n in EPOCHS))
     options = {key: value for key, value in recipe.items() if key not in NOT_OF_REJUVENATE}
     if options:
-        checked = Options(**options)  # raises for what it does not know
+        checked = Options(**{**PINNED, **options})  # raises for what it does not know
         assert checked.reset_fraction == ARMS[arm].reset_fraction
     if "remedy" in recipe:
         task = get_task(name)
@@ -72,7 +96,7 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
 def test_the_rigid_fusion_is_the_only_arm_that_is_there_twice(name, twin):
     pairs = [
         pair
-        for pair in itertools.combinations(ARMS, 2)
+        for pair in itertools.combinations([arm for arm in ARMS if ARMS[arm].group != "tuning"], 2)
         if ARMS[pair[0]].recipe(name) == ARMS[pair[1]].recipe(name)
     ]
     assert pairs == [(twin, "rigid")]
@@ -83,6 +107,8 @@ def test_random_controls_differ_from_their_arms_in_the_ranking_alone():
         "fusion_50_random": "fusion_50_reset",
         "rigid_random": "rigid_reset",
         "rigid_paper_random": "rigid_paper",
+        "rigid_entropy_random": "rigid_entropy",
+        "auto_reset_random": "auto_reset_entropy",
     }
     for control, arm in pairs.items():
         wanted = {**ARMS[arm].recipe("retail_desk"), "rank_by": "random"}
@@ -92,14 +118,32 @@ def test_random_controls_differ_from_their_arms_in_the_ranking_alone():
 def test_seeds_that_were_tuned_on_are_never_reported():
     seen = {*range(1, 6), *range(101, 200), *range(301, 309), *range(401, 409), *TUNING_SEEDS}
     assert not seen & set(REPORTED_SEEDS)
-    assert len(set(REPORTED_SEEDS)) == 20
+    assert len(set(FIRST_SEEDS)) == len(set(SECOND_SEEDS)) == 20
+    assert len(set(REPORTED_SEEDS)) == 40
+
+
+def test_a_variant_differs_from_its_arm_in_one_option():
+    ours = ARMS["rigid_entropy"].recipe("retail_desk")
+    for name, arm in ARMS.items():
+        made = arm.recipe("retail_desk")
+        if name.startswith("rigid_entropy_") and "support_of" not in made:
+            differing = {key for key in made.keys() | ours.keys() if made.get(key) != ours.get(key)}
+            assert len(differing) == 1, name
 
 
 def test_selection_keeps_the_order_of_the_passes():
-    everything = list(selected("retail_desk"))
-    assert everything == list(passes("retail_desk").values())
-    chosen = list(selected("retail_desk", groups=["fusion"], arms=["rigid", "tuning_omega_50"]))
-    assert chosen[0] == ("fusion_30", "fusion_50", "rigid")
-    assert chosen[-2] == tuple(f"fusion_{p}" for p in (10, 20, 40, 60, 70, 80, 90))
-    assert chosen[-1] == ("tuning_omega_50",)
-    assert all(any(selected("retail_desk", groups=[group])) for group in GROUPS)
+    everything = passes("retail_desk")
+    assert [p.name for p in everything] == [
+        "main",
+        "confirmation",
+        "controls",
+        "sweeps",
+        "variants",
+        "tuning",
+    ]
+    chosen = passes("retail_desk", groups=["fusion"], arms=["rigid", "tuning_omega_50"])
+    assert chosen[0] == ("main", FIRST_SEEDS, ("fusion_30", "fusion_50", "rigid"))
+    fusions = tuple(f"fusion_{percent}" for percent in (40, 20, 60, 70, 80, 10, 90))
+    assert chosen[3] == ("sweeps", SECOND_SEEDS, ("rigid", *fusions))
+    assert chosen[-1] == ("tuning", TUNING_SEEDS, ("tuning_omega_50",))
+    assert all(any(p.arms for p in passes("retail_desk", groups=[group])) for group in GROUPS)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from studies import run as run_module
-from studies.arms import passes
+from studies.arms import SECOND_SEEDS, passes
 from studies.run import main, parse_arguments
 
 
@@ -27,17 +28,27 @@ def jobs(monkeypatch):
 
 
 def test_tasks_alternate_seed_after_seed_and_pass_after_pass(jobs, tmp_path, capsys):
-    assert main(["--workers", "1", "--seeds", "901", "902", "--out", str(tmp_path)]) == 0
-    tasks, kinds = ["retail_desk", "running_total"], len(passes("retail_desk"))
-    assert [(job.task, job.seed) for job in jobs] == [(t, s) for s in (901, 902) for t in tasks] * kinds
-    assert [job.arms for job in jobs[:2]] == [passes(task)["main"] for task in tasks]
-    assert jobs[4].arms == passes("retail_desk")["controls"]
+    assert main(["--workers", "1", "--out", str(tmp_path)]) == 0
+    tasks = ("retail_desk", "running_total")
+    planned = [p for p in passes("retail_desk") if p.arms]
+    assert [(job.task, job.seed) for job in jobs] == [(t, s) for p in planned for s in p.seeds for t in tasks]
+    assert [job.arms for job in jobs[:2]] == [passes(task)[0].arms for task in tasks]
+    assert jobs[40] == replace(jobs[0], seed=SECOND_SEEDS[0], arms=planned[1].arms)
     lines = capsys.readouterr().out.splitlines()
-    total = 2 * sum(len(arms) for task in tasks for arms in passes(task).values())
+    total = sum(len(p.seeds) * len(p.arms) for task in tasks for p in passes(task))
     assert len(lines) == total + 1
     assert lines[0].startswith(f"[1/{total}, ")
     assert lines[-2].startswith(f"[{total}/{total}, 0 min left]")
     assert lines[-1] == "Done; failed: none."
+
+
+def test_named_seeds_run_whatever_is_asked_for(jobs, tmp_path):
+    arguments = ["--workers", "1", "--seeds", "901", "902", "--tasks", "retail_desk", "--out", str(tmp_path)]
+    assert main([*arguments, "--groups", "tuning", "--arms", "rigid"]) == 0
+    of_first = [job.arms for job in jobs if job.seed == 901]
+    assert of_first == [job.arms for job in jobs if job.seed == 902]
+    assert of_first[0] == ("rigid",)  # once, though both sets of seeds have it
+    assert of_first[1:] == [p.arms for p in passes("retail_desk", ["tuning"]) if p.arms]
 
 
 def test_a_seed_that_fails_is_reported_and_does_not_stop_the_others(jobs, tmp_path, capsys):
@@ -68,7 +79,7 @@ def test_sizes_are_kept_apart():
     assert parse_arguments([]).out == Path("docs/results/study")
     assert parse_arguments(["--model", "large"]).out == Path("docs/results/study-large")
     assert parse_arguments(["--miniature"]).out == Path("runs/miniature/study")
-    assert parse_arguments([]).seeds == list(range(1001, 1021))
+    assert parse_arguments([]).seeds == []  # those of each pass
 
 
 @pytest.mark.parametrize(

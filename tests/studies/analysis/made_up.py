@@ -115,3 +115,10 @@ def study(
             write(root, task, seed, arms)
     for seed in (901, 902):
         write(root, tasks[0], seed, {"base": record(0.99)}, kind="tuning")
+
+
+def rows(table: str) -> dict[str, dict[str, str]]:
+    """Cells of a Markdown table by the first of its row and by their heading."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert {len(line) for line in lines} == {len(lines[0])}, "a table whose rows differ in length"
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}

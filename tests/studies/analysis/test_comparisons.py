@@ -7,12 +7,14 @@ from studies.analysis.comparisons import (
     EXPLORATORY,
     RULES,
     SECOND,
+    THIRD,
     VARIANTS,
     compare,
     confirmed,
 )
-from studies.analysis.results import PLANNED, load
+from studies.analysis.results import load
 from studies.analysis.statistics import holm
+from studies.arms import FIRST_SEEDS, MODERATE_EPOCHS, SECOND_SEEDS, passes
 from tests.studies.analysis.made_up import record, study, write
 
 
@@ -20,9 +22,23 @@ def _load(root):
     return load(root / "docs" / "results" / "study")
 
 
-def test_every_compared_arm_is_planned():
-    for pair in (*CONFIRMATORY, *SECOND, *EXPLORATORY, *VARIANTS, *RULES):
-        assert {pair.ours, pair.theirs} <= set(PLANNED)
+def _planned(task, arm):
+    return {seed for of_task in passes(task) if arm in of_task.arms for seed in of_task.seeds}
+
+
+@pytest.mark.parametrize("task", MODERATE_EPOCHS)
+def test_both_sides_of_every_pair_are_planned_for_the_seeds_that_count(task):
+    for family in (SECOND, THIRD):
+        for pair in family.pairs:
+            assert set(family.seeds) <= _planned(task, pair.ours) & _planned(task, pair.theirs), pair.name
+    for pair in (*CONFIRMATORY, *EXPLORATORY, *VARIANTS, *RULES):
+        assert _planned(task, pair.ours) & _planned(task, pair.theirs), pair.name
+
+
+def test_no_seed_counts_for_two_of_the_later_families():
+    assert SECOND.seeds == tuple(range(1008, 1021))
+    assert THIRD.seeds == SECOND_SEEDS
+    assert set(SECOND.seeds) < set(FIRST_SEEDS)
 
 
 def test_compare_pairs_by_seed_and_pools_tasks(tmp_path):
@@ -59,14 +75,35 @@ def test_only_tasks_by_themselves_are_confirmatory(tmp_path):
     assert adjusted == holm(raw)
 
 
-def test_the_second_family_counts_later_seeds_only_and_pools(tmp_path):
-    for task, ours in (("retail_desk", 0.9), ("running_total", 0.7)):
-        for seed in range(1001, 1011):
-            arms = {"rigid_entropy": record(ours if seed >= 1008 else 0.0), "rigid_random": record(0.2)}
-            write(tmp_path, task, seed, arms)
-    found = compare(SECOND, _load(tmp_path), test=True, since=1008)
+@pytest.mark.parametrize(
+    ("family", "theirs", "seeds", "value"),
+    [(SECOND, "rigid_random", 3, 0.6), (THIRD, "rigid_entropy_random", 2, 0.2)],
+)
+def test_a_later_family_counts_its_seeds_only_and_pools(tmp_path, family, theirs, seeds, value):
+    """Ours lead by 0, 0.7 or 0.5, and 0.1 or 0.3, before, within and after the seeds of the second family."""
+    for task, within, after in (("retail_desk", 0.9, 0.3), ("running_total", 0.7, 0.5)):
+        for seed in (1006, 1007, 1008, 1009, 1020, 1021, 1040):
+            end = 0.2 if seed < 1008 else within if seed < 1021 else after
+            write(tmp_path, task, seed, {"rigid_entropy": record(end), theirs: record(0.2)})
+    found = compare(family.pairs, _load(tmp_path), test=True, seeds=family.seeds)
     rows = {row.task: row.difference for row in found if row.outcome == "id"}
-    assert (rows["retail_desk"].estimate.n, rows["all"].estimate.n) == (3, 6)
-    assert rows["all"].estimate.value == pytest.approx(0.6)
+    assert (rows["retail_desk"].estimate.n, rows["all"].estimate.n) == (seeds, 2 * seeds)
+    assert rows["all"].estimate.value == pytest.approx(value)
     adjusted = confirmed(found, pooled_tasks=True)
-    assert adjusted == {"all: rigid_entropy - rigid_random": pytest.approx(2 / 2**6)}
+    assert adjusted == {f"all: rigid_entropy - {theirs}": pytest.approx(2 / 2 ** (2 * seeds))}
+
+
+def test_a_later_family_is_adjusted_over_its_own_pairs(tmp_path):
+    study(tmp_path, seeds=range(1019, 1024), keep=lambda task, seed, arm: "_reset" in arm or "rigid" in arm)
+    tasks = _load(tmp_path)
+    for family in (SECOND, THIRD):
+        found = compare(family.pairs, tasks, test=True, seeds=family.seeds)
+        raw = {
+            f"all: {row.pair.name}": row.difference.p
+            for row in found
+            if row.task == "all" and row.outcome == "id"
+        }
+        assert {name.partition(": ")[2] for name in raw} == {
+            pair.name for pair in family.pairs if pair.theirs != "auto_nll_100"
+        }
+        assert confirmed(found, pooled_tasks=True) == holm(raw)

@@ -5,12 +5,15 @@ import re
 
 import pytest
 
+from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.__main__ import ROOT, main
-from studies.analysis.markdown import DASH, MINUS, NONE
+from studies.analysis.markdown import DASH, MINUS, NONE, number
 from studies.analysis.page import PLACE, blocks, filled
+from studies.analysis.reset_tables import WHERE
 from studies.analysis.results import load
 from studies.analysis.summary import summarise
-from tests.studies.analysis.made_up import CUTS, record, study, write
+from studies.arms import ARMS
+from tests.studies.analysis.made_up import CUTS, record, rows, study, write
 
 PAGE = ROOT / "docs" / "evidence.md"
 SUMMARY = ROOT / "docs" / "results" / "study" / "summary.json"
@@ -20,10 +23,12 @@ def _summary(root):
     return summarise(load(root / "docs" / "results" / "study"))
 
 
-def _rows(table):
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert {len(line) for line in lines} == {len(lines[0])}, "a table whose rows differ in length"
-    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+# The forecast's bootstrap takes the time: a whole study is summarised once.
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    study(root, seeds=[*range(1001, 1005), *range(1021, 1025)])
+    return _summary(root)
 
 
 def test_tables_of_a_partly_finished_study(tmp_path):
@@ -35,7 +40,7 @@ def test_tables_of_a_partly_finished_study(tmp_path):
     write(tmp_path, "running_total", 1001, {"base": record(0.0)})
     made = blocks(_summary(tmp_path))
 
-    main_rows = _rows(made["main retail_desk"])
+    main_rows = rows(made["main retail_desk"])
     row = main_rows["alpha auto + reset, 2 % (`auto_reset`)"]
     assert row["n"] == "3"
     assert row["ID start → end"] == "0.10 → 0.90 ± 0.05"  # t(2) = 4.303, standard error 0.01155
@@ -44,14 +49,17 @@ def test_tables_of_a_partly_finished_study(tmp_path):
     assert main_rows["moderate SFT"]["n"] == "2"
     assert "base (`base`)" not in main_rows
 
-    checks = _rows(made["checks auto_reset"])
+    checks = rows(made["checks auto_reset"])
     assert checks["SFT, 64 epochs (`sft_64`)"]["Retail desk, ID"] == "**+0.60 ± 0.05** (3) pass†"
     moderate = checks["moderate SFT (at least as good)"]["Retail desk, ID"]
     assert moderate == "0.00 ± 0.25 (2) pass"  # t(1) = 12.706, standard error 0.02
     assert checks["moderate SFT (at least as good)"]["Running total, ID"] == NONE
 
     assert made["findings reset"].count("no seed has both yet") == 5
-    assert "`sft_8` 2" in made["state"]
+    assert (
+        "Retail desk: in fewer seeds than planned: `sft_8` 2/40, `sft_64` 3/40, `auto_reset` 3/20."
+        in (made["state"])
+    )
     assert "Running total: not run: `sft_1`" in made["state"]
     assert made["checks auto_nll_100"].count("\n") == 1  # a heading without rows
 
@@ -59,72 +67,65 @@ def test_tables_of_a_partly_finished_study(tmp_path):
 def test_every_number_of_the_reset_table(tmp_path):
     for seed, ours, theirs in ((1001, 0.9, 0.2), (1002, 0.8, 0.3), (1003, 0.2, 0.3)):
         write(tmp_path, "retail_desk", seed, {"rigid_reset": record(ours), "rigid_random": record(theirs)})
-    (row,) = _rows(blocks(_summary(tmp_path))["confirmatory"]).values()
+    (row,) = rows(blocks(_summary(tmp_path))["confirmatory"]).values()
     assert row["ID end"] == "+0.37 ± 1.03"  # differences .7, .5, -.1: standard error .2404, t(2) = 4.303
     assert (row["n"], row[f"wins{DASH}losses"], row["task"]) == ("3", f"2{DASH}1", "Retail desk")
     assert row["p"] == row["p, Holm"] == "0.500"  # 4 of the 8 sign patterns are as far from 0
 
 
-def test_whole_study(tmp_path):
+def test_whole_study(whole):
     """Every block is made, every table is rectangular, and what the made-up rule was is found."""
-    study(tmp_path)
-    summary = _summary(tmp_path)
-    json.dumps(summary, allow_nan=False)
-    made = blocks(summary)
+    json.dumps(whole, allow_nan=False)
+    made = blocks(whole)
     for block in made.values():
         if block.startswith("|"):
-            _rows(block)
-    side = summary["forecast"]["over_trained"]["running_total"]["measures"]["support"]
+            rows(block)
+    side = whole["forecast"]["over_trained"]["running_total"]["measures"]["support"]
     assert side["threshold"]["value"] == pytest.approx(CUTS["running_total"], abs=0.3)
     assert side["roc_auc_held_out"]["value"] > 0.99
-    assert "**yes**, 16/16 with `auto_nll_100`" in made["findings targets"]
     assert "an inverted U" in made["findings alpha"]
-    assert made["state"] == "Every planned arm was run in every reported seed."
-    (kinds,) = {
-        tuple(row["resets"].items()) for row in [summary["tasks"]["retail_desk"]["arms"]["rigid_reset"]]
-    }
-    assert dict(kinds) == {"0.q": 0.15873, "1.down": 0.31746, "1.k": 0.52381}
+    kinds = whole["tasks"]["retail_desk"]["arms"]["rigid_reset"]["resets"]
+    assert kinds == {"0.q": 0.15873, "1.down": 0.31746, "1.k": 0.52381}
 
 
-def test_failures_are_called_failures(tmp_path):
-    for seed in range(1001, 1005):
-        noise = 0.01 * (seed - 1001)
+def test_every_arm_of_the_reset_has_its_row(whole):
+    made = blocks(whole)
+    about = {"reset", "rigid"}
+    arms = [f"`{arm}`" for arm, of in ARMS.items() if of.group in about]
+    assert not set(arms) - rows(made["resets retail_desk"]).keys()
+    assert list(rows(made["where running_total"])) == [f"`{arm}`" for arm in WHERE]
+
+
+def test_seeds_are_those_that_ran(whole):
+    found = rows(blocks(whole)["seeds"])
+    assert found["Retail desk"]["reported seeds"] == f"1001{DASH}1004, 1021{DASH}1024 (8)"
+    assert found["Retail desk"]["tuning seeds"] == f"901{DASH}902"
+    assert found["Running total"]["tuning seeds"] == NONE
+
+
+def test_the_verdict_is_shown_by_the_librarys_limits(tmp_path):
+    """Starts of one region each; the second set of seeds by itself as well; the limit there was before."""
+    at_risk, collapsed = RETENTION_AT_RISK, RETENTION_COLLAPSED
+    for seed, end in ((1001, 0.9), (1002, 0.9), (1021, 0.1)):
         arms = {
-            "auto_reset": 0.30 + noise,
-            "auto_nll_100": 0.45,
-            "sft_8": 0.9,
-            "sft_64": 0.31,
-            "base": 0.9 - noise,
+            "base": record(0.0, support=0.0),
+            "auto_nll_100": record(end, support=at_risk + 0.1),
+            "rigid": record(0.1, support=at_risk - 0.1),
+            "sft_64": record(0.1, support=collapsed - 0.1),
         }
-        write(tmp_path, "retail_desk", seed, {arm: record(end) for arm, end in arms.items()})
-    made = blocks(_summary(tmp_path))
-    assert _rows(made["checks auto_reset"])["base (`base`)"]["Retail desk, ID"].endswith("**fail**")
-    assert "**no**, 0/4 with `auto_nll_100`" in made["findings targets"]
-    assert "0 of 6 requirements met; it fails against `sft_8`" in made["findings targets"]
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "word"),
-    [(0.9, 0.3, "above (+0.60)"), (0.3, 0.9, "below (-0.60)"), (0.9, 0.9, "not told apart (0.00)")],
-)
-def test_the_brief_says_what_was_found(tmp_path, ours, theirs, word):
-    for seed in range(1001, 1009):
-        arms = {"rigid_reset": record(ours), "rigid_random": record(theirs), "auto_nll_100": record(0.9)}
         write(tmp_path, "retail_desk", seed, arms)
-    brief = blocks(_summary(tmp_path))["brief"].replace(MINUS, "-")
-    assert f"too large**, against a random reset of the same count: retail desk {word}." in brief
-    assert "automatic alpha**" not in brief  # nothing to compare with
-    assert "entropy gradient" not in brief
-
-
-def test_the_brief_of_the_second_family(tmp_path):
-    for task in ("retail_desk", "running_total"):
-        for seed in range(1001, 1014):
-            noise = 0.01 * (seed % 3)
-            write(tmp_path, task, seed, {"rigid_entropy": record(0.9 - noise), "rigid_random": record(0.4)})
-    brief = blocks(_summary(tmp_path))["brief"]
-    assert "tested on the seeds from 1008 on, both tasks pooled: the entropy gradient's neurons" in brief
-    assert "alpha too large: above (+0.49, n = 12)." in brief
+    made = blocks(_summary(tmp_path))
+    found = {name: row["Retail desk"] for name, row in rows(made["verdict"]).items()}
+    low, high = (number(limit, 0) for limit in (collapsed, at_risk))
+    assert found[f"plastic, from {high} nats on: all starts"].startswith("2/6,")
+    assert found[f"plastic, from {high} nats on: the over-trained side"].startswith("2/3,")
+    assert found[f"at risk, {low} to {high}: the over-trained side"].startswith("0/3,")
+    assert found[f"collapsed, below {low}: the over-trained side"].startswith("0/3,")
+    fresh = f"the over-trained side, seeds 1021{DASH}1040 alone"
+    assert found[f"plastic, from {high} nats on: {fresh}"].startswith("0/1,")
+    assert (
+        f"below {MINUS}4 nats. Successes of the over-trained side from there on: 2/6, 0.33" in made["former"]
+    )
 
 
 def test_filling_twice_changes_nothing(tmp_path):

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from studies.analysis.results import auc, end, gain, load, pooled, succeeded
+from studies.analysis.results import auc, end, gain, load, pooled, succeeded, unfinished
+from studies.arms import FIRST_SEEDS, REPORTED_SEEDS, SECOND_SEEDS, passes
 from tests.studies.analysis.made_up import SETTINGS, record, study, write
 
 
@@ -49,6 +50,32 @@ def test_summary_beside_the_seeds_is_not_read(tmp_path):
     study(tmp_path, seeds=[1001], keep=lambda task, seed, arm: arm == "base")
     (tmp_path / "docs" / "results" / "study" / "summary.json").write_text("no JSON")
     assert len(_load(tmp_path)) == 2
+
+
+def _by_plan(root, task="retail_desk", left_out=()):
+    for seed in REPORTED_SEEDS:
+        planned = {arm for of_task in passes(task) if seed in of_task.seeds for arm in of_task.arms}
+        arms = {arm: record(0.5) for arm in planned if (seed, arm) not in left_out}
+        write(root, task, seed, arms)
+
+
+def test_a_study_is_finished_when_every_arm_has_the_seeds_planned_for_it(tmp_path):
+    """Some arms are planned for one set of seeds alone and have no more than that."""
+    _by_plan(tmp_path)
+    (task,) = _load(tmp_path).values()
+    assert len(task.records("hot")) == len(task.records("sft_32")) == 20
+    assert unfinished(task) == {}
+
+
+def test_what_is_missing_is_counted_within_the_plan(tmp_path):
+    left_out = {(1003, "hot"), (1030, "sft_64"), *((seed, "auto_kl") for seed in SECOND_SEEDS)}
+    _by_plan(tmp_path, left_out=left_out)
+    for seed in FIRST_SEEDS[:3]:  # a control that is planned for the second set only
+        (task,) = _load(tmp_path).values()
+        write(tmp_path, "retail_desk", seed, {**task.seeds[seed], "auto_kl": record(0.5)})
+    (task,) = _load(tmp_path).values()
+    assert len(task.records("auto_kl")) == 3
+    assert unfinished(task) == {"sft_64": (39, 40), "auto_kl": (0, 20), "hot": (19, 20)}
 
 
 @pytest.mark.parametrize("arm", ["sft_65", "tuning_omega_50"])
