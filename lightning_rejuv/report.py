@@ -60,14 +60,14 @@ class AttributionReport:
         quantity: what they were attributed.
         rank_by: how they were ranked.
         positions: at how many positions (batches, for a loss).
-        reconstruction_error: largest relative error of the logits that the contributions add up to; 0
-            for a quantity that is not a sum.
+        reconstruction_error: largest relative error of the logits that the contributions add up to; None
+            for other quantities, which are no sums.
     """
 
     quantity: str
     rank_by: str
     positions: int
-    reconstruction_error: float
+    reconstruction_error: float | None
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def write_report(
             quantity=options.quantity if plan.comparison else "loss",
             rank_by=options.rank_by or found.ranking,
             positions=found.positions,
-            reconstruction_error=found.error,
+            reconstruction_error=found.error if found.reconstructs else None,
         )
     comparison = None
     if plan.comparison is not None and entropy is not None:

@@ -79,6 +79,7 @@ def _neurons(report: RejuvenationReport) -> Iterator[str]:
         c = report.comparison
         split = f"{c.sharpened} sharpened, {c.learned} learned"
         yield _row("positions", f"{found.positions} ({c.rule}): {split}")
+    if found.reconstruction_error is not None:
         yield _row("reconstruction", f"error {found.reconstruction_error:.1e} of the target logits, at most")
     kinds = list(dict.fromkeys(group.kind for group in report.neurons))
     counts: Counter[tuple[int, str]] = Counter()

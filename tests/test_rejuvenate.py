@@ -238,14 +238,19 @@ def test_bfloat16_is_reset_bit_for_bit():
     assert all(torch.equal(p, anchor[n]) for n, p in sft.named_parameters() if n in groups)
 
 
-def test_the_report_is_a_table_and_a_file(pair, tmp_path):
+@pytest.mark.parametrize("quantity", ["entropy_gradient", "target_logit"])
+def test_the_report_is_a_table_and_a_file(pair, tmp_path, quantity):
     base, sft = pair
-    report = rejuvenate(sft, base, calibration(base), alpha=0.4, reset_fraction=0.1)
+    report = rejuvenate(sft, base, calibration(base), alpha=0.4, reset_fraction=0.1, quantity=quantity)
     text = str(report)
     assert "alpha            0.400" in text
     assert f"{report.neurons_reset} of {report.neurons_total}" in text
     assert report.attribution is not None
-    assert report.attribution.reconstruction_error < 1e-5
+    if quantity == "target_logit":
+        assert report.attribution.reconstruction_error < 1e-5
+    else:
+        assert report.attribution.reconstruction_error is None
+    assert ("reconstruction" in text) == (quantity == "target_logit")
     report.save(tmp_path / "report.json")
     loaded = json.loads((tmp_path / "report.json").read_text())
     assert loaded == json.loads(json.dumps(report.to_dict()))

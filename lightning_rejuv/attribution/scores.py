@@ -28,6 +28,7 @@ class Attribution:
         positions: how many positions were seen.
         error: largest |reconstructed - actual| logit over the positions, divided by max(1, |actual|).
         ranking: how neurons are ranked by it where nothing else is said: ``"absolute"`` or ``"signed"``.
+        reconstructs: whether the contributions add up to something, so that ``error`` says something.
     """
 
     total: list[Tensor] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Attribution:
     positions: int = 0
     error: float = 0.0
     ranking: RankBy = "absolute"
+    reconstructs: bool = False
 
     def add(self, contributions: list[Tensor], error: Tensor) -> None:
         """Add contributions [P, count] of some positions, and their reconstruction errors [P]."""
@@ -77,7 +79,7 @@ def attribute(
     Raises:
         ValueError: a norm on the residual stream is neither an RMSNorm nor a LayerNorm.
     """
-    result = Attribution(top=top)
+    result = Attribution(top=top, reconstructs=True)
     experts = {group.parameter for group in decoder.groups if group.expert is not None}
     frozen = [p for name, p in model.named_parameters() if name.removesuffix("_bias") in experts]
     with requiring_grad(frozen), torch.enable_grad():

@@ -79,7 +79,8 @@ def plan_on_disk(
     }
     if plan.comparison and plan.attribution:
         found["positions"] = plan.attribution.positions
-        found["reconstruction_error"] = plan.attribution.error
+        if plan.attribution.reconstructs:
+            found["reconstruction_error"] = plan.attribution.error
         found["entropy_sft"] = plan.comparison.entropy_sft
         found["entropy_base"] = plan.comparison.entropy_base
     return DiskPlan(
