@@ -59,19 +59,23 @@ def averaging_callbacks() -> tuple[type[Callback], ...]:
 
 
 def language_model(module: nn.Module) -> nn.Module:
-    """Return the only Hugging Face model inside a module, or the module itself where there is not one.
+    """Return the language model inside a module.
 
-    Models inside another, as the decoder inside a causal language model, do not count. transformers is not
-    imported: where nobody has, there is no such model.
+    It is the only Hugging Face model in it, or the only one that is trained beside frozen ones (a reference, a
+    reward model). Where that decides nothing, it is what the module calls its ``language_model``, or else the
+    module itself. Models inside another, as the decoder inside a causal language model, do not count.
+    transformers is not imported: where nobody has, there is no such model.
     """
-    transformers = sys.modules.get("transformers")
-    if transformers is None:
-        return module
     found: list[nn.Module] = []
     for child in module.modules():
-        if isinstance(child, transformers.PreTrainedModel) and not any(_inside(child, m) for m in found):
+        if is_hugging_face(child) and not any(_inside(child, m) for m in found):
             found.append(child)
-    return found[0] if len(found) == 1 else module
+    if len(found) > 1:
+        found = [model for model in found if any(p.requires_grad for p in model.parameters())]
+    if len(found) == 1:
+        return found[0]
+    named = getattr(module, "language_model", None)
+    return named if isinstance(named, nn.Module) else module
 
 
 def _inside(module: nn.Module, outer: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORED = -100
 
@@ -62,6 +62,27 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     if not batches:
         raise ValueError(f"Expected at least one {what} batch but the iterable is empty.")
     return batches
+
+
+def check_token_ids(model: nn.Module, batches: list[Batch]) -> None:
+    """Refuse tokens that a model has no embedding for: on a GPU they would end the process.
+
+    Args:
+        model: the language model; one without a table of input embeddings is taken on trust.
+        batches: calibration batches.
+
+    Raises:
+        ValueError: a token lies outside the vocabulary.
+    """
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    size = int(getattr(table, "num_embeddings", 0))
+    for number, batch in enumerate(batches if size else ()):
+        low, high = (int(end) for end in batch.inputs["input_ids"].aminmax())
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"Expected the tokens of calibration batch {number} to lie in the model's vocabulary of {size} but got "
+                f"{low if low < 0 else high}. Was it made with this model's tokenizer, and padded with its tokens?"
+            )
 
 
 def _checked(batch: Any, where: str) -> Batch:

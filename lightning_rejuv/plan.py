@@ -23,7 +23,7 @@ from lightning_rejuv.attribution import (
     compare,
     select_neurons,
 )
-from lightning_rejuv.calibration import Batch, as_batches
+from lightning_rejuv.calibration import Batch, as_batches, check_token_ids
 from lightning_rejuv.drift import Drift, check_finite
 from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, sample_with_generate
 from lightning_rejuv.forward import device_of, evaluation_mode
@@ -109,6 +109,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     batches: list[Batch] = []
     if decoder or (options.searches_alpha and data.sampler is None):
         batches = [b.to(device_of(model)) for b in as_batches(data.calibration)]
+        check_token_ids(model, batches)
     elif resets_neurons and data.calibration is None:
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
     sampler = _sampler(model, data, options, batches) if options.searches_alpha else None

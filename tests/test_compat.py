@@ -68,8 +68,14 @@ def test_language_model_is_the_only_outermost_one(monkeypatch):
     assert language_model(llama) is llama
     holder.reference = copy.deepcopy(llama)
     assert language_model(holder) is holder  # two: which one, nobody can say
-    other = nn.Linear(2, 2)
+    holder.language_model = holder.reference
+    assert language_model(holder) is holder.reference  # but the module
+    holder.reference.requires_grad_(False)
+    assert language_model(holder) is llama  # the one that is trained
+    other = nn.Sequential(nn.Linear(2, 2))
     assert language_model(other) is other
+    other.language_model = other[0]
+    assert language_model(other) is other[0]
     monkeypatch.delitem(sys.modules, "transformers")
     assert language_model(llama) is llama
     assert "transformers" not in sys.modules

@@ -96,11 +96,20 @@ def test_a_family_that_the_map_does_not_know_is_refused_for_reset_only():
 def test_an_error_during_calibration_leaves_the_model_as_it_was(pair):
     base, sft = pair
     before = _state(sft)
-    too_large = batch(vocabulary=500)
-    with pytest.raises(IndexError):
-        rejuvenate(sft, base, [batch(), too_large], alpha=0.5)
+    shorter = batch(length=7)
+
+    def fail(_module, args):
+        if args[0].shape[1] == 7:
+            raise RuntimeError("out of memory")
+
+    failing = sft.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rejuvenate(sft, base, [batch(), shorter], alpha=0.5)
+    failing.remove()
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in sft.modules())
+    with pytest.raises(ValueError, match="to lie in the model's vocabulary of 23"):
+        rejuvenate(sft, base, [batch(), batch(vocabulary=500)], alpha=0.5)
 
 
 def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):

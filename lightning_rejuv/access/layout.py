@@ -98,6 +98,13 @@ def layout_of(model: nn.Module, root: nn.Module | None = None) -> Layout:
     reshard(root or model)
     reshard(model)
     parameters = dict(model.named_parameters())
+    unknown = {n: type(p).__name__ for n, p in parameters.items() if is_wrapper(p) and not _is_dtensor(p)}
+    if unknown:
+        raise ValueError(
+            "Expected plain parameters, DTensors (FSDP2, tensor parallel), or those of FSDP or DeepSpeed, but got "
+            f"{listing(f'{n} ({kind})' for n, kind in unknown.items())}. Rejuvenate the checkpoint before this "
+            "run: `lightning-rejuv`."
+        )
     if any(hasattr(p, "ds_id") for p in parameters.values()) or _under_deepspeed(parameters):
         from lightning_rejuv.access.deepspeed import DeepSpeedLayout
 
@@ -110,13 +117,6 @@ def layout_of(model: nn.Module, root: nn.Module | None = None) -> Layout:
         from lightning_rejuv.access.dtensor import DTensorLayout
 
         return DTensorLayout(parameters)
-    unknown = {name: type(p).__name__ for name, p in parameters.items() if is_wrapper(p)}
-    if unknown:
-        raise ValueError(
-            "Expected plain parameters, DTensors (FSDP2, tensor parallel), or those of FSDP or DeepSpeed, but got "
-            f"{listing(f'{n} ({kind})' for n, kind in unknown.items())}. Rejuvenate the checkpoint before this "
-            "run: `lightning-rejuv`."
-        )
     return Layout(parameters)
 
 

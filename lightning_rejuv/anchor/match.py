@@ -49,7 +49,8 @@ def match(
         ours = {name for names in aliases.values() for name in names}
         raise ValueError(
             f"The model and its anchor ({anchor.description}) do not hold the same parameters. Only in the "
-            f"model: {listing(ours - available)}. Only in the anchor: {listing(available - ours)}."
+            f"model: {listing(ours - available)}. Only in the anchor: {listing(available - ours)}. A LightningModule "
+            "with more in it than the model says which one that is: by an attribute `language_model`."
         )
     found: dict[str, str] = {}
     used = {rename(canonical_name(name)) for name, _ in model.named_buffers()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
@@ -67,11 +67,20 @@ class _SafetensorsAnchor(Anchor):
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
         for file in files:
-            with safe_open(file, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118 (not a mapping)
-                    name = canonical_name(key)
-                    self._place[name] = (file, key)
-                    self._shapes[name] = torch.Size(handle.get_slice(key).get_shape())
+            try:
+                self._read_header(file)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"Expected a whole safetensors file in {str(file)!r} but reading it ended with: {error}. Was it "
+                    "copied or saved to its end?"
+                ) from error
+
+    def _read_header(self, file: Path) -> None:
+        with safe_open(file, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118 (not a mapping)
+                name = canonical_name(key)
+                self._place[name] = (file, key)
+                self._shapes[name] = torch.Size(handle.get_slice(key).get_shape())
 
     @property
     def description(self) -> str:

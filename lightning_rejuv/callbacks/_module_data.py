@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.calibration import as_batches, check_token_ids
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Data
 
@@ -45,11 +45,11 @@ def check_module_data(module: LightningModule, model: nn.Module, calibration: An
 
     Raises:
         MisconfigurationException: data or a method that brings them are missing.
-        ValueError: a calibration batch is malformed, or has an empty response.
+        ValueError: a calibration batch is malformed, has an empty response or a token that the model lacks.
     """
     data = module_data(module, calibration, options)
     if data.calibration is not None:
-        as_batches(data.calibration)
+        check_token_ids(model, as_batches(data.calibration))
     if not options.searches_alpha:
         return
     if data.sampler is None and not hasattr(model, "generate"):

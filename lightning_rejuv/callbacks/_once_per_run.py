@@ -54,7 +54,8 @@ class RunRecord:
 
         Args:
             state: what :meth:`state_dict` returned.
-            trigger: the trigger of now; where it was another one, its state is left as it is.
+            trigger: the trigger of now; where it was another one, its state is left as it is. One that repeats
+                goes on also where the one before had done its work.
 
         Raises:
             RuntimeError: the checkpoint was written in the middle of an edit.
@@ -64,15 +65,18 @@ class RunRecord:
                 "Expected a checkpoint from before or after a rejuvenation but this one was written in the middle of "
                 "it, where it failed or was interrupted. Resume from the checkpoint before it."
             )
+        armed: bool = state["armed"]
         if state["trigger"]["class"] == type(trigger).__name__:
             trigger.load_state_dict(state["trigger"])
         else:
             before, now = state["trigger"]["class"], type(trigger).__name__
+            armed = armed or trigger.repeats
+            then = "which counts afresh" if armed else "which does nothing, since it was done"
             rank_zero_warn(
-                f"The checkpoint comes from a run that was to be rejuvenated by {before}, and now it is {now}, which "
-                f"counts afresh. So far the run was rejuvenated after steps: {state['done_at']}."
+                f"The checkpoint comes from a run that was to be rejuvenated by {before}, and now it is {now}, {then}. "
+                f"So far the run was rejuvenated after steps: {state['done_at']}."
             )
-        return cls(state["armed"], list(state["done_at"]), state["initial_weights"])
+        return cls(armed, list(state["done_at"]), state["initial_weights"])
 
 
 class OncePerRun(Callback):

@@ -21,7 +21,7 @@ from lightning_rejuv.callbacks._module_data import check_module_data
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.options import Options
+from lightning_rejuv.options import Options, alpha_by_name
 
 
 def check_arguments(
@@ -68,9 +68,12 @@ def check_start(
 
     Raises:
         MisconfigurationException: data, or a method that brings them, are missing.
-        ValueError: the model's family is not known, or its data are malformed.
+        ValueError: the model's family is not known, its data are malformed, or a pattern of ``alpha`` and the
+            parameters do not fit each other.
     """
     check_optimizer_state(targets.layout, options.optimizer_state)
+    if not isinstance(options.alpha, str):
+        alpha_by_name(options.alpha, list(targets.parameters))
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
     if options.reset_fraction > 0:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -36,6 +37,17 @@ def test_an_unknown_kind_of_parameter_is_refused_by_name():
     net.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
     with pytest.raises(ValueError, match=r"Expected plain parameters, DTensors .*'weight \(TwoTensor\)'"):
         rejuvenate(net, nn.Linear(2, 2, bias=False), alpha=0.5, reset_fraction=0)
+
+
+def test_an_unknown_kind_beside_a_known_one_is_refused(tmp_path):
+    def attempt(rank):
+        net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        net[1].weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
+        fully_shard(net[0], mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"but got \['1.weight \(TwoTensor\)'\]"):
+            layout_of(net)
+
+    run_in_processes(attempt, tmp_path, 1)
 
 
 def refusals(tmp_path, make, size=2):

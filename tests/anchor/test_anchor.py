@@ -99,6 +99,15 @@ def test_an_index_that_names_other_or_missing_files_is_refused(tmp_path):
         Anchor.open(tmp_path)
 
 
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    save_file({"w": torch.ones(64)}, tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for length in (4, 40, len(whole) - 8):
+        (tmp_path / "model.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a whole safetensors file in '.*model.safetensors' but"):
+            Anchor.open(tmp_path)
+
+
 def test_a_distributed_checkpoint(tmp_path):
     import torch.distributed.checkpoint as dcp
 

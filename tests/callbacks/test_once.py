@@ -220,9 +220,16 @@ def test_another_trigger_after_a_resume(tmp_path):
     first = RejuvenationCallback(line_anchor(), when=AtStep(1), reset_fraction=0, alpha=0.5)
     fit(Line(), first, saver, tmp_path=tmp_path, max_epochs=2)
     again = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 2.0), alpha=0.1, reset_fraction=0)
-    with pytest.warns(UserWarning, match=r"by AtStep, and now it is WhenMetric.* after steps: \[1\]"):
+    with pytest.warns(
+        UserWarning,
+        match=r"by AtStep, and now it is WhenMetric, which does nothing, since it was done.* after steps: \[1\]",
+    ):
         fit(Line(), again, tmp_path=tmp_path, ckpt_path=tmp_path / "step=3.ckpt")
     assert again.rejuvenated_at == [1]
+    more = RejuvenationCallback(line_anchor(), when=Every(steps=4), alpha=0.1, reset_fraction=0)
+    with pytest.warns(UserWarning, match=r"now it is Every, which counts afresh"):
+        fit(Line(), more, tmp_path=tmp_path, ckpt_path=tmp_path / "step=3.ckpt")
+    assert more.rejuvenated_at == [1, 4, 8]
 
 
 def test_a_checkpoint_from_the_middle_of_an_edit_is_refused(tmp_path):

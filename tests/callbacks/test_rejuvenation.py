@@ -192,7 +192,20 @@ def test_options_are_checked_at_construction():
 
 
 EMPTY = {"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.full((1, 4), -100)}
+FOREIGN = {name: tensor + 23 * (tensor > 0) for name, tensor in greedy_batch(tiny_llama()).items()}
 REFUSED = {
+    "alpha patterns": (
+        Calibrated,
+        {"at_epoch": 2, "alpha": {"*.mpl.*": 0.3, "*": 0.5}},
+        ValueError,
+        r"no parameter fits \['\*.mpl.\*'\]",
+    ),
+    "another tokenizer": (
+        Calibrated,
+        {"at_epoch": 2, "calibration": [FOREIGN]},
+        ValueError,
+        "to lie in the model's vocabulary of 23 but got 4",
+    ),
     "no calibration": (Module, {"at_start": True}, MisconfigurationException, "needs calibration data"),
     "no samples": (
         Module,
