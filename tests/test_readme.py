@@ -149,9 +149,11 @@ def test_python_of_the_quickstart(tmp_path, monkeypatch, capsys):
 def test_figures_are_the_demos():
     summary = json.loads(update.RESULTS.read_text())
     assert summary["miniature"] is False
+    full = json.loads(update.FULL_RESULTS.read_text())
+    made = {**update.blocks(summary), **update.full_blocks(full)}
     for page in (README, ROOT / "docs" / "demo.md"):
-        assert page.read_text() == update.filled(page.read_text(), summary), (
-            f"{page.name} and docs/results/demo.json differ: run `python -m docs.results.update runs/demo`."
+        assert page.read_text() == update.filled(page.read_text(), made), (
+            f"{page.name} and docs/results differ: run `python -m docs.results.update runs/demo`, and runs/demo-full."
         )
 
     # The table again, without the code that wrote it.
@@ -169,6 +171,18 @@ def test_figures_are_the_demos():
         assert line.endswith(f"| {sum(end >= 0.5 for end in ends)} of {len(ends)} |")
         assert row["id"]["end"] == pytest.approx(sum(ends) / len(ends))
     assert f"{summary['rl_budget']:,} sampled responses" in README.read_text()
+
+
+def test_successes_of_the_full_demo_are_those_of_its_seeds():
+    full = json.loads(update.FULL_RESULTS.read_text())
+    ends = [
+        result["id"]["end"]["pass_at_1"]
+        for task in full["tasks"].values()
+        for result in task["arms"]["rejuvenated"]["per_seed"]
+    ]
+    expected = f"rejuvenated reaches 0.5 in {sum(end >= 0.5 for end in ends)} of {len(ends)} runs"
+    assert expected in README.read_text()
+    assert expected in (ROOT / "docs" / "demo.md").read_text()
 
 
 def test_update_refuses_a_miniature(tmp_path):

@@ -2,25 +2,30 @@
 
     make demo
     .venv/bin/python -m docs.results.update runs/demo
+    make demo-full ARGS="--out runs/demo-full"
+    .venv/bin/python -m docs.results.update runs/demo-full
 
-It keeps the summary without curves as ``docs/results/demo.json``, copies the picture, and writes table and findings
-between the marks (``<!-- demo: … -->``) of README.md and docs/demo.md; ``tests/test_readme.py`` checks that they agree.
+It keeps the summary without curves as ``docs/results/demo.json`` or ``demo-full.json``, and the picture, and writes
+tables and findings between the marks (``<!-- demo: … -->``) of README.md and docs/demo.md; ``tests/test_readme.py``
+checks that they agree.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from examples.sft_to_rl.arms import ARMS
 from examples.sft_to_rl.summary import findings, headline, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "demo.json"
+FULL_RESULTS = RESULTS.with_name("demo-full.json")
 BEGIN, END = "<!-- demo: {name} -->", "<!-- end -->"
 
 
@@ -61,9 +66,29 @@ def blocks(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def filled(text: str, summary: dict[str, Any]) -> str:
+def full_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the demo of both tasks: every seed of each, without curves."""
+    kept = {key: summary[key] for key in ("seeds", "seed_numbers", "rl_budget", "versions", "seconds")}
+    return {**kept, "tasks": {name: without_curves(task) for name, task in summary["tasks"].items()}}
+
+
+def full_blocks(full: dict[str, Any]) -> dict[str, str]:
+    """The same for the demo of both tasks."""
+    tables = [_without_seconds(table(name, task)) for name, task in full["tasks"].items()]
+    runs = full["seeds"] * len(full["tasks"])
+    won = {arm: sum(task["arms"][arm]["successes"] for task in full["tasks"].values()) for arm in ARMS}
+    return {
+        "full printed": "```text\n" + "\n\n".join(tables) + "\n```",
+        "full successes": (
+            f"rejuvenated reaches 0.5 in {won['rejuvenated']} of {runs} runs, excessive SFT in {won['oversft']}, "
+            f"the base in {won['base']} and moderate SFT in {won['modsft']}"
+        ),
+    }
+
+
+def filled(text: str, made: dict[str, str]) -> str:
     """A page with its blocks replaced."""
-    for name, block in blocks(summary).items():
+    for name, block in made.items():
         begin, end = BEGIN.format(name=name), END
         around = "\n" if block.startswith(("|", "-", "`")) else ""
         pattern = re.escape(begin) + ".*?" + re.escape(end)
@@ -83,15 +108,24 @@ def _without_seconds(printed: str) -> str:
 
 def main(run: Path) -> None:
     """Update the documentation from the directory of a finished demo."""
-    summary = without_curves(json.loads((run / "summary.json").read_text()))
+    summary = json.loads((run / "summary.json").read_text())
     if summary["miniature"]:
         raise SystemExit(
             "Expected the results of a whole demo but got those of a miniature: they mean nothing."
         )
-    RESULTS.write_text(json.dumps(summary, indent=1) + "\n")
-    shutil.copyfile(run / "report.png", ROOT / "docs" / "images" / "report.png")
+    if len(summary["tasks"]) > 1:
+        kept, path, picture = full_summary(summary), FULL_RESULTS, "report-full.png"
+        made = full_blocks(kept)
+    else:
+        kept, path, picture = without_curves(summary), RESULTS, "report.png"
+        made = blocks(kept)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    shown = (
+        Image.open(run / "report.png").convert("RGB").quantize(256)
+    )  # a third of the size, and looks the same
+    shown.save(ROOT / "docs" / "images" / picture, optimize=True)
     for page in (ROOT / "README.md", ROOT / "docs" / "demo.md"):
-        page.write_text(filled(page.read_text(), summary))
+        page.write_text(filled(page.read_text(), made))
 
 
 if __name__ == "__main__":
