@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from lightning_rejuv.callbacks._trigger import Trigger, check_count, planned_steps
+from lightning_rejuv.callbacks._trigger import Trigger, check_count, check_flag, planned_steps, reloads_data
 from lightning_rejuv.callbacks.when_metric import WhenMetric
 
 __all__ = ["AtEnd", "AtEpoch", "AtStart", "AtStep", "Every", "Trigger", "WhenMetric"]
@@ -97,7 +97,7 @@ class AtStep(Trigger):
 
     @override
     def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
-        _check_step(trainer, self.step)
+        _check_step(trainer, self.step, ends_fit)
 
 
 class Every(Trigger):
@@ -135,7 +135,10 @@ class Every(Trigger):
     @override
     def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
         assert self.interval is not None
-        (_check_epoch if self._name == "epochs" else _check_step)(trainer, self.interval)
+        if self._name == "epochs":
+            _check_epoch(trainer, self.interval)
+        else:
+            _check_step(trainer, self.interval, ends_fit)
 
     @override
     def fired(self, trainer: Trainer) -> str:
@@ -155,8 +158,16 @@ def one_trigger(at_start: bool, at_epoch: int | None, at_end: bool, when: Trigge
     """Turn the arguments that say when to rejuvenate into a trigger of one's own.
 
     Raises:
-        MisconfigurationException: not exactly one is given.
+        MisconfigurationException: not exactly one is given, or one is of another type.
     """
+    check_flag("at_start", at_start)
+    check_flag("at_end", at_end)
+    if at_epoch is not None:
+        check_count("at_epoch", at_epoch, 0)
+    if when is not None and not isinstance(when, Trigger):
+        raise MisconfigurationException(
+            f"Expected argument `when` to be a trigger, such as `AtStep(100)`, but got {_named(when)}."
+        )
     if sum([at_start, at_epoch is not None, at_end, when is not None]) != 1:
         raise MisconfigurationException(
             "Expected exactly one of `at_start=True`, `at_epoch=<epoch>`, `at_end=True` and `when=<trigger>` but "
@@ -167,6 +178,14 @@ def one_trigger(at_start: bool, at_epoch: int | None, at_end: bool, when: Trigge
     return AtEpoch(at_epoch) if at_epoch is not None else AtStart() if at_start else AtEnd()
 
 
+def _named(when: Any) -> str:
+    if not isinstance(when, type):
+        return f"{when!r}; for the start, an epoch or the end there are `at_start`, `at_epoch` and `at_end`"
+    if issubclass(when, Trigger):
+        return f"the class {when.__name__}; make one of it: `{when.__name__}(…)`"
+    return f"the class {when.__name__}"
+
+
 def _check_epoch(trainer: Trainer, epoch: int) -> None:
     last = trainer.max_epochs
     if last not in (None, -1) and epoch >= last:
@@ -174,7 +193,9 @@ def _check_epoch(trainer: Trainer, epoch: int) -> None:
             f"Epoch {epoch} can never come: the fit ends before epoch {last}. Epochs are counted from 0; for the end "
             "of the fit there is `at_end=True`."
         )
-    if trainer.num_training_batches != math.inf:
+    # How many steps an epoch has is not known where the module makes them, or where the data change.
+    told = trainer.lightning_module.automatic_optimization and not reloads_data(trainer)
+    if told and trainer.num_training_batches != math.inf:
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if not trainer.strategy.handles_gradient_accumulation:
             steps = math.ceil(steps)  # Lightning steps on the last batch of an epoch
@@ -186,8 +207,10 @@ def _check_epoch(trainer: Trainer, epoch: int) -> None:
             )
 
 
-def _check_step(trainer: Trainer, step: int) -> None:
+def _check_step(trainer: Trainer, step: int, ends_fit: bool) -> None:
     planned = planned_steps(trainer)
+    if ends_fit and not trainer.lightning_module.automatic_optimization:
+        return  # the last batch may make more steps than planned
     if step >= planned:
         raise MisconfigurationException(
             f"Step {step} can never come: the fit ends after step {planned:.0f}. For the end of the fit there is "

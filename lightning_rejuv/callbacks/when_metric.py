@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, MutableMapping
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,7 @@ from lightning.pytorch import Trainer
 from typing_extensions import override
 
 from lightning_rejuv.callbacks._plasticity_log import PREFIX
-from lightning_rejuv.callbacks._trigger import Trigger, check_count, planned_steps
+from lightning_rejuv.callbacks._trigger import Trigger, check_count, check_flag, planned_looks, planned_steps
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.names import listing
 
@@ -22,6 +24,8 @@ class WhenMetric(Trigger):
     Looked at where a validation or, without one, a training epoch has ended, or else every n steps; what is
     seen is acted upon before the next update. Any metric in ``trainer.callback_metrics`` works, those of
     :class:`PlasticityCallback` among them. Where ranks see different values, one that crosses is enough.
+    Every n steps it is the value logged last that counts, in a resumed run as well: checkpoints carry it. A look
+    that comes before the first value of a metric that the sanity check has logged is passed over.
 
     Args:
         monitor: the metric's name, for example "plasticity/token_entropy".
@@ -29,14 +33,14 @@ class WhenMetric(Trigger):
         mode: "min" fires below the threshold, "max" above it.
         patience: how many looks in a row it has to be there.
         every_n_steps: look after every so many optimizer steps, instead of after validations and epochs.
-        strict: refuse a metric that is not there. Where the sanity check runs the validation, it has to be
-            logged then; set this to False for one that is logged later. A look without the metric is then
-            passed over.
+        strict: refuse a metric that is not there, on every rank. Where the sanity check runs the validation, it
+            has to be logged then; set this to False for one that is logged later, or by some ranks only. A look
+            without the metric is then passed over.
 
     Raises:
-        MisconfigurationException: at the start of the fit: the metric is unknown, or the fit ends too early for
-            ``patience`` looks.
-        RuntimeError: at a look, no metric has that name; the message lists those there are.
+        MisconfigurationException: an argument of another type or out of range; at the start of the fit: the metric
+            is unknown, or the fit ends too early for ``patience`` looks.
+        RuntimeError: at a look, no metric has that name, or not on all ranks; the message lists those there are.
     """
 
     def __init__(
@@ -48,27 +52,35 @@ class WhenMetric(Trigger):
         every_n_steps: int | None = None,
         strict: bool = True,
     ) -> None:
+        _check_name(monitor)
+        _check_threshold(threshold)
         if mode not in ("min", "max"):
             raise MisconfigurationException(
                 f'Expected argument `mode` to be "min" or "max" but got {mode!r}.'
             )
-        if not math.isfinite(threshold):
-            raise MisconfigurationException(
-                f"Expected argument `threshold` to be finite but got {threshold}."
-            )
         check_count("patience", patience, 1)
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps, 1)
+        check_flag("strict", strict)
         self.monitor = monitor
         self.threshold = threshold
         self.mode = mode
         self.patience = patience
         self.every_n_steps = every_n_steps
         self.strict = strict
+        self._never = math.inf if mode == "min" else -math.inf  # what does not cross
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have seen nothing."""
         self._crossed = 0
         self._value = math.nan
         self._looked = 0
         self._validated: set[str] | None = None
+        self._announced = False  # whether the sanity check has logged it
+        self._metrics: MutableMapping[str, Any] = {}  # those of the fit, which Lightning updates in place
+        self._here: float | None = None  # this rank's value when it was last read, and that of all ranks
+        self._last: float | None = None
 
     @override
     def due(self, trainer: Trainer, epoch: int) -> bool:
@@ -82,9 +94,10 @@ class WhenMetric(Trigger):
 
     @override
     def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
+        self._hold(trainer)
         self._check_known(trainer)
         looks = self._looks(trainer, ends_fit)
-        if self.patience > looks:
+        if self.patience - self._crossed > looks:
             raise MisconfigurationException(
                 f"Expected the fit to look at {self.monitor!r} at least {self.patience} times before its last update "
                 f"but it does so {looks:.0f} times, so that it can never be rejuvenated. Look more often, with "
@@ -94,11 +107,14 @@ class WhenMetric(Trigger):
     @override
     def observe_sanity_check(self, trainer: Trainer) -> None:
         self._validated = set(trainer.callback_metrics)
+        self._announced = self._announced or self.monitor in self._validated
 
     @override
     def observe(self, trainer: Trainer) -> None:
         if self.every_n_steps is None:
             self._look(trainer)
+        else:
+            self._read(trainer)  # for the looks to come, also in a run that is resumed before the next one
 
     @override
     def observe_step(self, trainer: Trainer) -> None:
@@ -111,72 +127,159 @@ class WhenMetric(Trigger):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"crossed": self._crossed, "value": self._value, "looked": self._looked}
+        return {
+            "crossed": self._crossed,
+            "value": self._value,
+            "looked": self._looked,
+            "monitor": self.monitor,
+            "every_n_steps": self.every_n_steps,
+            "last": self._latest(),
+            "announced": self._announced,
+        }
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._validated = None
+        self._begin()
+        every = state.get("every_n_steps", self.every_n_steps)
+        if every and self.every_n_steps:  # another number of steps counts other looks
+            self._looked = int(state["looked"]) * every // self.every_n_steps
+        if state.get("monitor", self.monitor) != self.monitor:
+            return  # what was seen is another metric's
         self._crossed = int(state["crossed"])
         self._value = float(state["value"])
-        self._looked = int(state["looked"])
+        self._last = state.get("last")
+        self._announced = bool(state.get("announced", False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the Trainer's metrics."""
+        return {**vars(self), "_metrics": {}, "_last": self._latest()}
+
+    def _hold(self, trainer: Trainer) -> None:
+        """Keep hold of the fit's metrics: what is logged after the last look has to be in a checkpoint as well."""
+        metrics = trainer.callback_metrics
+        if metrics is not self._metrics:
+            self._last, self._here = self._latest(), None
+            self._metrics = metrics
+
+    def _latest(self) -> float | None:
+        """The last value: that of all ranks, or this one's where another has been logged since."""
+        here = self._number()
+        return self._last if here is None or here == self._here else here
+
+    def _number(self) -> float | None:
+        """This rank's value."""
+        if self.monitor not in self._metrics:
+            return None
+        value = float(self._metrics[self.monitor])
+        return self._never if math.isnan(value) else value
+
+    def _read(self, trainer: Trainer) -> tuple[float | None, int]:
+        """Return the last value over all ranks, where one is known, and how many ranks have it now. A collective."""
+        self._hold(trainer)
+        self._here = value = self._number()
+        ranks = int(_over_ranks(trainer, value is not None, "sum"))
+        if not ranks and (self.every_n_steps is not None or not self.strict):
+            value = self._last  # a fit that has just been resumed has logged none yet
+        if not ranks and not _over_ranks(trainer, value is not None, "sum"):
+            return None, 0
+        self._last = _over_ranks(trainer, self._never if value is None else value, self.mode)
+        return self._last, ranks
 
     def _look(self, trainer: Trainer) -> None:
         if self._crossed >= self.patience:
             return  # decided, and waiting for the end of an accumulation or of the fit
-        metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            if self.strict:
-                raise RuntimeError(self._unknown(metrics))
+        value, ranks = self._read(trainer)
+        if self.strict and 0 < ranks < trainer.world_size:
+            raise RuntimeError(self._on_some(ranks, trainer))
+        if value is None:
+            if self.strict and not (self.every_n_steps and _over_ranks(trainer, self._announced, "sum")):
+                raise RuntimeError(self._unknown(self._metrics))
             return
-        value = float(metrics[self.monitor])
-        if math.isnan(value):
-            value = math.inf if self.mode == "min" else -math.inf
-        if trainer.world_size > 1:  # every rank has to decide alike
-            local = torch.tensor(value, device=trainer.strategy.root_device)
-            value = float(trainer.strategy.reduce(local, reduce_op=self.mode))
         self._value = value
         crossed = value < self.threshold if self.mode == "min" else value > self.threshold
         self._crossed = self._crossed + 1 if crossed else 0
 
-    def _unknown(self, known: Any) -> str:
+    def _unknown(self, known: Iterable[str]) -> str:
+        expected = f"Expected a metric {self.monitor!r} to decide when to rejuvenate but"
+        if self.monitor.startswith(PREFIX):
+            measured = sorted(name for name in known if name.startswith(PREFIX))
+            return (
+                f"{expected} `PlasticityCallback` has measured none of that name. Known: {measured}. Correct the name; "
+                "set `strict=False` for one that is measured later."
+            )
         return (
-            f"Expected a metric {self.monitor!r} to decide when to rejuvenate but none has that name. Known: "
-            f"{listing(known)}. Log it with `self.log`, or add the callback that does; set `strict=False` for one "
-            "that is logged later."
+            f"{expected} none has that name. Known: {listing(known)}. Log it with `self.log`, or add the callback that "
+            "does; set `strict=False` for one that is logged later."
+        )
+
+    def _on_some(self, ranks: int, trainer: Trainer) -> str:
+        return (
+            f"Expected a metric {self.monitor!r} on all {trainer.world_size} ranks to decide when to rejuvenate but "
+            f"got it on {ranks} of them. Log it on every rank, without `rank_zero_only=True`; set `strict=False` to go "
+            "by the ranks that log it."
         )
 
     def _check_known(self, trainer: Trainer) -> None:
-        """Refuse an unknown name where all names are known already."""
-        known = {*trainer.callback_metrics, *(self._validated or ())}
-        if not self.strict or self.monitor in known:
+        """Refuse an unknown name where all names are known already. A collective."""
+        if not self.strict:
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        known = {*trainer.callback_metrics, *(self._validated or ())}
+        ranks = int(_over_ranks(trainer, self.monitor in known, "sum"))
+        if ranks == trainer.world_size:
+            return
         if not self.monitor.startswith(PREFIX):
             if self._validated is not None and self.every_n_steps is None:
-                raise MisconfigurationException(self._unknown(known))
+                raise MisconfigurationException(
+                    self._on_some(ranks, trainer) if ranks else self._unknown(known)
+                )
             return
-        if not any(isinstance(callback, PlasticityCallback) for callback in callbacks):
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        watchers = [callback for callback in callbacks if isinstance(callback, PlasticityCallback)]
+        if not watchers:
             raise MisconfigurationException(
                 f"{self.monitor!r} is measured by `PlasticityCallback`, which is not among the Trainer's callbacks. "
-                f"Add it, before this callback. {self._unknown(known)}"
+                "Add it, before this callback."
             )
+        measured = any(name.startswith(PREFIX) for name in known)
+        if measured and len(watchers) == 1 and not self._comes_later(watchers[0]):
+            raise MisconfigurationException(self._unknown(known))
+
+    def _comes_later(self, watcher: PlasticityCallback) -> bool:
+        """Whether it may be measured in training, and not at its start."""
+        monitor = watcher.monitor
+        return (
+            watcher.track_updates
+            or (monitor.probe is None and monitor.records_forwards)
+            or any(name in self.monitor for name in monitor._of_rollouts)
+        )
 
     def _looks(self, trainer: Trainer, ends_fit: bool) -> float:
         """How many looks at most can be acted upon."""
-        if self.every_n_steps is not None:
-            planned = planned_steps(trainer)
-            return planned if math.isinf(planned) else (planned - (not ends_fit)) // self.every_n_steps
-        epochs = trainer.max_epochs
-        if epochs in (None, -1):
-            return math.inf
-        interval = 1
-        if any(trainer.num_val_batches):
-            batches = trainer.val_check_batch
-            if (
-                trainer.check_val_every_n_epoch is None
-                or not batches
-                or batches < trainer.num_training_batches
-            ):
-                return math.inf  # several times an epoch, or by the clock
-            interval = trainer.check_val_every_n_epoch
-        return (epochs - (not ends_fit)) // interval
+        if self.every_n_steps is None:
+            return planned_looks(trainer, ends_fit=ends_fit)
+        planned = planned_steps(trainer)
+        if ends_fit and not trainer.lightning_module.automatic_optimization:
+            return math.inf  # the last batch may make more steps than planned
+        return planned if math.isinf(planned) else (planned - (not ends_fit)) // self.every_n_steps
+
+
+def _over_ranks(trainer: Trainer, value: float, how: str) -> float:
+    """Reduce a number over all ranks, so that each decides alike."""
+    if trainer.world_size == 1:
+        return float(value)
+    number = torch.tensor(float(value), device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(number, reduce_op=how))
+
+
+def _check_name(monitor: Any) -> None:
+    if not isinstance(monitor, str) or not monitor:
+        raise MisconfigurationException(
+            f"Expected argument `monitor` to be the name of a metric but got {monitor!r}."
+        )
+
+
+def _check_threshold(threshold: Any) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold):
+        raise MisconfigurationException(
+            f"Expected argument `threshold` to be a finite number but got {threshold!r}."
+        )

@@ -15,7 +15,6 @@ from lightning_rejuv import PlasticityCallback, RejuvenationCallback
 from lightning_rejuv.callbacks import WhenMetric
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.callbacks.modules import Calibrated, Line, fit, line_anchor
-from tests.callbacks.test_distributed import in_two_ranks
 from tests.conftest import batch, sharpened, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
@@ -152,6 +151,55 @@ def _plasticity(every):
     return PlasticityCallback(monitor, every, figure_every_n_steps=0)
 
 
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_misspelt_measure_of_plasticity_is_refused_with_those_there_are(first, every, tmp_path):
+    """At the start where PlasticityCallback has measured before, and else at the first look."""
+    base, steps = tiny_llama(), []
+
+    class Counted(Calibrated):
+        def training_step(self, batch, batch_idx):
+            steps.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    trigger = WhenMetric("plasticity/tokn_entropy", 0.1, every_n_steps=every)
+    callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+    both = [_plasticity(2), callback] if first else [callback, _plasticity(2)]
+    with pytest.raises(
+        (MisconfigurationException, RuntimeError), match="'plasticity/tokn_entropy'"
+    ) as caught:
+        fit(Counted(sharpened(base), base), *both, tmp_path=tmp_path, max_epochs=2)
+    assert len(steps) == (0 if first else every or 4)
+    assert "'plasticity/token_entropy'" in str(caught.value)
+    assert "self.log" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "monitored"),
+    [
+        ("plasticity/update_ratio", {"track_updates": True}, {"probe": True}),
+        ("plasticity/token_entropy", {}, {"probe": False}),  # recorded in training
+        ("plasticity/pass_at_1", {}, {"probe": True}),
+    ],
+)
+def test_measures_that_are_taken_in_training_are_not_refused_at_its_start(name, options, monitored, tmp_path):
+    base = tiny_llama()
+
+    class Rewarded(Calibrated):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return {"loss": loss, "rewards": torch.tensor([[0.0, 1.0]])}
+
+    probe = [batch(seed=5)] if monitored["probe"] else None
+    monitor = PlasticityMonitor(anchor=base, probe=probe, rank_sites=None)
+    plasticity = PlasticityCallback(monitor, 2, figure_every_n_steps=0, **options)
+    trigger = WhenMetric(name, 1e9, every_n_steps=2)
+    callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+    module = Rewarded(sharpened(base), base)
+    fit(module, plasticity, callback, tmp_path=tmp_path, max_epochs=1, log_every_n_steps=1)
+    assert callback.rejuvenated_at == [2]
+
+
 def test_measures_of_plasticity_are_seen_when_they_are_taken(tmp_path):
     base = tiny_llama()
     made = []
@@ -168,40 +216,6 @@ def test_measures_of_plasticity_are_seen_when_they_are_taken(tmp_path):
     assert made == [[2], [2]]
 
 
-def test_in_the_epochs_that_are_left(tmp_path):
-    """A look that comes after the last update can do nothing."""
-    cases = [
-        (
-            WhenMetric("level", 0.5),
-            {"max_epochs": 1},
-            "at least 1 times before its last update but it does so 0",
-        ),
-        (WhenMetric("level", 0.5, patience=3), {}, "at least 3 times .* 2 times"),
-        (WhenMetric("level", 0.5), {"check_val_every_n_epoch": 3}, "0 times"),
-        (WhenMetric("loss", 0.5, every_n_steps=12), {}, "0 times"),
-        (WhenMetric("loss", 0.5, every_n_steps=4, patience=3), {}, "2 times"),
-        (WhenMetric("loss", 0.5, every_n_steps=4, patience=2), {"max_steps": 8}, "1 times"),
-    ]
-    for trigger, options, message in cases:
-        with pytest.raises(MisconfigurationException, match=message):
-            fired_at(trigger, tmp_path, **options)
-    # Just enough, or not to be told beforehand.
-    fine = [
-        (WhenMetric("level", 2.0), {"max_epochs": 1, "val_check_interval": 2}, [2]),
-        (WhenMetric("level", 2.0, patience=2), {}, [8]),
-        (WhenMetric("loss", 1e9, every_n_steps=11), {}, [11]),
-        (WhenMetric("level", 2.0), {"max_epochs": -1, "max_steps": 6}, [4]),
-    ]
-    for trigger, options, expected in fine:
-        assert fired_at(trigger, tmp_path, **options) == expected
-    # Where the fit ends with it the last look counts.
-    last = RejuvenationCallback(
-        line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, reset_fraction=0, alpha=0.5
-    )
-    fit(Line(), last, tmp_path=tmp_path, max_epochs=1)
-    assert last.rejuvenated_at == [4]
-
-
 def test_the_line_says_what_was_seen(tmp_path, caplog):
     with caplog.at_level("INFO"):
         fired_at(WhenMetric("level", 0.85), tmp_path)
@@ -213,45 +227,40 @@ def test_the_line_says_what_was_seen(tmp_path, caplog):
     assert lines[2] == "Not rejuvenated in this fit: WhenMetric did not come due."
 
 
-@pytest.mark.parametrize("first", [0.9, float("nan")])
-def test_two_ranks_decide_alike(first, tmp_path):
-    """A metric that is not synchronised: where it crosses on one rank, both act, and say the same."""
-
-    class Uneven(Line):
-        def validation_step(self, batch, batch_idx):
-            self.log("level", [first, 0.4][self.global_rank], batch_size=1)
-
-    def train():
-        callback = RejuvenationCallback(
-            line_anchor(), when=WhenMetric("level", 0.6), reset_fraction=0, alpha=0.5
-        )
-        fit(Uneven(), callback, tmp_path=tmp_path, strategy="ddp", devices=2)
-        return callback.rejuvenated_at, callback._trigger.reason()
-
-    found = in_two_ranks(train)
-    assert [error for _, error in found.values()] == [None, None]
-    assert found[0][0] == found[1][0] == ([2], "since level 0.4 < 0.6")
-
-
 @pytest.mark.parametrize(
     "options",
     [
         {"threshold": float("nan")},
+        {"threshold": "0.1"},
+        {"threshold": True},
+        {"threshold": None},
         {"threshold": 0.1, "mode": "low"},
         {"threshold": 0.1, "patience": 0},
         {"threshold": 0.1, "every_n_steps": 0},
+        {"threshold": 0.1, "strict": "no"},
+        {"monitor": None, "threshold": 0.1},
+        {"monitor": "", "threshold": 0.1},
     ],
 )
 def test_bad_arguments_are_refused_at_construction(options):
     with pytest.raises(MisconfigurationException, match="Expected argument"):
-        WhenMetric("level", **options)
+        WhenMetric(**{"monitor": "level", **options})
 
 
 def test_its_state_is_plain(tmp_path):
     trigger = WhenMetric("level", 0.5, every_n_steps=2)
     trainer = SimpleNamespace(callback_metrics={"level": torch.tensor(0.25)}, global_step=5, world_size=1)
     trigger.observe_step(trainer)
-    assert trigger.state_dict() == {"crossed": 1, "value": 0.25, "looked": 2}
+    seen = {
+        "crossed": 1,
+        "value": 0.25,
+        "looked": 2,
+        "monitor": "level",
+        "every_n_steps": 2,
+        "last": 0.25,
+        "announced": False,
+    }
+    assert trigger.state_dict() == seen
     again = WhenMetric("level", 0.5, every_n_steps=2)
     assert math.isnan(again.state_dict()["value"])
     again.load_state_dict(trigger.state_dict())
