@@ -73,7 +73,8 @@ def test_exactly_the_selected_rows_and_columns_return_to_the_base(pair, alpha, o
     assert any(not torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
-def test_a_bias_is_reset_with_its_row():
+@pytest.mark.parametrize("quantity", ["entropy_gradient", "target_logit"])
+def test_a_bias_is_reset_with_its_row(quantity):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -84,14 +85,16 @@ def test_a_bias_is_reset_with_its_row():
         num_attention_heads=4,
         num_key_value_heads=2,
     )
+    torch.manual_seed(0)
     base = Qwen2ForCausalLM(config)
     sft = sharpened(base)
     data = [batch(seed=s) for s in range(4)]
-    rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.5, scope="module", positions="entropy_gap")
+    options = {"scope": "module", "positions": "entropy_gap", "quantity": quantity, "rank_by": "absolute"}
+    rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.5, **options)
     for name in ("q_proj", "k_proj", "v_proj"):
         ours, theirs = (m.get_submodule(f"model.layers.0.self_attn.{name}") for m in (sft, base))
         rows = (ours.weight == theirs.weight).all(1)
-        assert 0 < int(rows.sum()) < len(rows)
+        assert int(rows.sum()) == len(rows) // 2
         assert torch.equal(rows, ours.bias == theirs.bias)
 
 

@@ -183,7 +183,7 @@ def test_it_has_to_be_said_when(when):
 def test_options_are_checked_at_construction():
     with pytest.raises(ValueError, match="`alpha`"):
         RejuvenationCallback("base", at_start=True, alpha=3)
-    with pytest.raises(MisconfigurationException, match="`epoch`"):
+    with pytest.raises(MisconfigurationException, match="`at_epoch`"):
         RejuvenationCallback("base", at_epoch=-1)
     with pytest.raises(TypeError, match="aplha"):
         RejuvenationCallback("base", at_start=True, aplha=0.5)
