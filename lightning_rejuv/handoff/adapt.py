@@ -28,11 +28,15 @@ from lightning_rejuv.handoff.sidecar import copy_sidecar
 from lightning_rejuv.handoff.write_report import check_apart, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import bridge, listing
-from lightning_rejuv.options import alpha_by_name
+from lightning_rejuv.options import FIXED_ALPHA, alpha_by_name
 
 
 def rejuvenate_adapter(
-    sft: PathLike, out: PathLike, *, base: PathLike | None = None, alpha: float | Mapping[str, float] = 0.5
+    sft: PathLike,
+    out: PathLike,
+    *,
+    base: PathLike | None = None,
+    alpha: float | Mapping[str, float] = FIXED_ALPHA,
 ) -> HandoffReport:
     """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
 

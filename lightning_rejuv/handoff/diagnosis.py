@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_rejuv.handoff.checks import Finding
 from lightning_rejuv.handoff.report import row
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
+from lightning_rejuv.options import FIXED_ALPHA
 
 if TYPE_CHECKING:
     from lightning_rejuv.handoff.behaviour import Behaviour
@@ -117,8 +118,8 @@ def judge(tensors: Mapping[str, TensorStatistics], behaviour: Behaviour | None) 
     if behaviour is None:
         return (
             UNKNOWN,
-            0.5,
-            "Weights alone cannot tell whether SFT went too far: pass calibration data. 0.5 is the paper's.",
+            FIXED_ALPHA,
+            "Weights alone cannot tell whether SFT went too far, nor which alpha fits: pass calibration data.",
         )
     lost = behaviour.search.alpha < 1.0
     sharp = behaviour.entropy_ratio < ENTROPY_RATIO
@@ -133,5 +134,5 @@ def judge(tensors: Mapping[str, TensorStatistics], behaviour: Behaviour | None) 
     if sharp:
         ratio = behaviour.entropy_ratio
         reasons.append(f"token entropy is {ratio:.0%} of the base's (below {ENTROPY_RATIO:.0%})")
-    alpha = behaviour.search.alpha if lost else 0.5
-    return OVER_TRAINED, alpha if math.isfinite(alpha) else 0.5, "; ".join(reasons).capitalize() + "."
+    alpha = behaviour.search.alpha if lost else FIXED_ALPHA
+    return OVER_TRAINED, alpha if math.isfinite(alpha) else FIXED_ALPHA, "; ".join(reasons).capitalize() + "."

@@ -39,7 +39,7 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import alpha_by_name
+from lightning_rejuv.options import FIXED_ALPHA, alpha_by_name
 
 
 def merge_adapter(
@@ -47,7 +47,7 @@ def merge_adapter(
     sft: PathLike,
     out: PathLike,
     *,
-    alpha: float | Mapping[str, float] = 0.5,
+    alpha: float | Mapping[str, float] = FIXED_ALPHA,
     dtype: str | None = None,
     stochastic_rounding: bool = False,
     seed: int = 0,
