@@ -11,8 +11,8 @@ Level = Literal["plastic", "at risk", "collapsed", "unknown"]
 
 _SEVERITY: dict[Level, int] = {"unknown": -1, "plastic": 0, "at risk": 1, "collapsed": 2}
 
-#: Support retention, nats a response of 10 to 25 tokens. In the study (docs/evidence.md, "Forecast") RL from
-#: over-trained starts nearly always succeeds above the first and nearly never below the second.
+#: Support retention, nats a response of 10 to 25 tokens. In the study (docs/evidence.md, "The verdict") RL from
+#: over-trained starts mostly succeeds above the first and hardly ever below the second.
 RETENTION_AT_RISK, RETENTION_COLLAPSED = -2.0, -8.0
 RETENTION_TOKENS = 25
 #: Entropy over the base's: a fall by half is the alarm of arXiv 2606.18487; the collapsed model of arXiv
