@@ -156,7 +156,7 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
     ),
     "sweeps": (
         SECOND_SEEDS,
-        "base rigid fusion_40 fusion_20 fusion_60 fusion_70 fusion_80 fusion_10 fusion_90 sft_16 sft_32 sft_4 sft_2 "
+        "rigid fusion_40 fusion_20 fusion_60 fusion_70 fusion_80 fusion_10 fusion_90 sft_16 sft_32 sft_4 sft_2 "
         "sft_8 sft_1",
     ),
     "variants": (
