@@ -120,9 +120,8 @@ def main(run: Path) -> None:
         kept, path, picture = without_curves(summary), RESULTS, "report.png"
         made = blocks(kept)
     path.write_text(json.dumps(kept, indent=1) + "\n")
-    shown = (
-        Image.open(run / "report.png").convert("RGB").quantize(256)
-    )  # a third of the size, and looks the same
+    # 256 colours: a third of the size, and looks the same.
+    shown = Image.open(run / "report.png").convert("RGB").quantize(256)
     shown.save(ROOT / "docs" / "images" / picture, optimize=True)
     for page in (ROOT / "README.md", ROOT / "docs" / "demo.md"):
         page.write_text(filled(page.read_text(), made))

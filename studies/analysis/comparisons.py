@@ -104,24 +104,24 @@ EXPLORATORY = (
     Pair("auto_reset_entropy_4", "auto_reset_entropy", "twice as many neurons, automatic alpha"),
 )
 
+#: Arms that differ from `rigid_entropy` in one option.
+ENTROPY_OPTIONS = (
+    "rigid_entropy_absolute",
+    "rigid_entropy_gap",
+    "rigid_entropy_positions_2",
+    "rigid_entropy_layer",
+    "rigid_entropy_module",
+    "rigid_entropy_05",
+    "rigid_entropy_1",
+    "rigid_entropy_2",
+    "rigid_entropy_8",
+)
+
 #: Options of the reset, each against the same reset without it: quantity, ranking, positions, scope, share.
 VARIANTS = (
     Pair("rigid_reset", "rigid_entropy"),
     Pair("rigid_signed", "rigid_reset"),
-    *(
-        Pair(arm, "rigid_entropy")
-        for arm in (
-            "rigid_entropy_absolute",
-            "rigid_entropy_gap",
-            "rigid_entropy_positions_2",
-            "rigid_entropy_layer",
-            "rigid_entropy_module",
-            "rigid_entropy_05",
-            "rigid_entropy_1",
-            "rigid_entropy_2",
-            "rigid_entropy_8",
-        )
-    ),
+    *(Pair(arm, "rigid_entropy") for arm in ENTROPY_OPTIONS),
 )
 
 #: Other alphas, and resets after the automatic one, each against the default rule without a reset.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studies.analysis.comparisons import ENTROPY_OPTIONS
 from studies.analysis.markdown import DASH, MINUS, number, of, p_value, plus_minus, signed, table
 from studies.analysis.tables import Summary, paired_table
 
@@ -31,19 +32,7 @@ CONTROLS = (
     "rigid_paper_random",
 )
 # The reset's options, beside the arms that they differ from in one setting.
-OPTIONS = (
-    "auto_reset_entropy_4",
-    "rigid_entropy_absolute",
-    "rigid_entropy_gap",
-    "rigid_entropy_positions_2",
-    "rigid_entropy_layer",
-    "rigid_entropy_module",
-    "rigid_entropy_05",
-    "rigid_entropy_1",
-    "rigid_entropy_2",
-    "rigid_entropy_8",
-    "rigid_signed",
-)
+OPTIONS = ("auto_reset_entropy_4", *ENTROPY_OPTIONS, "rigid_signed")
 RESET_ARMS = (*CONTROLS, *OPTIONS)
 WHERE = ("auto_reset_entropy", "auto_reset", "rigid_entropy", "rigid_reset", "rigid_paper")
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
