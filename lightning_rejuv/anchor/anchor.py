@@ -31,7 +31,9 @@ class Anchor(ABC):
             source: a module; a state dict; a Hugging Face directory (``model.safetensors``, sharded or
                 not); a ``torch.distributed.checkpoint`` folder; a ``.safetensors`` file; a Lightning
                 checkpoint or another file that ``torch.load(weights_only=True)`` can read. Files are
-                memory-mapped.
+                memory-mapped. A folder with ``.metadata`` is opened as a distributed checkpoint only
+                where it holds no ``*.safetensors``, index of such or ``config.json``; to open one that
+                lies beside these, pass the path of its ``.metadata``.
 
         Raises:
             FileNotFoundError: the path, or a shard that its index names, does not exist.

@@ -1,92 +1,122 @@
-"""An anchor in a ``torch.distributed.checkpoint`` folder, read without trusting its pickled metadata."""
+"""An anchor in a ``torch.distributed.checkpoint`` folder, of which nothing is unpickled but tensors."""
 
 from __future__ import annotations
 
-import pickle
+import io
+import os
+import zipfile
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch import Tensor, nn
 
-# Everything that the metadata of a checkpoint of tensors is made of; any other name is refused.
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("torch", "Size"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "Metadata"),
-    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
-    ("torch.serialization", "_get_layout"),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of a checkpoint's metadata")
-
-
-class _SafeReader(FileSystemReader):
-    """PyTorch's reader, which unpickles the metadata of any folder, with the metadata's types alone."""
-
-    def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as file:
-                metadata = _MetadataUnpickler(file).load()
-        except Exception as error:
-            raise ValueError(
-                f"{str(path)!r} could not be read safely: {error}. Nothing was unpickled."
-            ) from error
-        if not isinstance(metadata, Metadata):
-            raise ValueError(
-                f"Expected {str(path)!r} to hold a checkpoint's metadata but got {type(metadata)}."
-            )
-        return metadata
+from lightning_rejuv.anchor.distributed_metadata import METADATA, Chunk, read_metadata
+from lightning_rejuv.anchor.links import lies_within
 
 
 class DistributedCheckpoint:
     """The tensors of a distributed checkpoint, each read only when it is asked for.
 
+    Its metadata, which is a pickle, is read as plain data: no name in it is imported and nothing in it is called.
+    Entries that are no tensors are never read.
+
     Args:
         path: the folder.
 
     Raises:
-        ValueError: the metadata holds anything but a checkpoint's own types.
+        FileNotFoundError: the metadata name a file that does not exist.
+        ValueError: the metadata hold anything but a checkpoint's own types, or do not fit the files.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        entries = _SafeReader(path).read_metadata().state_dict_metadata
-        self._tensors = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+        self._tensors = read_metadata(path / METADATA)
+        self._check_files()
         nested = [name for name in self._tensors if name.startswith("state_dict.")]
         # Lightning keeps the model under "state_dict", beside optimizer states.
         self.names = {n.removeprefix("state_dict."): n for n in (nested or self._tensors)}
 
     def shape(self, name: str) -> torch.Size:
         """A tensor's shape, from the metadata."""
-        return self._tensors[self.names[name]].size
+        return torch.Size(self._tensors[self.names[name]].size)
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor onto the CPU."""
-        key = self.names[name]
-        dtype = self._tensors[key].properties.dtype
-        state = {key: torch.empty(self._tensors[key].size, dtype=dtype)}
-        load(state, storage_reader=_SafeReader(self._path), no_dist=True)
-        return state[key]
+        """Read one tensor onto the CPU.
+
+        Raises:
+            ValueError: its bytes are not what the metadata say.
+            OSError: they cannot be read.
+        """
+        stored = self._tensors[self.names[name]]
+        if stored.chunks and stored.chunks[0].sizes == stored.size:
+            return self._read(name, stored.chunks[0], stored.dtype)
+        found = torch.empty(stored.size, dtype=stored.dtype)
+        covered = torch.zeros(stored.size, dtype=torch.bool)
+        for chunk in stored.chunks:
+            block = tuple(slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
+            found[block] = self._read(name, chunk, stored.dtype)
+            covered[block] = True
+        if not bool(covered.all()):
+            raise ValueError(
+                f"Expected the chunks of {name!r:.200} in {str(self._path)!r} to cover it but some overlap."
+            )
+        return found
+
+    def _check_files(self) -> None:
+        """Every chunk has bytes of its own, within a file of the folder: no tensor is larger than the files."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for stored in self._tensors.values():
+            for chunk in stored.chunks:
+                ranges.setdefault(chunk.file, []).append((chunk.start, chunk.start + chunk.length))
+        for name, found in ranges.items():
+            file = self._path / name
+            if not os.path.lexists(file):
+                raise FileNotFoundError(
+                    f"Expected the file {name!r} in {str(self._path)!r} but there is none."
+                )
+            if not lies_within(self._path, name) or not file.is_file():
+                raise ValueError(
+                    f"Expected {str(file)!r} to be a file of the checkpoint but it is none, or a link that leads out."
+                )
+            found.sort()
+            if any(start < end for (_, end), (start, _) in pairwise(found)):
+                raise ValueError(
+                    f"Expected every chunk in {str(file)!r} to have bytes of its own but some overlap."
+                )
+            size, end = file.stat().st_size, found[-1][1]
+            if size < end:
+                raise ValueError(
+                    f"Expected {str(file)!r} to have at least {end} bytes, as {METADATA} says, but it has {size}. "
+                    "Was it copied or saved to its end?"
+                )
+
+    def _read(self, name: str, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+        with (self._path / chunk.file).open("rb") as file:
+            file.seek(chunk.start)
+            content = file.read(chunk.length)
+        where = f"the tensor {name!r:.200} in {str(self._path / chunk.file)!r}"
+        try:
+            _check_stored(content)
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever malformed bytes lead to
+            raise ValueError(
+                f"{where} could not be read with `weights_only=True` ({error!s:.500})."
+            ) from error
+        plain = type(found) in (Tensor, nn.Parameter) and found.layout is torch.strided
+        if (
+            not plain
+            or found.device.type != "cpu"
+            or found.dtype != dtype
+            or tuple(found.shape) != chunk.sizes
+        ):
+            raise ValueError(f"Expected {where} to be {dtype} of shape {chunk.sizes}, as {METADATA} says.")
+        return found.detach().contiguous()  # type: ignore[no-any-return]
+
+
+def _check_stored(content: bytes) -> None:
+    """Refuse an archive whose records are larger than the archive: PyTorch never compresses them."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        records = archive.infolist()
+    if any(r.compress_type for r in records) or sum(r.file_size for r in records) > len(content):
+        raise ValueError("its records are compressed, or overlap")

@@ -17,6 +17,7 @@ from lightning_rejuv.names import canonical_name, listing
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -132,6 +133,8 @@ def _open_path(path: Path) -> Anchor:
             f"Expected the anchor at {str(path)!r} but there is no such file or directory. "
             "Nothing is downloaded: pass the local directory of the base model."
         )
+    if path.name == _METADATA:
+        return _DistributedAnchor(path.parent)
     if path.suffix == ".safetensors":
         return _SafetensorsAnchor([path], str(path))
     if path.suffix in _PICKLED:
@@ -143,7 +146,7 @@ def _open_path(path: Path) -> Anchor:
 
 
 def _open_directory(path: Path) -> Anchor:
-    if (path / ".metadata").is_file():
+    if (path / _METADATA).is_file() and not _is_hugging_face(path):
         return _DistributedAnchor(path)
     if (path / _INDEX).is_file():
         shards = sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
@@ -160,6 +163,12 @@ def _open_directory(path: Path) -> Anchor:
         f"Expected {_SINGLE} or {_INDEX} in {str(path)!r} but found {listing(os.listdir(path))}. "
         "Save the base with `save_pretrained`, which writes safetensors."
     )
+
+
+def _is_hugging_face(path: Path) -> bool:
+    """Whether a directory has what Hugging Face's have: its ``.metadata`` is then never looked at."""
+    ends = (".safetensors", ".safetensors.index.json")
+    return any(name == "config.json" or name.endswith(ends) for name in os.listdir(path))
 
 
 def _open_checkpoint(path: Path) -> Anchor:
