@@ -130,19 +130,27 @@ def _places(storage: Pairs) -> _Places:
     found: _Places = {}
     for key, value in storage:
         index = _state(key, f"{_METADATA}.MetadataIndex")
-        place = _state(value, f"{_CHECKPOINT}.filesystem._StorageInfo")
-        fields = {k: v for k, v in index if type(k) is str}
-        offset = None if fields.get("offset") is None else _size(fields["offset"])
-        name, file = _field(index, "fqn", str), _field(place, "relative_path", str)
-        start, length = (_natural(_field(place, field, int)) for field in ("offset", "length"))
-        if file in ("", ".", "..") or any(c in file for c in "/\\\0") or len(file) > _MAX_NAME:
-            raise ValueError(f"it names the file {file!r:.200}, which does not lie beside it")
-        if any(k == "transform_descriptors" and v for k, v in place):
-            raise ValueError(f"the file {file!r:.200} is compressed: save it without extensions")
+        name = _field(index, "fqn", str)
+        try:
+            offset = next(
+                (_size(v) for k, v in index if type(k) is str and k == "offset" and v is not None), None
+            )
+            place = _place(_state(value, f"{_CHECKPOINT}.filesystem._StorageInfo"))
+        except ValueError as error:
+            raise ValueError(f"the tensor {name!r:.200} has {error}") from error
         if (name, offset) in found:
-            raise ValueError(f"{name!r:.200} lies in two places")
-        found[name, offset] = file, start, length
+            raise ValueError(f"the tensor {name!r:.200} has a chunk that lies in two places")
+        found[name, offset] = place
     return found
+
+
+def _place(state: Pairs) -> tuple[str, int, int]:
+    file = _field(state, "relative_path", str)
+    if file in ("", ".", "..") or any(c in file for c in "/\\\0") or len(file) > _MAX_NAME:
+        raise ValueError(f"its bytes in {file!r:.200}, which does not lie beside it")
+    if any(k == "transform_descriptors" and v for k, v in state):
+        raise ValueError(f"its bytes in {file!r:.200} compressed: save the checkpoint without extensions")
+    return file, _natural(_field(state, "offset", int)), _natural(_field(state, "length", int))
 
 
 def _stored(name: str, entry: Pairs, places: _Places) -> Stored:

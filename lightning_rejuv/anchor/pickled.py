@@ -88,12 +88,19 @@ class _Reader:
             if opcode is None:
                 what = f"has the operation {code!r}, which data has no need of" if code else "is cut off"
                 raise ValueError(f"it {what}")
-            argument = opcode.arg.reader(self._stream) if opcode.arg else None
+            argument = None
+            if opcode.name == "GLOBAL":
+                argument = [self._line(), self._line()]
+            elif opcode.arg:
+                argument = opcode.arg.reader(self._stream)
             if opcode.name == "STOP":
                 if len(self._stack) != 1:
                     raise ValueError(f"it ends with {len(self._stack)} objects instead of one")
                 return self._stack[0]
             self._do(opcode.name, argument)
+
+    def _line(self) -> str:
+        return self._stream.readline().decode().removesuffix("\n")
 
     def _do(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -122,9 +129,11 @@ class _Reader:
             self._top(Items).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = self._last(2) if name == "SETITEM" else self._marked()
+            if len(items) % 2:
+                raise ValueError("it has a key without a value")
             self._top(Pairs).extend(zip(items[::2], items[1::2], strict=True))
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            self._name(*(argument.split(" ", 1) if argument is not None else self._last(2)))
+            self._name(*(argument or self._last(2)))
         elif name in ("REDUCE", "NEWOBJ"):
             named, arguments = self._last(2)
             if type(named) is not Named or type(arguments) is not tuple:

@@ -52,7 +52,7 @@ def bytes_entry_through_an_enumeration(shapes: dict[str, tuple[int, ...]], lengt
     def members(table: bytes) -> bytes:
         return get(1) + b"(N}" + text("_value2member_map_") + table + b"stb0"
 
-    for i, (key, shape) in enumerate(sorted(shapes.items())):
+    for i, (_, shape) in enumerate(sorted(shapes.items())):
         properties = name(METADATA, "TensorProperties") + b"(" + name("torch", "float32") + b"tR"
         size = name("torch", "Size") + b"((" + b"".join(map(number, shape)) + b"ttR"
         out += (
