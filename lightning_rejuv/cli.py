@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except KeyboardInterrupt:
+        if getattr(parsed, "written", False):  # interrupted while it was reported on: the output is whole
+            return 0
         return _fail("interrupted: nothing is left under the output's name", _INTERRUPTED)
     except OSError as error:
         return _fail(str(error), _IO)
@@ -98,6 +100,7 @@ def _rejuvenate(parsed: argparse.Namespace) -> int:
             compute_dtype=parsed.compute_dtype,
             **shared,
         )
+    parsed.written = True
     _print(report, parsed)
     return 0
 
@@ -172,6 +175,7 @@ def _alpha(text: str) -> Any:
 def _bar(total: int) -> Callable[[int], object]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    tqdm.monitor_interval = 0  # no thread of its own, which an interrupt could leave waiting for a lock
     # `disable=None` leaves it out where standard error is no terminal.
     bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False)
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+# Opens a directory, never through a link, and never waits: a FIFO is no directory.
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
-@contextmanager
+
+@contextlib.contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
     """Give a directory to write into; on exit it gets its final name in one atomic step.
 
     What is written goes into ``.NAME.partial`` beside it, under a lock that ends with the process. After an
-    error it is removed; after a kill it stays, and the next run for the same name removes it. Files have to
-    be synced by whoever writes them; the directories are synced here.
+    error it is removed; after a kill it stays, and the next run for the same name removes it. A link at that name,
+    or whatever else is no directory of one's own, is neither followed nor removed. Files have to be synced by
+    whoever writes them; the directories are synced here.
 
     Args:
         final: the name it gets; must not exist, or be an empty directory.
 
     Raises:
-        FileExistsError: it exists and is not empty.
+        FileExistsError: it exists and is not empty; or something else stands at the partial directory's name.
         BlockingIOError: another process is writing it right now.
         OSError: it cannot be written.
     """
@@ -32,14 +36,19 @@ def new_directory(final: Path) -> Iterator[Path]:
     partial = final.with_name(f".{final.name}.partial")
     lock = _claim(partial)
     try:
-        yield partial
-        for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
-            _sync(folder)
-        os.rename(partial, final)
-        _sync(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        try:
+            yield partial
+            _sync(lock)
+            _check_same(partial, lock)
+            os.rename(partial, final)
+            parent = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+        except BaseException:
+            _remove(partial, final, lock)
+            raise
     finally:
         os.close(lock)
 
@@ -60,34 +69,103 @@ def check_free(final: Path) -> None:
 def _claim(partial: Path) -> int:
     """Create the partial directory, emptied of what a killed run left, and return its locked descriptor."""
     while True:
-        partial.mkdir(exist_ok=True)
-        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        ours = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            os.mkdir(partial)
+        except FileExistsError:
+            ours = False
+        try:
+            descriptor = os.open(partial, OPEN_DIRECTORY)
+        except FileNotFoundError:  # its former owner has just renamed it
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise _taken(partial, "a link or a file") from error
+        try:
+            if not ours and os.fstat(descriptor).st_uid != os.geteuid():
+                raise _taken(partial, "another user's directory")
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"Another process is writing into {str(partial)!r}: wait for it, or choose another output."
+                ) from None
+            # Between opening and locking, its former owner may have renamed it to the final name.
+            if _is_same(partial, descriptor):
+                _empty(descriptor)
+                return descriptor
+        except BaseException:
             os.close(descriptor)
-            raise BlockingIOError(
-                f"Another process is writing into {str(partial)!r}: wait for it, or choose another output."
-            ) from None
-        # Between opening and locking, its former owner may have renamed it to the final name.
-        if partial.exists() and os.path.samestat(os.fstat(descriptor), os.stat(partial)):
-            break
+            raise
         os.close(descriptor)
-    for left in partial.iterdir():
-        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-    return descriptor
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _taken(partial: Path, what: str) -> FileExistsError:
+    return FileExistsError(
+        f"Expected {str(partial)!r}, where the output is prepared, not to exist or to be what a run that was "
+        f"stopped has left, but it is {what}. Nothing there is touched: remove it, or choose another output."
+    )
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    """Whether a path, itself no link, is the directory that is open."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _check_same(partial: Path, lock: int) -> None:
+    if not _is_same(partial, lock):
+        raise OSError(f"{str(partial)!r} was moved or replaced while the output was written into it.")
+
+
+def _remove(partial: Path, final: Path, lock: int) -> None:
+    """Remove what was written, under either name, whatever stops that; then, and only then, what is named."""
+    try:
+        _empty(lock)
+    except BaseException:  # a second Ctrl-C, or an error of the disk: once more, as far as it goes
+        with contextlib.suppress(OSError):
+            _empty(lock)
+    for path in (partial, final):
+        with contextlib.suppress(OSError):
+            if _is_same(path, lock):
+                os.rmdir(path)
+
+
+def _empty(folder: int) -> None:
+    """Remove everything in a directory that is open; links are removed and never followed."""
+    for name in os.listdir(folder):
+        try:
+            inner = os.open(name, OPEN_DIRECTORY, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            os.unlink(name, dir_fd=folder)
+            continue
+        try:
+            _empty(inner)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=folder)
+
+
+def _sync(folder: int) -> None:
+    """Wait until a directory that is open, and those in it, are on the disk."""
+    with os.scandir(folder) as entries:
+        inside = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in inside:
+        inner = os.open(name, OPEN_DIRECTORY, dir_fd=folder)
+        try:
+            _sync(inner)
+        finally:
+            os.close(inner)
+    os.fsync(folder)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file and wait until it is on the disk."""
+    """Write a small new file and wait until it is on the disk; whatever stands at its name is not followed."""
     with open(path, "xb") as file:
         file.write(content)
         file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -22,11 +23,11 @@ _IDENTIFYING = (
 )
 
 
-def hash_file(path: Path, stop: threading.Event | None = None) -> str:
+def hash_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
     """Return a file's SHA-256 in hexadecimal: what ``sha256sum`` prints and the Hugging Face Hub shows."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while (block := file.read(_BLOCK)) and not (stop and stop.is_set()):
+        while (block := file.read(_BLOCK)) and not stopped():
             digest.update(block)
     return digest.hexdigest()
 
@@ -41,7 +42,7 @@ class Hasher:
     def __init__(self, inputs: dict[str, tuple[Path, list[str]]]) -> None:
         self._inputs = inputs
         self._found: dict[str, dict[str, str]] = {role: {} for role in inputs}
-        self._stop = threading.Event()
+        self._stopped = False  # no lock of Python's: an interrupt could end it between its two steps
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="lightning-rejuv-hasher", daemon=True)
 
@@ -52,9 +53,12 @@ class Hasher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._stop.set()
-        self._thread.join()
+        try:
+            self._stopped = error is not None
+            self._thread.join()
+        except BaseException:
+            self._stopped = True
+            raise
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Wait for the SHA-256 of every file, by role and name.
@@ -72,6 +76,8 @@ class Hasher:
             for role, (directory, weights) in self._inputs.items():
                 beside = [name for name in _IDENTIFYING if (directory / name).is_file()]
                 for name in (*beside, *weights):
-                    self._found[role][name] = hash_file(directory / name, self._stop)
+                    if self._stopped:
+                        return
+                    self._found[role][name] = hash_file(directory / name, lambda: self._stopped)
         except BaseException as error:
             self._failed = error
