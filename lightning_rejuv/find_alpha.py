@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.alpha import AlphaSearch, default_target, search_alpha
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
-from lightning_rejuv.calibration import IGNORED, Batch, as_batches
-from lightning_rejuv.forward import device_of
+from lightning_rejuv.bounded import MAX_RESPONSES, bounded
+from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration_checks import batches_for
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
 Verifier = Callable[[Mapping[str, Tensor]], Tensor]
@@ -50,7 +51,7 @@ def find_alpha(
     if rule == "support_retention":
         assert verifier is not None
         own = _verified(own, verifier)
-    batches = _on_device(own, model)
+    batches = batches_for(model, own, "sampled")
     if target is None:
         tokens = sum(int(b.response.sum()) for b in batches) / sum(len(b.response) for b in batches)
         target = default_target(rule, tokens)
@@ -60,74 +61,34 @@ def find_alpha(
         return search_alpha(lambda a: 1 - _entropy(model, blend, batches, a) / floor, target, rule)
     excess = _excess(model, blend, batches, 0.0)
     if rule == "kl_balance":
-        theirs = _excess(model, blend, _on_device(_samples(model, blend, sampler, 1.0), model), 1.0)
+        theirs = _excess(
+            model, blend, batches_for(model, _samples(model, blend, sampler, 1.0), "sampled"), 1.0
+        )
         return search_alpha(lambda a: excess(a) - theirs(a), target, rule)
     return search_alpha(excess, target, rule)
 
 
-def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
-    """Sample one response to every calibration prompt, with the model's own ``generate``.
-
-    At temperature 1 without truncation, as many tokens as the longest calibration response has; prompts of
-    one length are sampled together, so that none is padded.
-
-    Args:
-        batches: calibration batches; a prompt is what comes before the first response token.
-        seed: of the samples.
-    """
-
-    def sampler(model: nn.Module) -> list[dict[str, Tensor]]:
-        torch.manual_seed(seed)
-        longest = max(int(batch.response.sum(1).max()) for batch in batches)
-        prompts: dict[int, list[Tensor]] = {}
-        for batch in batches:
-            for ids, response in zip(batch.inputs["input_ids"], batch.response, strict=True):
-                start = int(response.int().argmax()) + 1
-                prompts.setdefault(start, []).append(ids[:start])
-        samples = []
-        for start, group in prompts.items():
-            ids = torch.stack(group)
-            full = model.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=longest,
-            )
-            samples.append({"input_ids": full, "labels": _labels(model, full, start)})
-        return samples
-
-    return sampler
-
-
-def _labels(model: nn.Module, full: Tensor, start: int) -> Tensor:
-    """Label the response up to and with its first end-of-sequence token."""
-    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    ends = torch.tensor([] if ends is None else ends, device=full.device, dtype=full.dtype).flatten()
-    after_end = torch.isin(full[:, start:], ends).cumsum(1).roll(1, dims=1)
-    after_end[:, 0] = 0
-    labels = full.clone()
-    labels[:, :start] = IGNORED
-    labels[:, start:][after_end > 0] = IGNORED
-    return labels
-
-
 def _samples(model: nn.Module, blend: Blend, sampler: Sampler, alpha: float) -> list[Any]:
     blend.at(alpha)
-    return list(sampler(model))
+    return list(bounded(sampler(model), "sampled", MAX_RESPONSES, _rows))
 
 
-def _on_device(samples: list[Any], model: nn.Module) -> list[Batch]:
-    return [batch.to(device_of(model)) for batch in as_batches(samples, what="sampled")]
+def _rows(batch: Any) -> int:
+    return len(batch["input_ids"]) if isinstance(batch, Mapping) and "input_ids" in batch else 1
 
 
-def _verified(samples: list[Any], verifier: Verifier) -> list[dict[str, Tensor]]:
+def _verified(samples: list[Any], verifier: Verifier) -> list[dict[str, Any]]:
     right = []
-    for batch in samples:
-        keep = verifier(batch).to(torch.bool)
-        right += [{name: tensor[keep] for name, tensor in batch.items()}] if bool(keep.any()) else []
+    for number, batch in enumerate(samples):
+        rows = _rows(batch)
+        keep = torch.as_tensor(verifier(batch)).to(torch.bool)
+        if keep.shape != (rows,):
+            raise ValueError(
+                f"Expected the verifier to return one bool for each of the {rows} rows of sampled batch {number} but "
+                f"got shape {tuple(keep.shape)}."
+            )
+        if bool(keep.any()):
+            right.append({name: _kept(value, keep) for name, value in batch.items()})
     if not right:
         raise ValueError(
             'Expected at least one verified response for `alpha="support_retention"` but the verifier '
@@ -135,6 +96,12 @@ def _verified(samples: list[Any], verifier: Verifier) -> list[dict[str, Tensor]]
             "needs no verifier."
         )
     return right
+
+
+def _kept(value: Any, keep: Tensor) -> Any:
+    """Return some rows of a tensor that has one for each response, and anything else as it is."""
+    by_row = isinstance(value, Tensor) and value.dim() and len(value) == len(keep)
+    return value[keep.to(value.device)] if by_row and not bool(keep.all()) else value
 
 
 def _entropy(model: nn.Module, blend: Blend, batches: list[Batch], alpha: float) -> float:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv._compat import is_hugging_face, language_model
+
 _watchers: list[Callable[[], object]] = []
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -23,25 +31,103 @@ def watching_forwards(watcher: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; on exit every module's mode and the global RNGs are as before."""
+    """Put a model into eval mode; on exit every module's mode and the global RNGs are as before.
+
+    Without compiled graphs, in which hooks that are added later do not fire, and without the weight cache of
+    autocast.
+    """
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model.eval()
     try:
-        with torch.random.fork_rng(devices):
+        with (
+            torch.random.fork_rng(devices),
+            without_autocast_cache(),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
         for module, training in modes:
             module.training = training
 
 
+@contextmanager
+def without_autocast_cache() -> Iterator[None]:
+    """Keep autocast, on every type of device, from holding on to half-precision copies of weights.
+
+    Its cache knows a weight by its identity: once the weight has been changed in place, the cache goes on
+    serving the copy of what it was.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(enabled)
+
+
+def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function that edits its ``model`` outside ``torch.inference_mode``, in which nothing has a gradient.
+
+    Weights that were made inside that mode can be changed in it alone: for them it is entered.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        model = inspect.signature(function).bind(*args, **kwargs).arguments["model"]
+        with torch.inference_mode(any(p.is_inference() for p in model.parameters())):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def check_gradients_possible(model: nn.Module) -> None:
+    """Refuse weights that were made inside ``torch.inference_mode``, which never get a gradient.
+
+    Raises:
+        ValueError: a parameter is one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"Expected weights that can have a gradient, by which neurons are chosen, but {name!r} was made inside "
+                "`torch.inference_mode()`. Load or copy the model outside of it, or set `reset_fraction=0`."
+            )
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether a model's ``forward`` has an argument of this name, below wrappers that pass on whatever they get."""
+    return name in inspect.signature(language_model(model).forward).parameters
+
+
+def taken_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return those inputs that a model's ``forward`` takes; all of them where it takes any keyword.
+
+    Hugging Face models pass keywords that they do not know on to their parts; they are asked for names alone.
+    """
+    if len(inputs) == 1:
+        return inputs
+    inner = language_model(model)
+    parameters = inspect.signature(inner.forward).parameters
+    if not is_hugging_face(inner) and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return inputs
+    return {name: tensor for name, tensor in inputs.items() if name == "input_ids" or name in parameters}
+
+
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Return a language model's logits [B, T, V], be its output a tensor or a Hugging Face one.
 
+    Args:
+        model: the model.
+        inputs: ``input_ids`` [B, T] and what goes with them; what the model's ``forward`` does not take is left out.
+
     Raises:
-        TypeError: the model returns neither.
+        TypeError: the model returns neither, or logits that are not one distribution a token.
     """
-    output = model(**inputs)
+    torch.clear_autocast_cache()  # a model that enters autocast itself may have filled it with other weights
+    output = model(**taken_inputs(model, inputs))
     for watcher in _watchers:
         watcher()
     logits = getattr(output, "logits", output)
@@ -49,6 +135,13 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         raise TypeError(
             f"Expected {type(model).__name__} to return logits, or an output with `logits`, for "
             f"{sorted(inputs)} but got {type(output).__name__}."
+        )
+    batch, time = inputs["input_ids"].shape
+    if logits.dim() != 3 or logits.shape[:2] != (batch, time):
+        raise TypeError(
+            f"Expected {type(model).__name__} to be a language model, which returns logits [batch, time, vocabulary], "
+            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model set `reset_fraction=0` and a "
+            "number for `alpha` (fusion alone), or pass `loss` for the reset."
         )
     return logits
 

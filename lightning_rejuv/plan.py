@@ -23,12 +23,14 @@ from lightning_rejuv.attribution import (
     compare,
     select_neurons,
 )
-from lightning_rejuv.calibration import Batch, as_batches, check_token_ids
+from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.drift import Drift, check_finite
-from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, sample_with_generate
-from lightning_rejuv.forward import device_of, evaluation_mode
+from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
+from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
 from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.sampling import sample_with_generate
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         ValueError: as :func:`lightning_rejuv.rejuvenate`.
     """
     resets_neurons = options.reset_fraction > 0
+    if resets_neurons:
+        check_gradients_possible(model)
     if targets.pulls and (resets_neurons or options.searches_alpha):
         raise ValueError(
             "Expected a number for `alpha` and `reset_fraction=0` with DoRA adapters, which can be fused but not "
@@ -108,8 +112,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     groups = decoder.groups if decoder else output_rows(model) if resets_neurons else ()
     batches: list[Batch] = []
     if decoder or (options.searches_alpha and data.sampler is None):
-        batches = [b.to(device_of(model)) for b in as_batches(data.calibration)]
-        check_token_ids(model, batches)
+        batches = batches_for(model, data.calibration)
     elif resets_neurons and data.calibration is None:
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
     sampler = _sampler(model, data, options, batches) if options.searches_alpha else None

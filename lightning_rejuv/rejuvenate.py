@@ -18,7 +18,7 @@ from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
-from lightning_rejuv.forward import evaluation_mode
+from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Data, Plan, make_plan
@@ -26,6 +26,7 @@ from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, write_report
 
 
+@outside_inference_mode
 def rejuvenate(
     model: nn.Module,
     anchor: AnchorSource | None,
@@ -214,6 +215,7 @@ def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
+        torch.clear_autocast_cache()  # copies of the weights as they were before the edit
         counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(

@@ -8,7 +8,7 @@ import torch
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.alpha import default_target
 from lightning_rejuv.calibration import as_batches
-from lightning_rejuv.find_alpha import sample_with_generate
+from lightning_rejuv.sampling import sample_with_generate
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+
+from lightning_rejuv.forward import without_autocast_cache
 
 # Tensors whose dtypes differ are lerped through float32 in pieces, so that no second copy of a large
 # tensor is ever held.
@@ -142,7 +145,7 @@ class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
 
     A context manager. From the first other weights on it holds one copy of the model's parameters, and on
-    exit, also after an error, puts them back bit for bit.
+    exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.
 
     Args:
         parameters: the parameters that fusion edits, by name.
@@ -162,8 +165,10 @@ class Blend:
         self._parameters = parameters
         self._base_of = base_of
         self._kept: dict[str, Tensor] = {}
+        self._uncached = ExitStack()
 
     def __enter__(self) -> Blend:
+        self._uncached.enter_context(without_autocast_cache())
         return self
 
     @torch.no_grad()
@@ -177,9 +182,11 @@ class Blend:
             if share > 0:
                 parameter.copy_(self._kept[name])
             lerp_(parameter, self._base_of(name), 1.0 - share)
+        torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:
         for name, kept in self._kept.items():
             self._parameters[name].copy_(kept)
         self._kept = {}
+        self._uncached.close()

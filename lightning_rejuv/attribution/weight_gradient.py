@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_rejuv.attribution.hooks import requiring_grad
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import Attribution
+from lightning_rejuv.bounded import bounded, most_read
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import NeuronGroup
@@ -29,7 +30,7 @@ def attribute_loss(
     Args:
         model: the module in eval mode.
         groups: its neurons.
-        batches: what ``loss`` takes.
+        batches: what ``loss`` takes; of a stream without a length the first 128 are read.
         loss: from the module and a batch to a scalar.
 
     Returns:
@@ -39,7 +40,7 @@ def attribute_loss(
         ValueError: no batch, or a loss that is not a scalar with a gradient.
     """
     result = Attribution()
-    for batch in batches:
+    for batch in bounded(batches, "calibration", most_read(batches), lambda _: 1):
         scores = _scores(model, groups, lambda batch=batch: loss(model, batch), _itself)  # type: ignore[misc]
         result.add([score[None] for score in scores], torch.zeros(1))
     if not result.positions:

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_rejuv.calibration import as_batches, check_token_ids
+from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Data
 
@@ -45,11 +45,11 @@ def check_module_data(module: LightningModule, model: nn.Module, calibration: An
 
     Raises:
         MisconfigurationException: data or a method that brings them are missing.
-        ValueError: a calibration batch is malformed, has an empty response or a token that the model lacks.
+        ValueError: a calibration batch is malformed or does not fit the model.
     """
     data = module_data(module, calibration, options)
     if data.calibration is not None:
-        check_token_ids(model, as_batches(data.calibration))
+        batches_for(model, data.calibration)
     if not options.searches_alpha:
         return
     if data.sampler is None and not hasattr(model, "generate"):

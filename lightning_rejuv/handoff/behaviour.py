@@ -15,14 +15,16 @@ from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution import confidence, mean_entropy
-from lightning_rejuv.calibration import IGNORED, Batch, as_batches
-from lightning_rejuv.find_alpha import Verifier, find_alpha, sample_with_generate
-from lightning_rejuv.forward import device_of, evaluation_mode
+from lightning_rejuv.calibration import IGNORED, Batch
+from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.find_alpha import Verifier, find_alpha
+from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
 from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for
+from lightning_rejuv.sampling import sample_with_generate
 
 TextVerifier = Callable[[str, str], Any]
 
@@ -83,10 +85,7 @@ def measure_behaviour(
     """
     model = load_model(sft.path, device, dtype)
     tokenizer = load_tokenizer(sft.path)
-    batches = [
-        b.to(device_of(model))
-        for b in as_batches(tokenize(read_dialogues(calibration, tokenizer), tokenizer))
-    ]
+    batches = batches_for(model, tokenize(read_dialogues(calibration, tokenizer), tokenizer))
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"
     sampler = sample_with_generate(batches, seed)

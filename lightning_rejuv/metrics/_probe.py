@@ -29,7 +29,7 @@ class Probe:
         TypeError: a batch is no mapping of tensors.
 
     >>> ids = torch.tensor([[5, 6, 7]])
-    >>> probe = Probe([{"input_ids": ids, "labels": ids}])
+    >>> probe = Probe([{"input_ids": ids, "labels": torch.tensor([[-100, 6, 7]])}])
     >>> probe.positions, len(probe.hash)
     (2, 16)
     """

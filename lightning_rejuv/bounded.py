@@ -1,0 +1,50 @@
+"""Reading batches that may have no end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+# A few dozen responses will do. What has a length is taken at its word much further than what has none.
+MAX_RESPONSES, MAX_STREAMED = 4096, 128
+
+T = TypeVar("T")
+
+
+def most_read(batches: Iterable[Any]) -> int:
+    """Return after how many responses no further batch is read: fewer where there is no length, and perhaps no end.
+
+    >>> most_read([1, 2]), most_read(iter([1, 2]))
+    (4096, 128)
+    """
+    try:
+        len(batches)  # type: ignore[arg-type]
+    except (
+        TypeError,
+        NotImplementedError,
+    ):  # a DataLoader has the method, also where its dataset has no length
+        return MAX_STREAMED
+    return MAX_RESPONSES
+
+
+def bounded(batches: Iterable[T], what: str, most: int, size: Callable[[T], int]) -> Iterator[T]:
+    """Yield batches until they hold so many responses; a warning says so where there are more.
+
+    Args:
+        batches: the batches, perhaps without end.
+        what: how the warning names them.
+        most: with how many responses no further batch is read.
+        size: how many one of them holds.
+    """
+    read = 0
+    for batch in batches:
+        if read >= most:
+            warnings.warn(
+                f"The {what} data hold more than {read} responses; the first {read} are used and the rest is not read. "
+                f"A few dozen responses will do; of batches in a list up to {MAX_RESPONSES} are used.",
+                stacklevel=3,
+            )
+            return
+        yield batch
+        read += size(batch)

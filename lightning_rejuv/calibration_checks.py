@@ -1,0 +1,129 @@
+"""Whether calibration batches fit a model: its vocabulary, its context, and what its ``forward`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_rejuv._compat import language_model
+from lightning_rejuv.calibration import Batch, as_batches
+from lightning_rejuv.forward import device_of, takes
+
+# Names under which configurations state the most tokens that a model can read.
+_CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "block_size",
+)
+
+
+def batches_for(model: nn.Module, data: Iterable[Any] | None, what: str = "calibration") -> list[Batch]:
+    """Check data as :func:`lightning_rejuv.calibration.as_batches` does, and against a model.
+
+    Args:
+        model: the language model.
+        data: the batches.
+        what: how messages name them.
+
+    Returns:
+        The batches on the model's device.
+
+    Raises:
+        ValueError: as ``as_batches``; or a token lies outside the vocabulary, where on a GPU it would end the
+            process; a pair is longer than the model's context; or a tensor that the model takes is not supported.
+        TypeError: as ``as_batches``.
+    """
+    batches = as_batches(data, what)
+    size, limit = vocabulary_size(model), context_length(model)
+    for batch in batches:
+        _check_inputs(model, batch)
+        low, high = (int(end) for end in batch.inputs["input_ids"].aminmax())
+        if size and (low < 0 or high >= size):
+            raise ValueError(
+                f"Expected the tokens of {batch.where} to lie in the model's vocabulary of {size} but got "
+                f"{low if low < 0 else high}. Was it made with this model's tokenizer, and padded with its tokens?"
+            )
+        longest = int(batch.lengths.max())
+        if limit is not None and longest > limit:
+            row = batch.rows[int(batch.lengths.argmax())]
+            raise ValueError(
+                f"Expected prompt and response together to have at most {limit} tokens, the context of "
+                f"{type(language_model(model)).__name__}, but row {row} of {batch.where} has {longest}. Leave such "
+                "pairs out, or cut off the end of the response."
+            )
+    return [batch.to(device_of(model)) for batch in batches]
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Return how many tokens a language model can read, as its configuration states it.
+
+    A factor by which rotary positions are stretched counts, and learned positions that are kept for padding do not.
+
+    Args:
+        model: the model, also with adapters or compiled.
+
+    Returns:
+        None where nothing is stated.
+
+    >>> from types import SimpleNamespace
+    >>> model = nn.Linear(2, 2)
+    >>> model.config = SimpleNamespace(max_position_embeddings=16)
+    >>> context_length(model), context_length(nn.Linear(2, 2))
+    (16, None)
+    """
+    inner = language_model(model)
+    config = getattr(inner, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    stated = [value for name in _CONTEXT if isinstance(value := getattr(text, name, None), int) and value > 0]
+    if not stated:
+        return None
+    limit = stated[0]
+    for name in ("rope_parameters", "rope_scaling"):
+        for rope in _mappings(getattr(text, name, None)):
+            original = rope.get("original_max_position_embeddings") or stated[0]
+            limit = max(limit, int(original * (rope.get("factor") or 1)))
+    for name, table in inner.named_modules():
+        if (
+            "position" in name.rpartition(".")[2]
+            and isinstance(table, nn.Embedding)
+            and table.padding_idx is not None
+        ):
+            limit = min(limit, table.num_embeddings - table.padding_idx - 1)
+    return limit
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield a mapping and those inside: some models have other rotary positions for each type of layer."""
+    if isinstance(value, Mapping):
+        yield value
+        for inner in value.values():
+            yield from _mappings(inner)
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Return how many tokens a model has an embedding for; 0 where it has no table that it tells of."""
+    try:
+        table = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        return 0
+    return int(getattr(table, "num_embeddings", 0))
+
+
+def _check_inputs(model: nn.Module, batch: Batch) -> None:
+    name = type(language_model(model)).__name__
+    for key in batch.unused:
+        if takes(model, key):
+            raise ValueError(
+                f"Expected {batch.where} to hold text alone but it has a tensor {key!r}, which {name} takes and which "
+                "is not supported here. Bring pairs without it, or set `reset_fraction=0` and a number for `alpha`."
+            )
+    if "position_ids" in batch.inputs and not takes(model, "position_ids"):
+        raise ValueError(
+            f"Expected the `position_ids` of {batch.where} to count from 0 in each document, as {name}, which takes "
+            "none, does, but they do not. Leave them out."
+        )

@@ -1,0 +1,138 @@
+"""Sampling with a model's own ``generate``: from its distribution as it is, within its context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv._compat import language_model
+from lightning_rejuv.calibration import IGNORED, Batch
+from lightning_rejuv.calibration_checks import context_length, vocabulary_size
+from lightning_rejuv.find_alpha import Sampler
+from lightning_rejuv.forward import takes
+
+_PLAIN = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
+    """Sample one response to every calibration prompt, with the model's own ``generate``.
+
+    At temperature 1 without truncation; of the model's ``generation_config`` only the end-of-sequence and padding
+    tokens count. A response has as many tokens as the longest calibration response, or as the model's context leaves
+    room for. Prompts of one length are sampled together, so that none is padded.
+
+    Memory is bounded by the calibration batches: no call of ``generate``, and no pass over what it returned, has more
+    rows than the largest of them, nor, beyond a single row, more tokens (rows × length).
+
+    Args:
+        batches: calibration batches; a prompt is what comes before the first response token.
+        seed: of the samples.
+
+    Returns:
+        A sampler, which returns batches with ``input_ids``, ``labels``, which end with the first end-of-sequence
+        token, and ``attention_mask``.
+    """
+    rows = max(len(batch.response) for batch in batches)
+    tokens = max(batch.inputs["input_ids"].numel() for batch in batches)
+    longest = max(int(batch.response.sum(1).max()) for batch in batches)
+
+    def sampler(model: nn.Module) -> list[dict[str, Tensor]]:
+        torch.manual_seed(seed)
+        limit = context_length(model)
+        samples = []
+        for length, prompts in _by_length(batches).items():
+            new = longest if limit is None else min(longest, limit - length)
+            together = max(1, min(rows, tokens // (length + new)))
+            for first in range(0, len(prompts), together):
+                samples.append(_continued(model, prompts[first : first + together], new))
+        return samples
+
+    return sampler
+
+
+def _by_length(batches: list[Batch]) -> dict[int, list[dict[str, Tensor]]]:
+    """Return all prompts by their length: ids [T], and what else the model takes for each token."""
+    prompts: dict[int, list[dict[str, Tensor]]] = {}
+    for batch in batches:
+        for row, response in enumerate(batch.response):
+            length = int(response.int().argmax()) + 1
+            prompts.setdefault(length, []).append(
+                {k: v[row, :length] for k, v in batch.inputs.items() if k != "attention_mask"}
+            )
+    return prompts
+
+
+def _continued(model: nn.Module, prompts: list[dict[str, Tensor]], new: int) -> dict[str, Tensor]:
+    """Sample one response of at most ``new`` tokens to each of some prompts of one length."""
+    length = len(prompts[0]["input_ids"])
+    names = {name for prompt in prompts for name in prompt if name == "input_ids" or takes(model, name)}
+    given = {name: torch.stack([_of(prompt, name, length) for prompt in prompts]) for name in names}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    with _plain_generation(model, new) as (options, ends):
+        full: Tensor = model.generate(**given, **options)  # type: ignore[operator]
+    end = torch.tensor(ends, device=full.device, dtype=full.dtype)
+    is_end = torch.isin(full[:, length:], end).int()
+    mask = torch.ones_like(full)
+    mask[:, length:] = is_end.cumsum(1) - is_end == 0  # the first end itself belongs to the response
+    labels = full.masked_fill(mask == 0, IGNORED)
+    labels[:, :length] = IGNORED
+    sample = {"input_ids": full, "labels": labels, "attention_mask": mask}
+    for name in names - {"input_ids"}:
+        count = torch.arange(1, full.shape[1] - length + 1, device=full.device)
+        after = given[name][:, -1:] + (count if name == "position_ids" else torch.zeros_like(count))
+        sample[name] = torch.cat([given[name], after], dim=1)
+    return sample
+
+
+def _of(prompt: dict[str, Tensor], name: str, length: int) -> Tensor:
+    """Return a prompt's numbers by token; where its batch has none, those that a model takes for granted."""
+    if name in prompt:
+        return prompt[name]
+    device = prompt["input_ids"].device
+    return (
+        torch.arange(length, device=device)
+        if name == "position_ids"
+        else torch.zeros_like(prompt["input_ids"])
+    )
+
+
+@contextmanager
+def _plain_generation(model: nn.Module, new: int) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Take a model's ``generation_config`` away for a while, but for its end-of-sequence and padding tokens.
+
+    Passing another one is not enough: ``generate`` fills it up from the model's own.
+
+    Yields:
+        What ``generate`` takes, and the end-of-sequence tokens.
+    """
+    own = getattr(language_model(model), "generation_config", None)
+    if own is None:  # not one of transformers'
+        yield {**_PLAIN, "max_new_tokens": new}, []
+        return
+    from transformers import GenerationConfig
+
+    ends = (
+        torch.tensor([] if own.eos_token_id is None else own.eos_token_id, dtype=torch.int64)
+        .flatten()
+        .tolist()
+    )
+    padding, size = own.pad_token_id, vocabulary_size(model)
+    if not isinstance(padding, int) or padding < 0 or (size and padding >= size):
+        padding = (ends or [0])[0]  # some tokenizers bring one that the model has no embedding for
+    plain = GenerationConfig(
+        **_PLAIN, num_beams=1, max_new_tokens=new, eos_token_id=ends or None, pad_token_id=padding
+    )
+    holders = [module for module in model.modules() if vars(module).get("generation_config") is not None]
+    kept = [module.generation_config for module in holders]
+    try:
+        for module in holders:
+            module.generation_config = plain
+        # Where ZeRO or FSDP are about, `generate` would wait at every token for processes that take no part.
+        yield {"generation_config": plain, "synced_gpus": False}, ends
+    finally:
+        for module, config in zip(holders, kept, strict=True):
+            module.generation_config = config
