@@ -136,7 +136,7 @@ def token_partials(
     sums = torch.empty((4, count), dtype=accumulator_dtype(logits.device), device=logits.device)
     ids = torch.empty(count, dtype=torch.int64, device=logits.device)
     tau = (
-        torch.full((count,), temperature, device=logits.device)
+        torch.full((count,), temperature, dtype=sums.dtype, device=logits.device)
         if row_temperature is None
         else row_temperature
     )
