@@ -58,7 +58,8 @@ def check(name: str, metric) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a batch that is all padding
 @pytest.mark.parametrize("name", CASES)
 def test_every_cast_at_every_moment(name):
-    for cast in CASTS.values():
+    costly = callable(CASES[name].batches[0][0])  # curvature: many backward passes an update
+    for cast in [CASTS["to"], CASTS["parent_half"]] if costly else CASTS.values():
         metric = cast(CASES[name].make())
         for number, given in enumerate(CASES[name].batches):
             metric.update(*given)
