@@ -24,7 +24,8 @@ class Drift:
     @property
     def relative(self) -> float:
         """‖w - b‖ / ‖b‖; infinite where only the anchor is zero."""
-        return float(_relative_drift_compute(torch.tensor(self.difference), torch.tensor(self.base)))
+        sums = torch.tensor([self.difference, self.base], dtype=torch.float64)
+        return float(_relative_drift_compute(sums[0], sums[1]))
 
 
 def measure_drift(layout: Layout, anchor_of: Callable[[str], Tensor]) -> dict[str, Drift]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_rejuv.functional._checks import check_count
 
 
@@ -23,4 +25,4 @@ def critical_pass_rate(group_size: int) -> float:
     0.083
     """
     check_count("group_size", group_size, at_least=2)
-    return 1.0 - float(2.0 ** (-1.0 / group_size))
+    return -math.expm1(-math.log(2.0) / group_size)  # 1 - 2**x would lose the digits of a large group's

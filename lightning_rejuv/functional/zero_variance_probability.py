@@ -14,7 +14,7 @@ def zero_variance_probability(p: float | Tensor, group_size: int) -> Tensor:
     It follows from g independent rollouts at pass rate p; arXiv 2606.18487.
 
     Args:
-        p: pass rate(s) in [0, 1].
+        p: pass rate(s) in [0, 1]: a number, or a tensor of any real dtype.
         group_size: rollouts a prompt, g >= 2.
 
     Returns:
@@ -27,7 +27,7 @@ def zero_variance_probability(p: float | Tensor, group_size: int) -> Tensor:
     tensor(0.5000, dtype=torch.float64)
     """
     check_count("group_size", group_size, at_least=2)
-    rate = torch.as_tensor(p).to(torch.float64)
+    rate = torch.as_tensor(p, dtype=torch.float64)  # at once: a Python number never goes through float32
     if not bool(((rate >= 0) & (rate <= 1)).all()):
         raise ValueError(f"Expected argument `p` to lie in [0, 1] but got {rate.min():g} to {rate.max():g}.")
     return rate.pow(group_size) + (1 - rate).pow(group_size)

@@ -17,7 +17,7 @@ from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution import confidence, mean_entropy
 from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.find_alpha import Verifier, find_alpha
+from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
 from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
@@ -40,6 +40,7 @@ class Behaviour:
         support_retention: mean of ln p_sft(y) - ln p_base(y) over responses y that the base sampled to the
             calibration prompts, nats per response; with a verifier over the right ones.
         verified: whether a verifier chose those responses.
+        tokens: mean length of those responses, tokens.
         search: the search for the largest alpha that keeps the base's own responses likely.
     """
 
@@ -48,6 +49,7 @@ class Behaviour:
     entropy_base: float
     support_retention: float
     verified: bool
+    tokens: float
     search: AlphaSearch
 
     @property
@@ -88,17 +90,52 @@ def measure_behaviour(
     batches = batches_for(model, tokenize(read_dialogues(calibration, tokenizer), tokenizer))
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"
-    sampler = sample_with_generate(batches, seed)
+    lengths = _Lengths(sample_with_generate(batches, seed))
     with evaluation_mode(model), Blend(targets.parameters, targets.base_of) as blend:
         blend.at(0.0)
         entropy_base = _entropy(model, batches)
         blend.at(1.0)
         entropy_sft = _entropy(model, batches)
-        check = text_verifier(verifier, tokenizer) if verifier else None
-        search = find_alpha(model, blend, rule, sampler, verifier=check)
+        check = lengths.of_right(text_verifier(verifier, tokenizer)) if verifier else None
+        search = find_alpha(model, blend, rule, lengths.of_all, verifier=check)
     excess = dict(search.curve)[1.0]
     responses = sum(len(batch.response) for batch in batches)
-    return Behaviour(responses, entropy_sft, entropy_base, -excess, verifier is not None, search)
+    return Behaviour(
+        responses, entropy_sft, entropy_base, -excess, verifier is not None, lengths.mean, search
+    )
+
+
+class _Lengths:
+    """Counts the tokens of the responses that a search for alpha goes by: all samples, or the right ones."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._counts: list[int] = []
+
+    @property
+    def mean(self) -> float:
+        return sum(self._counts) / len(self._counts)
+
+    def of_all(self, model: nn.Module) -> list[Any]:
+        samples = list(self._sampler(model))
+        self._counts = [n for batch in samples for n in _lengths(batch)]
+        return samples
+
+    def of_right(self, verifier: Verifier) -> Verifier:
+        right: list[int] = []
+
+        def check(batch: Mapping[str, Tensor]) -> Tensor:
+            keep = verifier(batch)
+            right.extend(n for n, kept in zip(_lengths(batch), keep.tolist(), strict=True) if kept)
+            self._counts = right
+            return keep
+
+        return check
+
+
+def _lengths(batch: Mapping[str, Tensor]) -> list[int]:
+    lengths: list[int] = (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
+    return lengths
 
 
 def text_verifier(verifier: TextVerifier, tokenizer: Any) -> Verifier:

@@ -15,13 +15,12 @@ from lightning_rejuv.handoff.checks import (
     check_tying,
     check_vocabulary,
 )
-from lightning_rejuv.handoff.diagnosis import Diagnosis, judge
+from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
+from lightning_rejuv.handoff.record import find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe
-
-# Rounding is estimated for the fusion that is written if nobody says otherwise.
-_ALPHA = 0.5
+from lightning_rejuv.options import FIXED_ALPHA
 
 
 def diagnose(
@@ -37,7 +36,9 @@ def diagnose(
     """Compare an SFT checkpoint with its base.
 
     Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, support
-    retention and the recommended alpha need calibration data, for which the SFT model is loaded.
+    retention, the verdict and a recommendation need calibration data, for which the SFT model is loaded. The
+    verdict is :func:`lightning_rejuv.verdict.judge`, as in ``PlasticityMonitor``. A directory with
+    ``rejuvenation.json`` is recognised as rejuvenated, if its weights are those that were written.
 
     Args:
         base: directory of the checkpoint that SFT started from.
@@ -69,7 +70,7 @@ def diagnose(
     check_fusable(theirs, "base")
     warnings = check_same_architecture(ours, theirs)
     pairing = pair_up(ours, theirs)
-    stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, _ALPHA)))
+    stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, FIXED_ALPHA)))
     stream.measure(bar(ours.nbytes) if bar else lambda _: None)
     behaviour = None
     if calibration is not None:
@@ -80,16 +81,23 @@ def diagnose(
             behaviour = measure_behaviour(
                 ours, theirs, pairing, Path(calibration), check, device, DTYPES[compute_dtype], Path(scratch)
             )
-    verdict, alpha, reason = judge(stream.measured, behaviour)
+    record, recorded = find_record(ours, theirs)
+    findings = [*recorded, *_findings(ours, theirs, pairing)]
+    same_vocabulary = pairing.rows is None or pairing.rows.identity
+    unchanged = same_vocabulary and not any(s.difference for s in stream.measured.values())
+    verdict = verdict_on(behaviour, unchanged)
+    recommendation, alpha = recommend(verdict, behaviour, record, unchanged)
     return Diagnosis(
         base=str(base),
         sft=str(sft),
         tensors=stream.measured,
-        findings=(*_findings(ours, theirs, pairing), *(Finding("config", None, text) for text in warnings)),
+        findings=(*findings, *(Finding("config", None, text) for text in warnings)),
         behaviour=behaviour,
-        verdict=verdict,
-        reason=reason,
+        verdict=verdict.level,
+        reasons=verdict.reasons,
+        recommendation=recommendation,
         alpha=alpha,
+        rejuvenated=record,
     )
 
 

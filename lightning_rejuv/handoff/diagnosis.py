@@ -1,4 +1,4 @@
-"""The result of a diagnosis, as a table and as JSON; and the rule of its verdict."""
+"""The result of a diagnosis, as a table and as JSON; and what is recommended."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_rejuv.handoff.checks import Finding
+from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.options import FIXED_ALPHA
+from lightning_rejuv.verdict import Reason, Verdict, judge
 
 if TYPE_CHECKING:
     from lightning_rejuv.handoff.behaviour import Behaviour
 
-OVER_TRAINED, HEALTHY, UNCHANGED, UNKNOWN = "over-trained", "healthy", "unchanged", "unknown"
-# Absolute entropies say nothing across bases and prompts; the ratio to the base on the same tokens does.
-# arXiv 2606.18487 flags models that lose more than half of it.
-ENTROPY_RATIO = 0.5
+UNMEASURED = "Weights alone cannot tell whether SFT went too far."
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _SHOWN = 12
 
@@ -31,12 +30,15 @@ class Diagnosis:
     Attributes:
         base: the base's directory.
         sft: the SFT model's.
-        tensors: drift of every tensor, by name on disk, and what rounding takes from its fusion at alpha 0.5.
-        findings: tying, vocabulary, tokenizer, chat template, EOS, generation config.
-        behaviour: entropies and support; None without calibration data.
-        verdict: "over-trained", "healthy", "unchanged" or, from weights alone, "unknown".
-        reason: of the verdict.
-        alpha: the recommended weight of the SFT model.
+        tensors: drift of every tensor, by name on disk, and what rounding takes from its fusion at alpha 0.4.
+        findings: tying, vocabulary, tokenizer, chat template, EOS, generation config, an earlier rejuvenation.
+        behaviour: entropies, support and the search for alpha; None without calibration data.
+        verdict: the monitor's: "plastic", "at risk", "collapsed", or "unknown" without calibration data.
+        reasons: the measures that were judged, the strongest evidence first.
+        recommendation: what to do, in a sentence.
+        alpha: the recommended weight of the SFT model, which is never another than the search found; None
+            where nothing is recommended.
+        rejuvenated: how the SFT model was rejuvenated before; None where it was not.
     """
 
     base: str
@@ -45,8 +47,15 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     behaviour: Behaviour | None
     verdict: str
-    reason: str
-    alpha: float
+    reasons: tuple[Reason, ...]
+    recommendation: str
+    alpha: float | None
+    rejuvenated: Record | None = None
+
+    @property
+    def reason(self) -> str:
+        """Of the verdict, in one line."""
+        return "; ".join(reason.text for reason in self.reasons) if self.reasons else UNMEASURED
 
     @property
     def total(self) -> TensorStatistics:
@@ -63,19 +72,22 @@ class Diagnosis:
         return {name: pooled(group) for name, group in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, dicts, strings and numbers that JSON has."""
+        """Everything as plain lists, dicts, strings and numbers that JSON has; what is not finite is null."""
         b = self.behaviour
         return {
             "base": self.base,
             "sft": self.sft,
             "verdict": self.verdict,
             "reason": self.reason,
+            "reasons": [reason._asdict() for reason in self.reasons],
+            "recommendation": self.recommendation,
             "alpha": self.alpha,
+            "rejuvenated": self.rejuvenated.to_dict() if self.rejuvenated else None,
             "total": row(self.total),
             "layers": {name: row(statistics) for name, statistics in self.layers.items()},
             "tensors": {name: row(statistics) for name, statistics in self.tensors.items()},
             "findings": [vars(finding) for finding in self.findings],
-            "behaviour": {**asdict(b), "entropy_ratio": b.entropy_ratio} if b else None,
+            "behaviour": _finite({**asdict(b), "entropy_ratio": b.entropy_ratio}) if b else None,
         }
 
     def __str__(self) -> str:
@@ -84,8 +96,11 @@ class Diagnosis:
     def _lines(self) -> Iterator[str]:
         total = self.total
         yield f"{self.sft} beside {self.base}: {self.verdict}"
-        yield f"  {self.reason}"
-        yield f"  recommended alpha  {self.alpha:.2f}"
+        if self.reasons:
+            yield from (f"  - {reason.text} [{reason.level}]" for reason in self.reasons)
+        else:
+            yield f"  {UNMEASURED}"
+        yield f"  {self.recommendation}"
         if self.behaviour:
             b = self.behaviour
             whose = "right answers of the base" if b.verified else "responses that the base samples"
@@ -94,9 +109,13 @@ class Diagnosis:
             )
             yield f"  token entropy      {entropies} ({b.responses} responses, teacher-forced)"
             yield f"  support retention  {b.support_retention:+.2f} nats per response, on {whose}"
+            yield f"  alpha found        {b.search.alpha:.3f}  ({b.search.rule}, at most {b.search.target:g} nats lost)"
         yield f"  drift              {total.drift:.4f}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
         yield f"  changed by SFT     {total.changed_share:.1%} of the weights"
-        yield f"  rounding loss      {total.rounding_loss:.1%} of those stay at an end point when fused at alpha 0.5"
+        yield (
+            f"  rounding loss      {total.rounding_loss:.1%} of those stay at an end point when fused at alpha "
+            f"{FIXED_ALPHA:g}"
+        )
         yield "  drift by layer     drift   changed  rounding loss"
         ranked = sorted(self.layers.items(), key=lambda item: -item[1].drift)
         for name, s in ranked[:_SHOWN]:
@@ -106,33 +125,61 @@ class Diagnosis:
         yield from map(str, self.findings)
 
 
-def judge(tensors: Mapping[str, TensorStatistics], behaviour: Behaviour | None) -> tuple[str, float, str]:
-    """Return the verdict, the recommended alpha and the reason.
+def verdict_on(behaviour: Behaviour | None, unchanged: bool) -> Verdict:
+    """Ask for the monitor's verdict on what was measured; "unknown" without calibration data.
 
-    Over-trained is a model that finds what its base samples less likely than the rule of ``alpha="auto"``
-    allows, or that has lost more than half of the base's token entropy. Weights alone tell how far a model
-    has gone, not whether that was too far.
+    Args:
+        behaviour: what the calibration data said.
+        unchanged: whether the model has the base's weights: it finds all responses as likely as the base does.
     """
-    if not any(statistics.difference for statistics in tensors.values()):
-        return UNCHANGED, 1.0, "No weight differs from the base: there is nothing to rejuvenate."
     if behaviour is None:
+        return judge({"support_retention": 0.0} if unchanged else {})
+    return judge(
+        {"support_retention": behaviour.support_retention, "token_entropy": behaviour.entropy_sft},
+        {"token_entropy": behaviour.entropy_base},
+        behaviour.tokens,
+    )
+
+
+def recommend(
+    verdict: Verdict, behaviour: Behaviour | None, record: Record | None, unchanged: bool
+) -> tuple[str, float | None]:
+    """Say what to do, and with which alpha: the one that the search found, or none.
+
+    Args:
+        verdict: :func:`verdict_on` the model.
+        behaviour: what the calibration data said.
+        record: how it was rejuvenated before.
+        unchanged: whether it has the base's weights.
+    """
+    if record is not None:
+        again = "" if verdict.level in ("plastic", "unknown") else (
+            " If RL from it does not improve, rejuvenate the SFT model that it was made from with a smaller alpha."
+        )  # fmt: skip
         return (
-            UNKNOWN,
-            FIXED_ALPHA,
-            "Weights alone cannot tell whether SFT went too far, nor which alpha fits: pass calibration data.",
+            f"It is rejuvenated already: start RL from it; do not rejuvenate it a second time.{again}",
+            None,
         )
-    lost = behaviour.search.alpha < 1.0
-    sharp = behaviour.entropy_ratio < ENTROPY_RATIO
-    if not lost and not sharp:
-        return HEALTHY, 1.0, "The base's support and entropy are kept: start RL from the SFT model itself."
-    reasons = []
-    if lost:
-        reasons.append(
-            f"what the base samples is {-behaviour.support_retention:.2f} nats per response less likely "
-            f"({behaviour.search.target:.2f} are allowed)"
+    if unchanged:
+        return "No weight differs from the base: there is nothing to rejuvenate.", None
+    if behaviour is None:
+        return "Nothing is recommended without calibration data: measure with `--calibration`.", None
+    found = behaviour.search.alpha
+    if verdict.level == "plastic":
+        kept = found if found == 1.0 else None
+        return "There is nothing to do: start RL from the SFT model itself.", kept
+    if found == 1.0:
+        return (
+            "There is nothing to fuse: the search found alpha 1, at which the base's own responses are kept.",
+            found,
         )
-    if sharp:
-        ratio = behaviour.entropy_ratio
-        reasons.append(f"token entropy is {ratio:.0%} of the base's (below {ENTROPY_RATIO:.0%})")
-    alpha = behaviour.search.alpha if lost else FIXED_ALPHA
-    return OVER_TRAINED, alpha if math.isfinite(alpha) else FIXED_ALPHA, "; ".join(reasons).capitalize() + "."
+    return f"Rejuvenate with alpha {found:.3f}, which the search found (`--alpha auto`).", found
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The measures as torchmetrics classes: state and sync, no formula."""
+"""The measures as torchmetrics classes (state and sync, no formula), and what they say together."""
 
 from lightning_rejuv.metrics.active_fraction import ActiveFraction
 from lightning_rejuv.metrics.attention_entropy import AttentionEntropy
@@ -21,6 +21,7 @@ from lightning_rejuv.metrics.top1_confidence import Top1Confidence
 from lightning_rejuv.metrics.update_ratio import UpdateRatio
 from lightning_rejuv.metrics.zero_variance_fraction import ZeroVarianceFraction
 from lightning_rejuv.metrics.zero_variance_probability import ZeroVarianceProbability
+from lightning_rejuv.verdict import Verdict, judge
 
 __all__ = [
     "ActiveFraction",
@@ -42,6 +43,8 @@ __all__ = [
     "TokenEntropy",
     "Top1Confidence",
     "UpdateRatio",
+    "Verdict",
     "ZeroVarianceFraction",
     "ZeroVarianceProbability",
+    "judge",
 ]

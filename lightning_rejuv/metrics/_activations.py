@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_rejuv._compat import mark_updated
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.functional.dormancy_scores import _activations_check
 from lightning_rejuv.metrics._mean import warn_empty
+from lightning_rejuv.metrics._measure import Measure
 from lightning_rejuv.ops import ActivationStats, activation_stats, merge_activation_stats
 
 
-class ActivationStatistics(Metric):
+class ActivationStatistics(Measure):
     """Per-neuron statistics of activations, in one table of fixed shape: two processes equal one.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -36,9 +36,6 @@ class ActivationStatistics(Metric):
         TypeError: activations that are not floating, a floating mask.
     """
 
-    is_differentiable: bool | None = False
-    higher_is_better: bool | None = None
-    full_state_update: bool | None = False
     plot_lower_bound: float | None = 0.0
 
     table: Tensor
@@ -84,7 +81,3 @@ class ActivationStatistics(Metric):
     def compute(self) -> Tensor:
         """The table [7, num_neurons] over everything since the last reset."""
         return torch.stack(self.stats())
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)

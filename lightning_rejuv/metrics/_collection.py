@@ -13,6 +13,7 @@ from torchmetrics.utilities import rank_zero_warn
 from lightning_rejuv.functional.relative_drift import _relative_drift_compute
 from lightning_rejuv.metrics._activations import ActivationStatistics
 from lightning_rejuv.metrics._layers import LayerValues, activation_values, rank_values, site_scores
+from lightning_rejuv.metrics._plot import plot_values
 from lightning_rejuv.metrics._recorder import Record
 from lightning_rejuv.metrics._spectrum import FeatureSpectrum
 from lightning_rejuv.names import listing
@@ -112,6 +113,32 @@ class MeasureCollection(MetricCollection):
         """Forget the rollouts, but not the measures of the model."""
         for name in self._of_rollouts:
             self._modules[name].reset()
+
+    def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
+        """Plot what was measured: a point for each measure, or its curve over steps. A collective without ``val``.
+
+        Args:
+            val: what :meth:`compute` returned, or a sequence of that, one for each step; by default what it returns
+                now. Steps may hold different measures.
+            ax: axes to draw in: one where ``together``, else a sequence of as many as there are measures.
+            together: draw all measures in one plot.
+
+        Returns:
+            A list of a figure and its axes for each measure, or one such pair where ``together``. Where nothing was
+            measured the list, or the plot, is empty, with a warning.
+
+        Raises:
+            ValueError: ``ax`` does not fit the measures.
+            ModuleNotFoundError: matplotlib is not installed.
+
+        >>> from lightning_rejuv import PlasticityMonitor
+        >>> monitor = PlasticityMonitor(pass_at=(1,))
+        >>> monitor.update(torch.tensor([[0.0, 1.0]]))
+        >>> [axes.get_ylabel() for _, axes in monitor.plot()]
+        ['pass_at_1', 'zero_variance_fraction']
+        """
+        metrics = {self._set_name(name): metric for name, metric in self._modules.items()}
+        return plot_values(self.compute() if val is None else val, metrics, ax, together)
 
     def _forget_drift(self) -> None:
         for name in ("relative_drift", "drift_sparsity"):

@@ -69,7 +69,9 @@ def rank_values(spectra: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Layer
         spectra: per site the singular values ``[d]`` in descending order.
     """
     layers = {name: {site: float(f(s)) for site, s in spectra.items()} for name, f in _RANKS.items()}
-    totals = {name: torch.tensor(list(sites.values())).mean() for name, sites in layers.items()}
+    totals = {
+        name: torch.tensor(list(sites.values()), dtype=torch.float64).mean() for name, sites in layers.items()
+    }
     return totals, layers
 
 

@@ -6,21 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 
 from lightning_rejuv._compat import mark_updated
+from lightning_rejuv.metrics._measure import Measure
 
 
-class MeanMeasure(Metric):
+class MeanMeasure(Measure):
     """A count-weighted mean, so that batches, and processes, of unequal size are weighted rightly.
 
     Subclasses call :meth:`add` from ``update`` with the sums of their functional twin.
     """
-
-    is_differentiable: bool | None = False
-    higher_is_better: bool | None = None
-    full_state_update: bool | None = False
 
     total: Tensor
     count: Tensor
@@ -46,11 +42,7 @@ class MeanMeasure(Metric):
             warn_empty(self)
         return (self.total / self.count).to(torch.float32)
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)
 
-
-def warn_empty(metric: Metric) -> None:
+def warn_empty(metric: Measure) -> None:
     """Warn that a measure is NaN since no position was measured."""
     rank_zero_warn(f"{type(metric).__name__} is NaN: its updates held nothing to measure (only padding?).")

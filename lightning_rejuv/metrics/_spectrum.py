@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_rejuv._compat import mark_updated
 from lightning_rejuv.functional._checks import check_count
@@ -17,9 +16,10 @@ from lightning_rejuv.functional._spectrum import (
     _spectrum_update,
 )
 from lightning_rejuv.metrics._mean import warn_empty
+from lightning_rejuv.metrics._measure import Measure
 
 
-class FeatureSpectrum(Metric):
+class FeatureSpectrum(Measure):
     """Singular values of the rows seen so far, from the pooled Gram matrix: two processes equal one.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -41,9 +41,6 @@ class FeatureSpectrum(Metric):
         TypeError: features that are not floating, a floating mask.
     """
 
-    is_differentiable: bool | None = False
-    higher_is_better: bool | None = None
-    full_state_update: bool | None = False
     plot_lower_bound: float | None = 0.0
 
     gram: Tensor
@@ -90,7 +87,3 @@ class FeatureSpectrum(Metric):
             return torch.full_like(self.total, float("nan"))
         _check_rows(int(self.count), self.num_features, self.center, self.strict)
         return _spectrum_compute(self.gram, self.total, self.count, self.center)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)

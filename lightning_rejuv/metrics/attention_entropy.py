@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.functional.attention_entropy import _attention_entropy_check, _attention_entropy_update
 from lightning_rejuv.metrics._mean import warn_empty
+from lightning_rejuv.metrics._measure import Measure
 
 
-class AttentionEntropy(Metric):
+class AttentionEntropy(Measure):
     r"""Mean entropy of each head's attention; see :func:`lightning_rejuv.functional.attention_entropy`.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -38,9 +38,6 @@ class AttentionEntropy(Metric):
         tensor([0.6931, 0.6931])
     """
 
-    is_differentiable: bool | None = False
-    higher_is_better: bool | None = None
-    full_state_update: bool | None = False
     plot_lower_bound: float | None = 0.0
 
     total: Tensor
@@ -69,7 +66,3 @@ class AttentionEntropy(Metric):
         if self.update_called and not bool(self.count):
             warn_empty(self)
         return (self.total / self.count).to(torch.float32)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.functional.dormancy_scores import _dormancy_scores_compute
@@ -16,9 +15,10 @@ from lightning_rejuv.functional.gradient_dormancy import (
     _gradient_dormancy_check,
     _gradient_dormancy_update,
 )
+from lightning_rejuv.metrics._measure import Measure
 
 
-class GradientDormancy(Metric):
+class GradientDormancy(Measure):
     r"""Fraction of gradient-dormant neurons; see :func:`lightning_rejuv.functional.gradient_dormancy`.
 
     Absolute gradients are summed over updates, so that a neuron counts as dormant only where it was in all.
@@ -46,9 +46,7 @@ class GradientDormancy(Metric):
         tensor(0.5000)
     """
 
-    is_differentiable: bool | None = False
     higher_is_better: bool | None = False
-    full_state_update: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
@@ -81,7 +79,3 @@ class GradientDormancy(Metric):
         if not bool(self.count):
             return torch.tensor(float("nan"), device=self.abs_sum.device)
         return dormant_fraction(_dormancy_scores_compute(self.abs_sum), self.tau).to(torch.float32)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)

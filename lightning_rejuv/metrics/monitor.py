@@ -27,9 +27,9 @@ from lightning_rejuv.metrics.relative_drift import RelativeDrift
 from lightning_rejuv.metrics.support_retention import SupportRetention
 from lightning_rejuv.metrics.token_entropy import TokenEntropy
 from lightning_rejuv.metrics.top1_confidence import Top1Confidence
-from lightning_rejuv.metrics.verdict import Verdict, judge
 from lightning_rejuv.metrics.zero_variance_fraction import ZeroVarianceFraction
 from lightning_rejuv.ops import token_stats
+from lightning_rejuv.verdict import Verdict, judge
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -256,7 +256,7 @@ class PlasticityMonitor(MeasureCollection):
         return values
 
     def verdict(self) -> Verdict:
-        """Judge the last measurement by :func:`lightning_rejuv.metrics.verdict.judge`. A collective."""
+        """Judge the last measurement by :func:`lightning_rejuv.verdict.judge`. A collective."""
         judged = self._compute((*self._of_model, *self._of_rollouts))
         values = {name: float(value) for name, value in judged.items()}
         base = {} if self.reference is None else self.reference.values

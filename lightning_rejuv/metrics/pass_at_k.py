@@ -57,6 +57,8 @@ class PassAtK(MeanMeasure):
             raise ValueError(
                 f"Expected argument `rewards` to have at least k = {self.k} samples a prompt but got {group}."
             )
-        solved = (rewards > self.success_threshold).sum(dim=1)
-        values = _pass_at_k_values(torch.full_like(solved, group), solved, self.k)
-        self.add(values.sum(), torch.tensor(prompts))
+        # Beside integers PyTorch would round the threshold to its default dtype.
+        values = rewards if rewards.is_floating_point() else rewards.double()
+        solved = (values > self.success_threshold).sum(dim=1)
+        found = _pass_at_k_values(torch.full_like(solved, group), solved, self.k)
+        self.add(found.sum(), torch.tensor(prompts))

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_rejuv._compat import mark_updated
 from lightning_rejuv.functional.relative_drift import (
@@ -14,9 +13,10 @@ from lightning_rejuv.functional.relative_drift import (
     _relative_drift_compute,
     _relative_drift_update,
 )
+from lightning_rejuv.metrics._measure import Measure
 
 
-class RelativeDrift(Metric):
+class RelativeDrift(Measure):
     r"""Relative L2 drift of all tensors together, ``(Σ ‖W - W_b‖² / Σ ‖W_b‖²)^½``.
 
     See :func:`lightning_rejuv.functional.relative_drift`. Give each tensor once: a tied one that is
@@ -45,9 +45,7 @@ class RelativeDrift(Metric):
         tensor(0.3015)
     """
 
-    is_differentiable: bool | None = False
     higher_is_better: bool | None = False
-    full_state_update: bool | None = False
     plot_lower_bound: float | None = 0.0
 
     difference: Tensor
@@ -78,7 +76,3 @@ class RelativeDrift(Metric):
         if not self.update_called:
             return torch.tensor(float("nan"), device=self.difference.device)
         return _relative_drift_compute(self.difference, self.base).to(torch.float32)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one value, or a sequence of values over steps; see :meth:`torchmetrics.Metric.plot`."""
-        return self._plot(val, ax)

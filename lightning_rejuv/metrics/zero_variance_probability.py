@@ -19,7 +19,7 @@ class ZeroVarianceProbability(MeanMeasure):
 
     As input to ``forward`` and ``update`` the metric accepts
 
-    - ``p`` (Tensor): pass rates in [0, 1], one a prompt
+    - ``p`` (Tensor or float): pass rates in [0, 1], one a prompt
 
     As output of ``compute`` it returns a float32 scalar in [0, 1], NaN where no rate was given.
 
@@ -46,7 +46,7 @@ class ZeroVarianceProbability(MeanMeasure):
         check_count("group_size", group_size, at_least=2)
         self.group_size = group_size
 
-    def update(self, p: Tensor) -> None:
+    def update(self, p: float | Tensor) -> None:
         """Add prompts' pass rates."""
         values = zero_variance_probability(p, self.group_size)
         self.add(values.sum(), torch.tensor(values.numel()))

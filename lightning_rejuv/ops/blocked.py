@@ -136,7 +136,7 @@ def token_partials(
     sums = torch.empty((4, count), dtype=accumulator_dtype(logits.device), device=logits.device)
     ids = torch.empty(count, dtype=torch.int64, device=logits.device)
     tau = (
-        torch.full((count,), temperature, device=logits.device)
+        torch.full((count,), temperature, dtype=sums.dtype, device=logits.device)
         if row_temperature is None
         else row_temperature
     )
@@ -154,7 +154,8 @@ def token_partials(
         p = u.exp()
         sums[0, here] = top / tau[here]
         sums[1, here] = p.sum(1)
-        sums[2, here] = torch.linalg.vecdot(u, p)
+        with torch.autocast(logits.device.type, enabled=False):  # it would round both to half precision
+            sums[2, here] = torch.linalg.vecdot(u, p)
         ids[here] = first + vocab_start
         if target is not None:
             local = target[here] - vocab_start

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_rejuv.alpha import default_target
-from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from lightning_rejuv.options import Options
+from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.markdown import NONE, number, table
 
 Row = Mapping[str, Any]

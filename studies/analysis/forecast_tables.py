@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
+from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.markdown import interval, listed, number, plus_minus, seed_ranges, table
 from studies.analysis.tables import Summary
 from studies.analysis.thresholds import FORMER_AT_RISK

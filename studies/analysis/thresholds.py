@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lightning_rejuv.metrics.verdict import judge
+from lightning_rejuv.verdict import judge
 from studies.analysis.forecast import Start, having
 from studies.analysis.statistics import Estimate, success_rate
 

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
+from lightning_rejuv.options import FIXED_ALPHA
+from lightning_rejuv.verdict import judge
 from tests.conftest import shifted
 from tests.handoff.checkpoints import pair, tensors, write_calibration, write_tokenizer
 from tests.handoff.families import tiny
@@ -44,12 +46,14 @@ def test_drift_from_the_files_alone(models):
     for name, tensor in ours.items():
         expected = float((tensor.double() - theirs[name].double()).norm() / theirs[name].double().norm())
         assert diagnosis.tensors[name].drift == pytest.approx(expected, rel=1e-5)
-    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", 0.4, None)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", None, None)
+    assert "Nothing is recommended without calibration data" in diagnosis.recommendation
     assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
-    written = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, alpha=0.5)
+    written = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, alpha=FIXED_ALPHA)
     assert diagnosis.total.rounding_loss == written.total.rounding_loss  # what it foretells is what comes
     assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
     assert "drift by layer" in str(diagnosis)
+    assert "when fused at alpha 0.4" in str(diagnosis)
 
 
 def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
@@ -59,27 +63,33 @@ def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
     diagnose(*models)
 
 
-def test_the_base_itself_is_unchanged(models):
+def test_the_base_itself_has_nothing_to_rejuvenate(models):
     base, _ = models
     diagnosis = diagnose(base, base)
-    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("unchanged", 1.0, 0.0)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("plastic", None, 0.0)
+    assert "nothing to rejuvenate" in diagnosis.recommendation
 
 
-def test_a_sharpened_model_is_over_trained_and_a_mild_one_is_not(tmp_path):
+def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):
     base, sft = pair(tmp_path, drift=0.01)
     calibration = write_calibration(sft.parent / "c.jsonl")
     mild = diagnose(base, sft, calibration=calibration)
-    assert (mild.verdict, mild.alpha) == ("healthy", 1.0), str(mild)
+    assert (mild.verdict, mild.alpha) == ("plastic", 1.0), str(mild)
+    assert "start RL from the SFT model itself" in mild.recommendation
     sharpen(sft)
     diagnosis = diagnose(base, sft, calibration=calibration)
     behaviour = diagnosis.behaviour
     assert behaviour is not None
-    assert diagnosis.verdict == "over-trained"
     assert behaviour.entropy_ratio < 0.5 < mild.behaviour.entropy_ratio
     assert behaviour.support_retention < -behaviour.search.target
+    values = {"support_retention": behaviour.support_retention, "token_entropy": behaviour.entropy_sft}
+    judged = judge(values, {"token_entropy": behaviour.entropy_base}, behaviour.tokens)
+    assert (diagnosis.verdict, diagnosis.reasons) == (judged.level, judged.reasons)
+    assert diagnosis.verdict in ("at risk", "collapsed")
     assert 0.0 < diagnosis.alpha < 1.0
     assert diagnosis.alpha == behaviour.search.alpha
-    assert "nats per response" in diagnosis.reason
+    assert f"alpha {behaviour.search.alpha:.3f}" in diagnosis.recommendation
+    assert "nats a response less likely" in diagnosis.reason
     json.dumps(diagnosis.to_dict(), allow_nan=False)
 
 

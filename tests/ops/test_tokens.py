@@ -107,3 +107,14 @@ def test_partials_that_do_not_belong_together():
         ops.merge_token_stats([one, two])
     with pytest.raises(ValueError, match="at least one shard"):
         ops.merge_token_stats([])
+
+
+def test_autocast_does_not_round_what_is_computed():
+    """The entropy's sum of products is what autocast would take in bfloat16."""
+    logits = 3 * torch.randn(64, 500)
+    target = torch.randint(0, 500, (64,))
+    stats, _ = reference.token_stats(logits, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ops.token_stats(logits, target)
+    for i, name in enumerate(("entropy", "logsumexp", "logprob", "top1_prob")):
+        torch.testing.assert_close(getattr(found, name), stats[i], atol=1e-5, rtol=1e-5)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from lightning_rejuv.alpha import default_target
-from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from lightning_rejuv.options import Options
+from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.checks import DEFAULT
 from studies.analysis.defaults import SETTINGS, defaults_table
 from studies.analysis.markdown import MINUS, number

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
+from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.__main__ import ROOT, main
 from studies.analysis.markdown import DASH, MINUS, NONE, number
 from studies.analysis.page import PLACE, blocks, filled

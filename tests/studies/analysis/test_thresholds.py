@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rejuv.metrics.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
+from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.forecast import Start
 from studies.analysis.thresholds import bounds, halves, levels, rate_in, threshold
 

@@ -1,4 +1,4 @@
-"""From measures to a judgement that a person can act on."""
+"""From measures to a judgement that a person can act on: the monitor's, and that of ``diagnose``."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ def judge(
     without a learning signal mark succeed. Without it the worst of them decides. Dormancy, drift and
     effective rank are never judged: they did not tell success from failure.
 
+    The monitor and ``diagnose`` both ask here: there is one verdict, one set of words and of thresholds.
+
     Args:
-        values: of :meth:`PlasticityMonitor.compute`.
-        base: the base's values on the same probe.
+        values: the measures by the names that :meth:`PlasticityMonitor.compute` gives them; others are ignored.
+        base: the base's values on the same positions.
         response_tokens: mean length of the base's responses that retention was measured on. Thresholds are
             for 10 to 25 tokens and are scaled up with the length beyond, which is an extrapolation.
 
