@@ -19,7 +19,7 @@ from lightning_rejuv.calibration import IGNORED, Batch, as_batches
 from lightning_rejuv.find_alpha import Verifier, find_alpha, sample_with_generate
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for
@@ -85,7 +85,9 @@ def measure_behaviour(
     tokenizer = load_tokenizer(sft.path)
     batches = [
         b.to(device_of(model))
-        for b in as_batches(tokenize(read_dialogues(calibration, tokenizer), tokenizer))
+        for b in as_batches(
+            tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
+        )
     ]
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"

@@ -15,6 +15,7 @@ from lightning_rejuv.handoff.checks import (
     check_tying,
     check_vocabulary,
 )
+from lightning_rejuv.handoff.device import check_device
 from lightning_rejuv.handoff.diagnosis import Diagnosis, judge
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
@@ -58,6 +59,8 @@ def diagnose(
         )
     if verifier is not None and calibration is None:
         raise ValueError("Expected `calibration` with `verifier`: its prompts are what the base answers.")
+    if calibration is not None:
+        check_device(device)
     if is_adapter(sft):
         raise ValueError(
             f"{str(sft)!r} is an adapter: merge it first (`lightning-rejuv rejuvenate --alpha 1 "
