@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,31 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from torch.distributed.tensor import DTensor
     from torchmetrics import Metric
+
+
+# Packages that only a part of the library needs, and the extra of pyproject.toml that brings each.
+_EXTRAS = {"transformers": "hf", "matplotlib": "plots", "tensorboard": "plots", "jsonargparse": "cli"}
+
+
+def require(package: str, purpose: str) -> ModuleType:
+    """Import a package that only a part of the library needs, or say how to install it.
+
+    Args:
+        package: its name.
+        purpose: what needs it, the beginning of a sentence.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message holds the command that installs it.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # it is there, and something that it needs is not
+            raise
+        extra = f"lightning-rejuv[{_EXTRAS[package]}]" if package in _EXTRAS else package
+        raise ModuleNotFoundError(
+            f"{purpose} needs {package}, which is not installed. Run `pip install {extra}`.", name=package
+        ) from error
 
 
 def logged_step(trainer: Trainer) -> int:

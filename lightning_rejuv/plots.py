@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning_rejuv._compat import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,13 +206,7 @@ def _short(value: float) -> str:
 
 
 def _matplotlib() -> Any:
-    try:
-        import matplotlib
-        import matplotlib.backends.backend_agg
-        import matplotlib.colors
-        import matplotlib.figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Figures need matplotlib, which is not installed. Run `pip install lightning-rejuv[plots]`."
-        ) from error
+    matplotlib = require("matplotlib", "A figure")
+    for part in ("backends.backend_agg", "colors", "figure"):
+        import_module(f"matplotlib.{part}")
     return matplotlib

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_rejuv import __version__
 from lightning_rejuv.access.edit import lerp_
 from lightning_rejuv.handoff.adapter import Adapter, check_given, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
@@ -94,7 +94,7 @@ def rejuvenate_adapter(
                     raise ValueError(f"Expected finite weights but {entry.name!r} holds NaN or infinity.")
                 writer.write(ADAPTER, tensor)
         report = HandoffReport(
-            version=version("lightning-rejuv"),
+            version=__version__,
             output=str(target),
             form="adapter",
             inputs={

@@ -20,7 +20,7 @@ from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for
@@ -87,7 +87,8 @@ def measure_behaviour(
     """
     model = load_model(sft.path, device, dtype)
     tokenizer = load_tokenizer(sft.path)
-    batches = batches_for(model, tokenize(read_dialogues(calibration, tokenizer), tokenizer))
+    pairs = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
+    batches = batches_for(model, pairs)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"
     lengths = _Lengths(sample_with_generate(batches, seed))

@@ -15,6 +15,7 @@ from lightning_rejuv.handoff.checks import (
     check_tying,
     check_vocabulary,
 )
+from lightning_rejuv.handoff.device import check_device
 from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.record import find_record
@@ -59,6 +60,8 @@ def diagnose(
         )
     if verifier is not None and calibration is None:
         raise ValueError("Expected `calibration` with `verifier`: its prompts are what the base answers.")
+    if calibration is not None:
+        check_device(device)
     if is_adapter(sft):
         raise ValueError(
             f"{str(sft)!r} is an adapter: merge it first (`lightning-rejuv rejuvenate --alpha 1 "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,46 +14,55 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv.calibration import IGNORED
+from lightning_rejuv.handoff.jsonl import read_lines
 
+# What Jinja and transformers define for every template; a key of a line never stands for one of these.
+_DEFINED = {"messages", "range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"}
 _FORM = '{"prompt": TEXT, "response": TEXT} or {"messages": [{"role": …, "content": …}, …]}'
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One line: what stands before the response and the response, as text with all special tokens."""
+    """One line: what stands before the response, and the response.
+
+    Attributes:
+        prompt: the text before the response.
+        response: the text of the response, with the token that ends it.
+        rendered: whether a chat template made the text, so that it holds all of its special tokens.
+    """
 
     prompt: str
     response: str
+    rendered: bool = False
 
 
 def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
-    """Read and render a JSONL file.
+    r"""Read and render a JSONL file.
 
-    ``{"prompt", "response"}`` is taken as it is, the response ended with the tokenizer's EOS. In
-    ``{"messages"}`` the last message has to be the assistant's: it is the response, and all of it is
-    rendered with the tokenizer's own chat template.
+    ``{"prompt", "response"}`` is taken as it is. The tokenizer's EOS is appended to a response that does not
+    end with it, with another special token or with an EOS of ``generation_config.json`` beside the tokenizer
+    (``<|im_end|>``, say, perhaps with a line break after it).
+
+    In ``{"messages"}`` the last message has to be the assistant's: it is the response, and all of it is rendered
+    with the tokenizer's own chat template. The template is given ``tools`` (a list, or JSON text of one), every
+    other key of the line that it reads (``documents``, ``enable_thinking``), and ``chat_template_kwargs``.
 
     Raises:
         ValueError: a line is not of this form, with its number; or there is none.
         OSError: the file cannot be read.
     """
-    dialogues = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {str(path)!r}"
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"Expected {where} to be JSON: {error}.") from error
-        dialogues.append(_dialogue(content, tokenizer, where))
+    dialogues = [_dialogue(content, tokenizer, where) for where, content in read_lines(path)]
     if not dialogues:
         raise ValueError(f"Expected lines of the form {_FORM} in {str(path)!r} but the file is empty.")
     return dialogues
 
 
 def tokenize(
-    dialogues: Sequence[Dialogue], tokenizer: Any, batch_size: int = 8, max_tokens: int = 4096
+    dialogues: Sequence[Dialogue],
+    tokenizer: Any,
+    batch_size: int = 8,
+    max_tokens: int = 4096,
+    context: int | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return batches as a causal language model takes them, padded on the right.
 
@@ -60,27 +71,69 @@ def tokenize(
         tokenizer: the SFT model's.
         batch_size: pairs in a batch.
         max_tokens: longer pairs lose the end of their response.
+        context: number of positions that the model has, if it is limited.
 
     Raises:
-        ValueError: a prompt leaves no room for its response.
+        ValueError: a pair has no response, a prompt leaves no room for it, or a pair is longer than the
+            model's context.
     """
     pairs = []
     for number, dialogue in enumerate(dialogues, start=1):
-        # A rendered template holds its special tokens already; a plain prompt needs the tokenizer's BOS.
-        prompt = tokenizer(
-            dialogue.prompt, add_special_tokens=not _starts_special(dialogue.prompt, tokenizer)
-        )
-        response = tokenizer(dialogue.response, add_special_tokens=False)["input_ids"]
-        ids = prompt["input_ids"]
+        ids, response = _token_ids(dialogue, tokenizer)
         if not response or len(ids) >= max_tokens:
             raise ValueError(
-                f"Expected pair {number} to have a response and a prompt of fewer than {max_tokens} tokens "
-                "but "
+                f"Expected pair {number} to have a response and a prompt of fewer than {max_tokens} tokens but "
                 f"got {len(ids)} prompt tokens and {len(response)} response tokens."
             )
-        pairs.append((list(ids), list(response)[: max_tokens - len(ids)]))
+        response = response[: max_tokens - len(ids)]
+        if context is not None and len(ids) + len(response) > context:
+            raise ValueError(
+                f"Expected pair {number} to fit into the model's {context} positions but it has "
+                f"{len(ids) + len(response)} tokens. Shorten it, or leave it out."
+            )
+        pairs.append((ids, response))
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     return [_batch(pairs[i : i + batch_size], padding) for i in range(0, len(pairs), batch_size)]
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """Return the number of positions that a model's ``config.json`` gives it; None where it gives none."""
+    text = config.get("text_config")
+    for section in (config, text if isinstance(text, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions"):
+            found = section.get(key)
+            if isinstance(found, int) and found > 0:
+                return found
+    return None
+
+
+def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of the prompt and of the response, as in one text of both: ``<bos> prompt response``."""
+    prompt = _plain(dialogue.prompt, tokenizer)
+    response = _plain(dialogue.response, tokenizer)
+    # Alone, a response may begin with a space that SentencePiece puts before every text. Where a token is
+    # unknown, a word that spans both parts could be lost, so that they have to stay apart.
+    whole = _plain(dialogue.prompt + dialogue.response, tokenizer)
+    if whole[: len(prompt)] == prompt and tokenizer.unk_token_id not in whole:
+        response = whole[len(prompt) :]
+    if dialogue.rendered or _starts_special(dialogue.prompt, tokenizer):
+        return prompt, response
+    return _prefix(dialogue.prompt or dialogue.response, tokenizer) + prompt, response
+
+
+def _plain(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _prefix(text: str, tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts before a text; those that it puts after it end no prompt."""
+    plain = _plain(text, tokenizer)
+    whole = list(tokenizer(text)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    special = set(tokenizer.all_special_ids)
+    return whole[: next((n for n, token in enumerate(whole) if token not in special), 0)]
 
 
 def _starts_special(text: str, tokenizer: Any) -> bool:
@@ -102,16 +155,51 @@ def _batch(pairs: Sequence[tuple[list[int], list[int]]], padding: int) -> dict[s
 
 def _dialogue(content: Any, tokenizer: Any, where: str) -> Dialogue:
     if isinstance(content, dict) and "messages" in content:
-        return _rendered(content["messages"], tokenizer, where)
+        return _rendered(content, tokenizer, where)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(k), str) for k in ("prompt", "response")
     ):
         raise ValueError(f"Expected {where} to be of the form {_FORM} but got {content!r:.200}.")
-    response, eos = content["response"], tokenizer.eos_token or ""
-    return Dialogue(content["prompt"], response if response.endswith(eos) else response + eos)
+    return Dialogue(content["prompt"], _ended(content["response"], tokenizer))
 
 
-def _rendered(messages: Any, tokenizer: Any, where: str) -> Dialogue:
+def _ended(response: str, tokenizer: Any) -> str:
+    """The response with a token that ends it: its own, else the one that the model ends with."""
+    generation = _generation_ends(tokenizer)
+    # These begin, fill or stand for something, and end nothing, unless one is the EOS as well (GPT-2).
+    others = {tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token, tokenizer.mask_token}
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ends = ({*tokenizer.all_special_tokens, *added} - others) | {tokenizer.eos_token, *generation}
+    if response.rstrip().endswith(tuple(end for end in ends if end)):
+        return response
+    return response + (tokenizer.eos_token or next(iter(generation), "") or _suffix(response, tokenizer))
+
+
+def _suffix(text: str, tokenizer: Any) -> str:
+    """The special token that a tokenizer without EOS puts after a text ([SEP]); "" if it puts none."""
+    last = list(tokenizer(text)["input_ids"])[-1:]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if not special.intersection(last) or last == _plain(text, tokenizer)[-1:]:
+        return ""
+    return str(tokenizer.convert_ids_to_tokens(last[0]))
+
+
+def _generation_ends(tokenizer: Any) -> list[str]:
+    """The EOS tokens of ``generation_config.json`` in the directory that the tokenizer was loaded from."""
+    if not tokenizer.name_or_path:
+        return []
+    file = Path(str(tokenizer.name_or_path)) / "generation_config.json"
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return []  # there is none, or it is malformed: `verify` says so
+    ends = config.get("eos_token_id") if isinstance(config, dict) else None
+    numbers = [n for n in (ends if isinstance(ends, list) else [ends]) if type(n) is int and n >= 0]
+    return [token for token in tokenizer.convert_ids_to_tokens(numbers) if isinstance(token, str)]
+
+
+def _rendered(content: dict[str, Any], tokenizer: Any, where: str) -> Dialogue:
+    messages = content["messages"]
     fine = isinstance(messages, list) and all(isinstance(m, dict) and "role" in m for m in messages)
     if not fine or len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(
@@ -122,12 +210,45 @@ def _rendered(messages: Any, tokenizer: Any, where: str) -> Dialogue:
             f"{where} holds messages but the SFT model's tokenizer has no chat template to render them with. "
             'Bring plain text as {"prompt", "response"}, or save the template with the tokenizer.'
         )
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    # A table that holds all messages writes null for what one of them lacks; `content` may be null on purpose.
+    messages = [{k: v for k, v in m.items() if v is not None or k == "content"} for m in messages]
+    given = _template_arguments(content, tokenizer, where)
+    try:
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, **given)
+        prompt = tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True, **given
+        )
+    except Exception as error:  # whatever the template raises, and what Jinja does with a missing key
+        raise ValueError(
+            f"The SFT model's chat template cannot render {where}: {type(error).__name__}: {error}."
+        ) from error
     if not whole.startswith(prompt):
         raise ValueError(
             f"The SFT model's chat template renders {where} so that the dialogue does not begin with its "
-            "prompt: "
-            f'{prompt!r:.120} and {whole!r:.120}. Bring it rendered, as {{"prompt", "response"}}.'
+            f'prompt: {prompt!r:.120} and {whole!r:.120}. Bring it rendered, as {{"prompt", "response"}}.'
         )
-    return Dialogue(prompt, whole[len(prompt) :])
+    return Dialogue(prompt, whole[len(prompt) :], rendered=True)
+
+
+def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> dict[str, Any]:
+    """What the chat template gets beside the messages; keys that it does not read are the reader's own."""
+    more = content.get("chat_template_kwargs") or {}
+    if not isinstance(more, dict):
+        raise ValueError(f"Expected `chat_template_kwargs` in {where} to be an object but got {more!r:.200}.")
+    tools = {**content, **more}.get("tools")
+    if isinstance(tools, str):  # tables hold it as JSON text
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise ValueError(f"Expected `tools` in {where} to be a list or JSON of one: {error}.") from error
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(f"Expected `tools` in {where} to be a list of objects but got {tools!r:.200}.")
+    tools = tools or None
+    template = str(tokenizer.get_chat_template(tools=tools))
+    own = {*inspect.signature(tokenizer.apply_chat_template).parameters, *_DEFINED} - {"documents"}
+    read = {
+        key: value
+        for key, value in content.items()
+        if value is not None and key not in own and re.search(rf"(?<![\w.'\"]){re.escape(key)}\b", template)
+    }
+    return {**read, **more, "tools": tools}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_rejuv import __version__
 from lightning_rejuv.handoff.adapt import base_names
 from lightning_rejuv.handoff.adapter import Adapter, Lora, check_given, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
@@ -26,12 +26,14 @@ from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
+from lightning_rejuv.handoff.rounding import check_rounding
 from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_files
 from lightning_rejuv.handoff.stream import (
     DTYPES,
     FusionStream,
     Progress,
     Recipe,
+    output_dtypes,
     output_size,
     rows_of,
 )
@@ -39,7 +41,7 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import FIXED_ALPHA, alpha_by_name
+from lightning_rejuv.options import FIXED_ALPHA, Rounding, alpha_by_name
 
 
 def merge_adapter(
@@ -49,7 +51,7 @@ def merge_adapter(
     *,
     alpha: float | Mapping[str, float] = FIXED_ALPHA,
     dtype: str | None = None,
-    stochastic_rounding: bool = False,
+    rounding: Rounding = "nearest",
     seed: int = 0,
     bar: Callable[[int], Progress] | None = None,
 ) -> HandoffReport:
@@ -66,7 +68,7 @@ def merge_adapter(
         alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
             fusion.
         dtype: of the output; by default the base's.
-        stochastic_rounding: see :func:`rejuvenate_checkpoint`.
+        rounding: see :func:`rejuvenate_checkpoint`.
         seed: of stochastic rounding.
         bar: see :func:`rejuvenate_checkpoint`.
 
@@ -86,8 +88,9 @@ def merge_adapter(
     touched = _touched(adapter, theirs)
     _check_tokens(source, theirs)
     recipe = Recipe(
-        alpha_by_name(alpha, list(touched)), DTYPES[dtype] if dtype else None, stochastic_rounding, seed
+        alpha_by_name(alpha, list(touched)), DTYPES[dtype] if dtype else None, rounding == "stochastic", seed
     )
+    check_rounding(rounding, output_dtypes(theirs, recipe.dtype).values())
     pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
     size = output_size(theirs, recipe.dtype)
     check_room(target, size)
@@ -107,7 +110,7 @@ def merge_adapter(
             same = recipe.dtype is None
             write_file(partial / INDEX, index_bytes(root) if same else new_index(theirs.index, size))
         report = HandoffReport(
-            version=version("lightning-rejuv"),
+            version=__version__,
             output=str(target),
             form="model",
             inputs={
@@ -118,7 +121,7 @@ def merge_adapter(
                 "alpha": alpha,
                 "reset_fraction": 0.0,
                 "dtype": dtype,
-                "stochastic_rounding": stochastic_rounding,
+                "rounding": rounding,
                 "seed": seed,
             },
             alpha=alpha,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_rejuv._compat import require
+
 
 def load_model(directory: Path, device: str, dtype: torch.dtype) -> nn.Module:
     """Load a causal language model from local files, in eval mode.
@@ -16,6 +18,7 @@ def load_model(directory: Path, device: str, dtype: torch.dtype) -> nn.Module:
         ValueError: transformers does not know it, or tensors are missing.
         ImportError: transformers is not installed.
     """
+    require("transformers", "A model to be run")
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -36,6 +39,7 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         ValueError: there is none.
     """
+    require("transformers", "Calibration data")
     from transformers import AutoTokenizer
 
     try:

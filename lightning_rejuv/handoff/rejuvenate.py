@@ -6,21 +6,23 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from lightning_rejuv import __version__
+from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.handoff.checkpoint import ADAPTER_CONFIG, INDEX, Checkpoint, PathLike, open_checkpoint
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
+from lightning_rejuv.handoff.options import applied, check_options
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.report import HandoffReport
+from lightning_rejuv.handoff.rounding import check_rounding
 from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_size
-from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_size
+from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_dtypes, output_size
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
-from lightning_rejuv.options import Alpha, Options, alpha_by_name
+from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding, alpha_by_name
 
 Bar = Callable[[int], Progress]
 
@@ -32,20 +34,29 @@ def rejuvenate_checkpoint(
     *,
     alpha: Alpha = "auto",
     reset_fraction: float = 0.02,
+    omega: float = 1.0,
+    positions: PositionRule = "sharpened",
+    positions_per_response: int = 1,
+    quantity: Quantity = "entropy_gradient",
+    rank_by: RankBy | None = None,
+    scope: Scope = "model",
+    budget: Budget = "share",
+    alpha_target: float | None = None,
     calibration: PathLike | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     compute_dtype: str = "float32",
-    stochastic_rounding: bool = False,
+    rounding: Rounding = "nearest",
     seed: int = 0,
     bar: Bar | None = None,
-    **options: Any,
 ) -> HandoffReport:
     """Write the rejuvenation of an SFT checkpoint: fusion with its base, then the targeted reset.
 
     The output has the SFT model's names, shards, config, tokenizer, chat template and generation config. It
     appears under its name whole, or not at all; the inputs are never written to. Fusion streams: its memory
-    does not grow with the model. The reset loads the SFT model to find the neurons.
+    does not grow with the model. The reset loads the SFT model to find the neurons. An option that would have
+    no effect is refused; those that the method has in memory mean the same as in
+    :func:`lightning_rejuv.rejuvenate`.
 
     Args:
         base: directory of the checkpoint that SFT started from.
@@ -54,15 +65,22 @@ def rejuvenate_checkpoint(
         alpha: weight of the SFT model in the fusion: a rule that finds it, as ``"auto"``, which needs
             calibration data; a number, 0 to 1; or one for each pattern of names on disk.
         reset_fraction: share of the neurons that is reset, 0 to 1; 0 is fusion alone.
-        calibration: JSONL for the reset, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
-        device: where the model runs for the reset.
+        omega: weight of the base on a reset neuron.
+        positions: at which positions neurons are attributed.
+        positions_per_response: at how many of a response, at most.
+        quantity: what is attributed to neurons.
+        rank_by: by what neurons are ranked.
+        scope: what neurons compete in.
+        budget: what ``reset_fraction`` is a share of.
+        alpha_target: what the value of alpha's rule may reach.
+        calibration: JSONL for the reset and for a rule that finds alpha, see
+            :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
+        device: where models run for those.
         dtype: of the output, one of "float32", "bfloat16", "float16"; by default the SFT model's.
-        compute_dtype: in which the model is loaded for the reset.
-        stochastic_rounding: round to half types stochastically, so that small changes survive on average.
+        compute_dtype: in which models are loaded for the reset and for a rule that finds alpha.
+        rounding: to half types, ``"nearest"``, or ``"stochastic"``, so that small changes survive on average.
         seed: of stochastic rounding, sampling and the random control.
         bar: called with the number of bytes to do; returns what is called with those that are done.
-        **options: further options of :func:`lightning_rejuv.rejuvenate`: ``omega``, ``positions``,
-            ``positions_per_response``, ``quantity``, ``rank_by``, ``scope``, ``budget``, ``alpha_target``.
 
     Returns:
         The report, which stands in the output as ``rejuvenation.json`` too.
@@ -88,18 +106,23 @@ def rejuvenate_checkpoint(
         tensor([0.2500, 0.2500])
         >>> shutil.rmtree(root)
     """
-    asked = Options(alpha=alpha, reset_fraction=reset_fraction, seed=seed, **options)
-    for name, value in (("dtype", dtype), ("compute_dtype", compute_dtype)):
-        if value not in DTYPES and not (name == "dtype" and value is None):
-            raise ValueError(f"Expected argument `{name}` to be one of {sorted(DTYPES)} but got {value!r}.")
-    loads = reset_fraction > 0 or asked.searches_alpha
-    if loads and calibration is None:
-        raise ValueError(
-            f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
-            f"reset_fraction={reset_fraction:g} and alpha={alpha!r}. Pass a JSONL file with prompts and responses "
-            "as in SFT, or set `reset_fraction=0` and a number for `alpha` (`--reset-fraction 0 --alpha 0.4`) "
-            "for fusion alone."
-        )
+    asked = Options(
+        alpha=alpha,
+        reset_fraction=reset_fraction,
+        omega=omega,
+        positions=positions,
+        positions_per_response=positions_per_response,
+        quantity=quantity,
+        rank_by=rank_by,
+        scope=scope,
+        budget=budget,
+        alpha_target=alpha_target,
+        rounding=rounding,
+        seed=seed,
+    )
+    beside = {"calibration": calibration, "device": device, "dtype": dtype, "compute_dtype": compute_dtype}
+    check_options(asked, beside)
+    loads = asked.runs_the_model
     base, sft, out = Path(base), Path(sft), Path(out)
     check_free(out)
     check_apart(out, base, sft)
@@ -116,10 +139,11 @@ def rejuvenate_checkpoint(
     recipe = Recipe(
         alpha_by_name(given, fused),
         DTYPES[dtype] if dtype else None,
-        stochastic_rounding,
+        rounding == "stochastic",
         seed,
         omega=asked.omega,
     )
+    check_rounding(rounding, output_dtypes(ours, recipe.dtype).values())
     size = output_size(ours, recipe.dtype)
     check_room(out, size + sidecar_size(sft))
 
@@ -147,7 +171,7 @@ def rejuvenate_checkpoint(
             stream = FusionStream(ours, theirs, pairing.pairs, recipe)
             stream.write(writer, progress)
         report = HandoffReport(
-            version=version("lightning-rejuv"),
+            version=__version__,
             output=str(out),
             form="model",
             inputs={
@@ -155,12 +179,7 @@ def rejuvenate_checkpoint(
                 for role, path in (("base", base), ("sft", sft))
             },
             outputs=writer.digests,
-            options={
-                **vars(asked),
-                "dtype": dtype,
-                "compute_dtype": compute_dtype if loads else None,
-                "stochastic_rounding": stochastic_rounding,
-            },
+            options=applied(asked, beside),
             alpha=given,
             tensors=stream.measured,
             vocabulary=_vocabulary(pairing),

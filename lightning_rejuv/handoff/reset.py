@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
@@ -65,9 +65,10 @@ def plan_on_disk(
     Raises:
         ValueError: what :func:`lightning_rejuv.rejuvenate` refuses, or a neuron that has no place on disk.
     """
-    model = load_model(sft.path, device, dtype)
+    # Before the model, which takes minutes to load: a line that is refused is refused at once.
     tokenizer = load_tokenizer(sft.path)
-    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
+    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
+    model = load_model(sft.path, device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     plan = make_plan(model, targets, Data(batches), options)
     found: dict[str, Any] = {

@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+from lightning_rejuv.options import ROUNDINGS
+
+
+def check_rounding(rounding: str, dtypes: Iterable[torch.dtype]) -> None:
+    """Refuse a rounding that is none, or that nothing in the output would be rounded with.
+
+    Args:
+        rounding: ``"nearest"`` or ``"stochastic"``.
+        dtypes: of the output's tensors.
+
+    Raises:
+        ValueError: with what was got.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"Expected argument `rounding` to be one of {ROUNDINGS} but got {rounding!r}.")
+    found = set(dtypes)
+    if rounding == "stochastic" and not found & {torch.bfloat16, torch.float16}:
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in found)
+        raise ValueError(
+            f'Expected tensors of a half type with `rounding="stochastic"` (`--stochastic-rounding`) but the output '
+            f"holds {', '.join(names)}: it would have no effect. Leave it out, or pass `dtype` (`--dtype bfloat16`)."
+        )
 
 
 def to_nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:

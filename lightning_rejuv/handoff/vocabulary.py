@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_rejuv._compat import require
+
 _VOCABULARY_TENSOR = re.compile(
     r"(?:^|\.)(?:embed_tokens|embed_tokens_per_layer|wte|embed_in|word_embeddings|tok_embeddings|embedding"
     r"|embeddings|shared|lm_head|embed_out|output|head|predictions\.decoder)\.(?:weight|bias)$"
@@ -74,6 +76,7 @@ def token_ids(directory: Path) -> dict[str, int] | None:
             ) from error
     if not any((directory / name).is_file() for name in _FILES):
         return None
+    require("transformers", "A tokenizer without `tokenizer.json`")
     from transformers import AutoTokenizer
 
     return dict(AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab())

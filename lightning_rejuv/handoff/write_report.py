@@ -14,10 +14,11 @@ from lightning_rejuv.handoff.sidecar import CARD, REPORT
 def write_report(partial: Path, card_from: Path, report: HandoffReport) -> None:
     """Write ``rejuvenation.json`` and the model card."""
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(partial / REPORT, text.encode())
+    # A file name that is no UTF-8 holds lone surrogates: as JSON's own escapes they come back as they were.
+    write_file(partial / REPORT, text.encode(errors="backslashreplace"))
     card = card_from / CARD
     existing = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    write_file(partial / CARD, report.card(existing).encode())
+    write_file(partial / CARD, report.card(existing).encode(errors="backslashreplace"))
 
 
 def check_apart(out: Path, *inputs: Path) -> None:

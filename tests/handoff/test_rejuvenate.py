@@ -112,9 +112,7 @@ def test_stochastic_rounding_is_unbiased_and_repeats_by_seed(tmp_path):
     nearest, report = fuse(base, sft, alpha=0.25)
     assert report.total.rounding_loss == 1.0
     assert all(bool((t == 1).all()) for t in tensors(nearest).values())
-    first, second, other = (
-        fuse(base, sft, alpha=0.25, stochastic_rounding=True, seed=s)[0] for s in (0, 0, 1)
-    )
+    first, second, other = (fuse(base, sft, alpha=0.25, rounding="stochastic", seed=s)[0] for s in (0, 0, 1))
     values = torch.cat([t.flatten() for t in tensors(first).values()]).double()
     assert set(values.tolist()) == {1.0, 1 + 1 / 128}
     assert abs(values.mean().item() - (1 + 0.25 / 128)) < 5 * (1 / 128) / (4 * len(values)) ** 0.5

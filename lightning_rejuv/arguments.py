@@ -1,0 +1,178 @@
+"""What the command ``lightning-rejuv`` takes; nothing here needs torch, so that help is printed at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+USAGE = 2
+
+_DESCRIPTION = """\
+Restore the plasticity of an over-trained language model between SFT and RL.
+
+SFT that runs too long leaves a model that RL hardly improves: it is far from its base and sure of every token.
+Rejuvenation (arXiv 2606.09932) writes
+
+    alpha * SFT model + (1 - alpha) * base
+
+and then returns the neurons that push hardest on over-confident tokens to the base. The output is an ordinary
+Hugging Face directory with the SFT model's tokenizer, chat template and generation config; any RL trainer
+starts from it."""
+
+_EPILOG = """\
+typical use:
+  lightning-rejuv diagnose   --base Qwen3-4B-Base --sft runs/sft --calibration sft.jsonl
+  lightning-rejuv rejuvenate --base Qwen3-4B-Base --sft runs/sft --out runs/start --calibration sft.jsonl
+  lightning-rejuv verify     runs/start
+
+exit codes: 0 done; 1 verify found a fault; 2 wrong usage (a device that is not there is, and so is no command);
+3 the input was refused or the computation failed, nothing is left under the output's name; 4 reading or writing
+failed (no such file, disk full), nothing is left under the output's name; 130 interrupted, 143 terminated, 129
+hung up. An error is one line on standard error; `--traceback` prints where it comes from, too."""
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+_CALIBRATION = (
+    'JSONL, a few dozen lines in the style of the SFT data: {"prompt": …, "response": …} as plain '
+    "text, or "
+    "{\"messages\": […]} that end with the assistant's, rendered with the SFT model's own chat template"
+)
+
+_DIAGNOSE = """\
+how far SFT has gone, whether it went too far, and which alpha fits
+
+Without calibration data only files are read: drift of every tensor from the base, what rounding would take
+from a fusion, tying, vocabulary, chat template and EOS. With calibration data both models are run on it: token
+entropy of the SFT model and of the base on the same responses, and how likely the SFT model still finds what
+the base would say."""
+
+_REJUVENATE = """\
+write a checkpoint that RL can start from
+
+The output appears whole under its name, or not at all; inputs are never written to. Fusion alone
+(`--reset-fraction 0 --alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
+memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, by 0.4 where `--alpha` is not given,
+and the base is not even read. An option that would have no effect is refused by name."""
+
+_VERIFY = """\
+is a checkpoint directory whole and loadable?
+
+Index, headers, shapes, dtypes, NaN, tying, vocabulary, tokenizer, chat template, EOS and generation config; if
+it was written by this command, also that its files are what was written. Exit code 1 if there is a fault."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line: ``command``, and what it was given; None where an option was not.
+
+    Raises:
+        SystemExit: after help or the version (0), and where the usage is wrong or there is no command (2).
+    """
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help()
+        parser.exit(USAGE)
+    return parsed
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line; argparse prints the whole usage before it."""
+        text = " ".join(message.split())
+        self.exit(USAGE, f"{self.prog}: error: {text} (`{self.prog} --help` lists the options)\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        # The version is looked up only where it is asked for.
+        from lightning_rejuv import __version__
+
+        print(f"lightning-rejuv {__version__}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="lightning-rejuv", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
+    for add, name, text in (
+        (_diagnose_arguments, "diagnose", _DIAGNOSE),
+        (_rejuvenate_arguments, "rejuvenate", _REJUVENATE),
+        (_verify_arguments, "verify", _VERIFY),
+    ):
+        command = commands.add_parser(
+            name, help=text.partition("\n")[0], description=text, formatter_class=raw
+        )
+        add(command)
+        command.add_argument("--json", action="store_true", help="print the report as JSON")
+        command.add_argument(
+            "--quiet", action="store_true", help="no progress bar, and no report but `--json`"
+        )
+        command.add_argument("--traceback", action="store_true", help="print the traceback of an error, too")
+    return parser
+
+
+def _diagnose_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--base", type=Path, required=True, metavar="DIR", help="the checkpoint SFT started from"
+    )
+    command.add_argument("--sft", type=Path, required=True, metavar="DIR", help="the SFT model")
+    command.add_argument("--calibration", type=Path, metavar="FILE.jsonl", help=_CALIBRATION)
+    command.add_argument(
+        "--verifier",
+        metavar="MODULE:FUNCTION",
+        help="a function (prompt, response) -> bool that tells right answers: support retention is then of the "
+        "base's right answers to the calibration prompts",
+    )
+    _model_arguments(command)
+
+
+def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--base", type=Path, metavar="DIR", help="the checkpoint SFT started from, or an early one"
+    )
+    command.add_argument(
+        "--sft", type=Path, required=True, metavar="DIR", help="the SFT model, or a LoRA adapter"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist")
+    command.add_argument(
+        "--alpha",
+        metavar="auto|0.4|FILE.yaml",
+        help='weight of the SFT model; "auto" (the default) finds the largest that keeps the base\'s own answers '
+        "likely (other rules: kl_balance, entropy_ratio); a number: the smaller, the more of the base; a YAML file "
+        "maps patterns of tensor names to alphas, the first that fits counts. For an adapter the default is 0.4",
+    )
+    command.add_argument(
+        "--reset-fraction",
+        type=float,
+        metavar="F",
+        help="share of all neurons that is reset (default 0.02; 0 is fusion alone, and the default for an adapter)",
+    )
+    command.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE.jsonl",
+        help=_CALIBRATION + "; for the reset and for `--alpha auto`",
+    )
+    command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
+    command.add_argument(
+        "--stochastic-rounding",
+        action="store_true",
+        help="round half types stochastically: after mild SFT most updates are one step of bfloat16 wide, and "
+        "rounding to nearest puts their half way back to one end",
+    )
+    command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
+    command.add_argument("--seed", type=int, metavar="N", help="of rounding and sampling (default 0)")
+    _model_arguments(command)
+
+
+def _model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="where models are run (default cpu)")
+    command.add_argument("--compute-dtype", choices=_DTYPES, help="their dtype (default float32)")
+
+
+def _verify_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", type=Path, metavar="DIR")

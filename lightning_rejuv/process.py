@@ -1,0 +1,111 @@
+"""The command's standard streams and signals: what a pipe, a full disk or Ctrl-C does to a process."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+class Interruption:
+    """The signals that ask the command to stop.
+
+    Each raises KeyboardInterrupt, so that what was half written is removed. An extension module may swallow that
+    (torch does while it imports NumPy): :meth:`check` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the number of the signal, as a shell has it: 130 for Ctrl-C."""
+        return 128 + (self.signals[0] if self.signals else signal.SIGINT)
+
+    def check(self) -> None:
+        """Stop if a signal has come.
+
+        Raises:
+            KeyboardInterrupt: one has.
+        """
+        if self.signals:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT, SIGTERM and SIGHUP; one that is ignored (`nohup`) stays so."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():  # no other may set a handler
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    before[number] = signal.signal(number, self._stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        self.signals.append(number)
+        raise KeyboardInterrupt
+
+
+def prepare_streams() -> None:
+    """Make the standard streams fit to be written to."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It is closed (`>&-`): the next file that is opened, the weights perhaps, would take its number, and
+            # what a library prints would be written into it.
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode is no reason to fail
+
+
+def emit(text: str) -> None:
+    """Print to standard output. That nobody reads on (`| head`) is no error.
+
+    Raises:
+        OSError: standard output cannot be written to.
+    """
+    try:
+        print(text)
+        flush()
+    except BrokenPipeError:
+        _silence()
+
+
+def flush() -> None:
+    """Write what is buffered, now: at the interpreter's end a failure would have no exit code of ours.
+
+    Raises:
+        OSError: standard output cannot be written to.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+    except OSError as error:
+        _silence()
+        raise OSError(f"Standard output cannot be written to ({error}); what is on disk is whole.") from error
+
+
+def complain(message: str) -> None:
+    """Print an error to standard error, if there is one that can be written to."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _silence() -> None:
+    """Let what is still in the buffer go nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
