@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_
+from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
+from lightning_rejuv.access.optimizer_weights import WeightCopies
 from lightning_rejuv.access.replica import Replica
 from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.access.targets import Targets, open_targets
@@ -19,6 +21,7 @@ from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
+from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Data, Plan, make_plan
@@ -139,7 +142,8 @@ def rejuvenate(
     )
     targets = open_targets(model, anchor, resize_vocabulary)
     data = Data(calibration, loss, sampler, verifier)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    # Some wrappers, schedule-free's among them, are no `Optimizer`.
+    optimizers: list[Any] = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer or ())
     if not targets.layout.sharded:
         plan = make_plan(model, targets, data, options)
         return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
@@ -165,8 +169,9 @@ def carry_out(
         optimizers: those that hold a state of the model.
         started: when the work began, by ``time.perf_counter()``.
     """
-    check_optimizer_state(targets.layout, options.optimizer_state)
-    lost = apply_plan(targets, plan, options)
+    optimizers = list(optimizers)
+    copies = find_copies(targets, optimizers, options)
+    lost = apply_plan(targets, plan, options, copies)
     unsliced = _forget(targets, plan, optimizers, options.optimizer_state)
     entropy: float | None = None
     if plan.batches:
@@ -182,14 +187,36 @@ class RejuvenationError(RuntimeError):
     """An edit that could not be finished; says which parameters were changed and which were not."""
 
 
+def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Options) -> WeightCopies:
+    """Check the optimizers, and find the copies of the weights that they hold; change nothing.
+
+    Raises:
+        ValueError: an optimizer's state cannot be edited as it has to be.
+    """
+    optimizers = list(optimizers)
+    check_optimizer_state(targets.layout, options.optimizer_state, optimizers)
+    check_optimizer_weights(optimizers, targets.layout)
+    copies = WeightCopies.find(optimizers, targets.layout)
+    if copies and targets.pulls:
+        raise ValueError(
+            "Expected an optimizer without copies of the weights with DoRA adapters, whose lengths are fused by no "
+            "lerp of their own, but its state holds "
+            f"{listing(key for _, keys in copies.keys for key in keys)}. Call `model.merge_and_unload()` before."
+        )
+    return copies
+
+
 @torch.no_grad()
-def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int]:
+def apply_plan(
+    targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None = None
+) -> tuple[int, int]:
     """Fuse every parameter, and reset the planned neurons in it.
 
     Args:
         targets: the parameters, and what they are pulled toward.
         plan: what to change.
         options: the rounding, the weight of the anchor on reset neurons and the seed.
+        copies: of the parameters, in the states of optimizers; they are edited alike.
 
     Returns:
         How many half-precision elements differ from the anchor, and how many of those rounding threw back
@@ -216,6 +243,12 @@ def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int
                     reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
+        for name, copy, displacement in copies.walk(fused.union(resets)) if copies else ():
+            anchor = targets.anchor_of(name)
+            anchor = torch.zeros_like(anchor) if displacement else anchor
+            lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0))
+            for group, dim, index in resets.get(name, ()):
+                reset_neurons(copy, anchor, group, dim, index, options.omega)
         counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(

@@ -52,12 +52,12 @@ class DeepSpeedLayout(Layout):
                 safe_set_full_fp32_param(parameter, values)
 
     @override
-    def momenta(self, optimizer: Optimizer, name: str) -> Iterator[Shard]:
+    def momenta(self, optimizer: Optimizer, name: str, keys: tuple[str, ...] = MOMENTUM) -> Iterator[Shard]:
         from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
         parameter = self.parameters[name]
         kept = {key for state in optimizer.state.values() for key in state}
-        for key in kept.intersection(MOMENTUM if parameter.requires_grad else ()):
+        for key in sorted(kept.intersection(keys if parameter.requires_grad else ())):
             whole = safe_get_full_optimizer_state(parameter, key).view(self.shapes[name])
             yield Shard.whole(whole)
             safe_set_full_optimizer_state(parameter, whole, key)

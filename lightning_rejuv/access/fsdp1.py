@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_rejuv._compat import fsdp1_interval
-from lightning_rejuv.access.layout import Layout
+from lightning_rejuv.access.layout import MOMENTUM, Layout
 from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.names import canonical_name, listing
 
@@ -65,11 +65,11 @@ class FSDP1Layout(Layout):
                         yield name, Shard.whole(parameter.detach())
 
     @override
-    def momenta(self, optimizer: Optimizer, name: str) -> Iterator[Shard]:
+    def momenta(self, optimizer: Optimizer, name: str, keys: tuple[str, ...] = MOMENTUM) -> Iterator[Shard]:
         parameter, shape = self.parameters[name], self.shapes[name]
         unit = next(unit for unit, own in self._units if name in own)
         start, stop = fsdp1_interval(unit, parameter)
-        for moment in self._moments(optimizer, name):
+        for moment in self._moments(optimizer, name, keys):
             whole = moment.new_zeros(shape.numel())
             whole[start:stop] = moment
             yield Shard.whole(whole.view(shape))

@@ -56,20 +56,21 @@ class Layout:
         for name, shard in self.walk(write=False):
             yield name, shard.values
 
-    def momenta(self, optimizer: Optimizer, name: str) -> Iterator[Shard]:
+    def momenta(self, optimizer: Optimizer, name: str, keys: tuple[str, ...] = MOMENTUM) -> Iterator[Shard]:
         """Go through the running means of a parameter's gradient that an optimizer keeps, to be written to.
 
         Args:
             optimizer: as PyTorch has it, without a strategy's wrapper.
             name: the parameter's.
+            keys: what the optimizer calls them, or other states of the parameter's shape.
         """
-        for moment in self._moments(optimizer, name):
+        for moment in self._moments(optimizer, name, keys):
             yield self._part(moment)
 
-    def _moments(self, optimizer: Optimizer, name: str) -> Iterator[Tensor]:
+    def _moments(self, optimizer: Optimizer, name: str, keys: tuple[str, ...]) -> Iterator[Tensor]:
         parameter = self.parameters[name]
         state = optimizer.state.get(parameter, {})
-        found = (state.get(key) for key in MOMENTUM)
+        found = (state.get(key) for key in keys)
         return (m for m in found if isinstance(m, Tensor) and m.shape == parameter.shape)
 
     def _part(self, tensor: Tensor) -> Shard:

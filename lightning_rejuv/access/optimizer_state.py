@@ -9,24 +9,41 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_rejuv.access.layout import Layout
+from lightning_rejuv.access.layout import MOMENTUM, Layout
+from lightning_rejuv.access.optimizer_weights import KAHAN, states_of, unwrapped
 from lightning_rejuv.neurons import NeuronGroup
 
 OptimizerState = Literal["keep", "momentum", "reset"]
 OPTIMIZER_STATES: tuple[str, ...] = get_args(OptimizerState)
 
 
-def check_optimizer_state(layout: Layout, mode: OptimizerState) -> None:
-    """Refuse what a layout cannot do.
+def check_optimizer_state(layout: Layout, mode: OptimizerState, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Refuse what a layout or an optimizer cannot do.
 
     Raises:
-        ValueError: ``"reset"`` where parameters share one state (DeepSpeed).
+        ValueError: ``"reset"`` where parameters share one state (DeepSpeed) or one step count.
     """
-    if mode == "reset" and not layout.drops_state:
+    if mode != "reset":
+        return
+    expected = 'Expected `optimizer_state` to be "momentum" or "keep"'
+    if not layout.drops_state:
         raise ValueError(
-            'Expected `optimizer_state` to be "momentum" or "keep" under DeepSpeed but got "reset": all parameters '
-            "share one state there, and its step count would make the next step three times too large."
+            f'{expected} under DeepSpeed but got "reset": all parameters share one state there, and its step count '
+            "would make the next step three times too large."
         )
+    for optimizer in unwrapped(optimizers):
+        if _shares_its_count(optimizer):
+            raise ValueError(
+                f'{expected} with {type(optimizer).__name__} but got "reset": its parameters share one step count, '
+                "which would make the next step many times too large."
+            )
+
+
+def _shares_its_count(optimizer: Optimizer) -> bool:
+    """Whether the count that corrects the bias of running means belongs to a group, and stays where a state goes."""
+    groups = [g for g in optimizer.param_groups if "betas" in g and ("k" in g or "step" in g)]
+    prodigy = any("d0" in group for group in groups)  # has a count in each state, which it does not use
+    return bool(groups) and (prodigy or not any("step" in state for state in states_of(optimizer).values()))
 
 
 @torch.no_grad()
@@ -43,7 +60,9 @@ def edit_optimizer_state(
     edited, rows and columns alone where only they were, and keeps the rest: the next step is a small one.
     ``"reset"`` drops the whole state of every edited parameter, so that it starts afresh. Zeroing both
     moments of some rows under Adam's old step count would make a step of (1 - β1) / sqrt(1 - β2) = 3.2
-    learning rates, and is not offered. ``"keep"`` changes nothing.
+    learning rates, and is not offered. ``"keep"`` changes nothing of it. In every mode the remainder that Kahan
+    summation keeps of the old weights is zeroed. The history of L-BFGS, which spans all parameters, is dropped
+    unless it is to be kept. Copies of the weights are no memory: :class:`WeightCopies`.
 
     Args:
         optimizers: whose states are edited.
@@ -56,22 +75,27 @@ def edit_optimizer_state(
         Names of edited parameters that have a state which could not be edited, since it does not have the
         parameter's shape (Adafactor's factors, 8-bit blocks).
     """
-    if mode == "keep":
-        return []
     left: dict[str, None] = {}
     everything = set(whole)
     edited = [name for name in layout.parameters if name in everything or name in parts]
-    for wrapped in optimizers:
-        # Lightning and DeepSpeed hand out wrappers around the optimizer that holds the state.
-        optimizer: Optimizer = getattr(wrapped, "optimizer", wrapped)
+    forgotten = KAHAN if mode == "keep" else MOMENTUM + KAHAN
+    for optimizer in unwrapped(optimizers):
+        wraps = _wraps(optimizer)
+        if (
+            edited
+            and mode != "keep"
+            and any("prev_flat_grad" in state for state in states_of(optimizer).values())
+        ):
+            optimizer.state.clear()
+            continue
         for name in edited:
             parameter = layout.parameters[name]
-            if mode == "reset":
+            if mode == "reset" and not wraps:
                 optimizer.state.pop(parameter, None)
                 continue
-            if not _sliceable(optimizer.state.get(parameter, {}), parameter):
+            if mode != "keep" and not _sliceable(optimizer.state.get(parameter, {}), parameter):
                 left[name] = None
-            for moment in layout.momenta(optimizer, name):
+            for moment in layout.momenta(optimizer, name, forgotten):
                 if name in everything:
                     moment.values.zero_()
                 for group, dim, index in parts.get(name, ()):
@@ -82,6 +106,15 @@ def edit_optimizer_state(
     return list(left)
 
 
+def _wraps(optimizer: Optimizer) -> bool:
+    """Whether it has a state of its own beside that of an optimizer inside it, and needs it at every step."""
+    others = [other for other in vars(optimizer).values() if hasattr(other, "param_groups")]
+    return any(other.state is not optimizer.state for other in others)
+
+
 def _sliceable(state: Mapping[str, Any], parameter: Tensor) -> bool:
-    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.dim() > 0]
+    # Prodigy's flat `p0` is edited as weights are; its `s` measures a distance, which is not forgotten.
+    tensors = [
+        t for k, t in state.items() if isinstance(t, Tensor) and t.numel() > 1 and k not in ("p0", "s")
+    ]
     return all(t.shape == parameter.shape and t.is_floating_point() for t in tensors)
