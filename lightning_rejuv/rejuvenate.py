@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_rejuv._compat import unwrap
 from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_
 from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
 from lightning_rejuv.access.replica import Replica
@@ -19,11 +22,14 @@ from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode
+from lightning_rejuv.names import canonical_name
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
-from lightning_rejuv.report import RejuvenationReport, write_report
+from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
+
+T = TypeVar("T")
 
 
 def rejuvenate(
@@ -136,10 +142,11 @@ def rejuvenate(
         rounding=rounding,
         seed=seed,
     )
-    targets = open_targets(model, anchor, resize_vocabulary)
+    root, model, replicated = unwrap(model)
+    targets = open_targets(model, anchor, resize_vocabulary, root)
     data = Data(calibration, loss, sampler, verifier)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    if not targets.layout.sharded:
+    optimizers = _optimizers(optimizer)
+    if not (replicated or targets.layout.sharded):
         plan = make_plan(model, targets, data, options)
         return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
     plan, planned = make_plan_on_rank_zero(model, targets, data, options)
@@ -156,6 +163,9 @@ def carry_out(
 ) -> RejuvenationReport:
     """Do what was planned, and report it.
 
+    What can be known before the edit is put into the report before it. What fails afterwards, when the edited model
+    is looked at, is warned of and left out: the report is all that says what was done.
+
     Args:
         planned: the model that was planned with: the model itself, or a whole copy of a sharded one.
         targets: the model's parameters, and what they are pulled toward.
@@ -165,16 +175,51 @@ def carry_out(
         started: when the work began, by ``time.perf_counter()``.
     """
     check_optimizer_state(targets.layout, options.optimizer_state)
+    report = draft_report(plan, options, targets)
     lost = apply_plan(targets, plan, options)
-    unsliced = _forget(targets, plan, optimizers, options.optimizer_state)
-    entropy: float | None = None
-    if plan.batches:
-        if planned.targets is not targets:
-            apply_plan(planned.targets, plan, options)
-        with evaluation_mode(planned.model):
-            entropy = mean_entropy([confidence(planned.model, batch) for batch in plan.batches])
+    unsliced = _afterwards(
+        "the optimizer's state could not be edited",
+        lambda: _forget(targets, plan, optimizers, options.optimizer_state),
+    )
+    entropy = _afterwards(
+        "its entropy could not be measured", lambda: _entropy(planned, targets, plan, options)
+    )
     seconds = time.perf_counter() - started
-    return write_report(plan, options, targets, entropy, lost=lost, unsliced=unsliced, seconds=seconds)
+    drift = _afterwards("its drift could not be measured", targets.measure)
+    return finish_report(
+        report,
+        targets,
+        drift=drift,
+        entropy=entropy,
+        lost=lost,
+        unsliced=_edited(plan) if unsliced is None else unsliced,
+        seconds=seconds,
+    )
+
+
+def _edited(plan: Plan) -> list[str]:
+    fused = [name for name, share in plan.alphas.items() if share < 1]
+    return list(dict.fromkeys([*fused, *edited_parts(plan)]))
+
+
+def _entropy(planned: Replica, targets: Targets, plan: Plan, options: Options) -> float | None:
+    if not plan.batches:
+        return None
+    if planned.targets is not targets:
+        apply_plan(planned.targets, plan, options)
+    with evaluation_mode(planned.model):
+        return mean_entropy([confidence(planned.model, batch) for batch in plan.batches])
+
+
+def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
+    try:
+        return look()
+    except Exception as error:
+        warnings.warn(
+            f"The model was rejuvenated, but {failed} afterwards: {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+        return None
 
 
 class RejuvenationError(RuntimeError):
@@ -183,7 +228,7 @@ class RejuvenationError(RuntimeError):
 
 @torch.no_grad()
 def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int]:
-    """Fuse every parameter, and reset the planned neurons in it.
+    """Fuse every parameter and floating buffer, and reset the planned neurons in them.
 
     Args:
         targets: the parameters, and what they are pulled toward.
@@ -208,12 +253,17 @@ def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int
             else:
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
-                generator = _generator(options, len(done))
+                generator = _generator(options, name, shard.offset)
                 counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
                 changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
+        for name, buffer in targets.buffers.fused.items():
+            if name in fused:
+                weight, generator = 1.0 - plan.alphas[name], _generator(options, name)
+                lerp_(buffer, targets.anchor_of(name), weight, generator=generator)
+                done.append(name)
         counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(
@@ -223,11 +273,12 @@ def apply_plan(targets: Targets, plan: Plan, options: Options) -> tuple[int, int
     return round(float(counts[0])), round(float(counts[1]))
 
 
-def _generator(options: Options, number: int) -> torch.Generator | None:
-    """A stream for each parameter: processes that hold shards of other sizes still agree on the next one."""
+def _generator(options: Options, name: str, offset: tuple[int, ...] = ()) -> torch.Generator | None:
+    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are."""
     if options.rounding == "nearest":
         return None
-    return torch.Generator().manual_seed((options.seed << 20) + number)
+    digest = hashlib.sha256(f"{options.seed} {canonical_name(name)} {offset}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
@@ -261,3 +312,16 @@ def reset_neurons(
 def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState) -> list[str]:
     whole = [name for name in targets.parameters if plan.alphas[name] < 1]
     return edit_optimizer_state(optimizers, targets.layout, whole, edited_parts(plan), mode)
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    """Check what holds the model's state before anything is changed; wrappers of Lightning's are let through."""
+    single = isinstance(given, Optimizer) or isinstance(getattr(given, "optimizer", None), Optimizer)
+    optimizers = [given] if single else list(given or ())
+    for optimizer in optimizers:
+        if not isinstance(getattr(optimizer, "optimizer", optimizer), Optimizer):
+            raise ValueError(
+                "Expected argument `optimizer` to be a `torch.optim.Optimizer`, or several in a list, but got "
+                f"{type(optimizer).__name__}."
+            )
+    return optimizers

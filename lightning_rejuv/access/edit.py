@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Tensors whose dtypes differ are lerped through float32 in pieces, so that no second copy of a large
 # tensor is ever held.
@@ -145,7 +145,7 @@ class Blend:
     exit, also after an error, puts them back bit for bit.
 
     Args:
-        parameters: the parameters that fusion edits, by name.
+        parameters: the parameters and buffers that fusion edits, by name.
         base_of: gives the anchor's tensor for a parameter's name.
 
     >>> net = torch.nn.Linear(1, 1, bias=False)
@@ -158,7 +158,7 @@ class Blend:
     1.0
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], base_of: Callable[[str], Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], base_of: Callable[[str], Tensor]) -> None:
         self._parameters = parameters
         self._base_of = base_of
         self._kept: dict[str, Tensor] = {}
