@@ -316,8 +316,10 @@ def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode:
 
 def _optimizers(given: Any) -> list[Optimizer]:
     """Check what holds the model's state before anything is changed; wrappers of Lightning's are let through."""
-    single = isinstance(given, Optimizer) or isinstance(getattr(given, "optimizer", None), Optimizer)
-    optimizers = [given] if single else list(given or ())
+    if given is None:
+        return []
+    several = isinstance(given, Iterable) and not isinstance(given, Optimizer)
+    optimizers = list(given) if several else [given]
     for optimizer in optimizers:
         if not isinstance(getattr(optimizer, "optimizer", optimizer), Optimizer):
             raise ValueError(
