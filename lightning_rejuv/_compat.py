@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,42 @@ def _inside(module: nn.Module, outer: nn.Module) -> bool:
     return any(child is module for child in outer.modules())
 
 
+def unwrap(module: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
+    """Take a model out of what Fabric, DistributedDataParallel or a LightningModule put around it.
+
+    Args:
+        module: a model, bare or wrapped. Lightning is not imported: where nobody has, there is nothing of it.
+
+    Returns:
+        The outermost module that a strategy has wrapped; the model, which of a LightningModule is its language
+        model; and whether all processes hold a replica of it, so that all of them have been given the wrapper.
+    """
+    root = model = module
+    replicated = False
+    fabric = tuple(
+        sys.modules[name]._FabricModule
+        for name in ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
+        if name in sys.modules
+    )
+    if isinstance(model, fabric):
+        root, model = model._forward_module, model.module
+        replicated = _replicates(root)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        replicated, model = _replicates(model), model.module
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        kind = getattr(sys.modules.get(name), "LightningModule", None)
+        if kind is not None and isinstance(model, kind):
+            model = language_model(model)
+    return root, model, replicated
+
+
+def _replicates(module: Any) -> bool:
+    if not isinstance(module, nn.parallel.DistributedDataParallel):
+        return False
+    size = torch.distributed.get_world_size()
+    return size > 1 and torch.distributed.get_world_size(module.process_group) == size
+
+
 def outermost(trainer: Trainer) -> nn.Module:
     """Return the FSDP module around the LightningModule, which alone can put its parameters together, or the latter."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -172,6 +209,16 @@ def is_wrapper(tensor: Tensor) -> bool:
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return is_traceable_wrapper_subclass(tensor)
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Go through the buffers that a model saves, by name, each once."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield f"{prefix}.{name}".lstrip("."), buffer
 
 
 def is_hugging_face(module: nn.Module) -> bool:

@@ -73,5 +73,5 @@ def check_finite(drift: Mapping[str, Drift], description: str) -> None:
     if not any(d.difference for d in drift.values()):
         raise ValueError(
             f"The anchor ({description}) equals the model in every parameter: there is nothing to pull back. "
-            "Pass the base from before SFT."
+            "Pass the base from before SFT, or activate the adapter that was trained."
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from lightning_rejuv.access.optimizer_state import OPTIMIZER_STATES, OptimizerState
 from lightning_rejuv.alpha import ALPHA_RULES, AlphaRule
@@ -21,6 +23,22 @@ Budget = Literal["share", "union"]
 BUDGETS: tuple[str, ...] = get_args(Budget)
 Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "positions": POSITION_RULES,
+    "quantity": QUANTITIES,
+    "rank_by": (*RANKINGS, None),
+    "scope": SCOPES,
+    "budget": BUDGETS,
+    "optimizer_state": OPTIMIZER_STATES,
+    "rounding": ROUNDINGS,
+}
+_ANY = float("inf")
+# What PyTorch takes as a seed.
+_INTEGERS: dict[str, tuple[int, float]] = {
+    "positions_per_response": (1, _ANY),
+    "seed": (-(2**63), 2**64 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -51,38 +69,49 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
+        # From here on every value is a plain number or string, so that nothing that follows can fail over its type.
+        self._set("alpha", _checked_alpha(self.alpha))
         for name in ("reset_fraction", "omega"):
-            if not _is_share(getattr(self, name)):
-                got = getattr(self, name)
+            got = getattr(self, name)
+            self._set(name, share := _number(got))
+            if share is None or not 0.0 <= share <= 1.0:
                 raise ValueError(f"Expected argument `{name}` to be a number in [0, 1] but got {got!r}.")
-        choices = {
-            "positions": POSITION_RULES,
-            "quantity": QUANTITIES,
-            "rank_by": (*RANKINGS, None),
-            "scope": SCOPES,
-            "budget": BUDGETS,
-            "optimizer_state": OPTIMIZER_STATES,
-            "rounding": ROUNDINGS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                got = getattr(self, name)
+        for name, allowed in _CHOICES.items():
+            got = getattr(self, name)
+            fitting = [a for a in allowed if got is a or (isinstance(got, str) and got == a)]
+            if not fitting:
                 raise ValueError(f"Expected argument `{name}` to be one of {allowed} but got {got!r}.")
-        if self.positions_per_response < 1:
-            got = self.positions_per_response
-            raise ValueError(f"Expected argument `positions_per_response` to be at least 1 but got {got}.")
-        if self.alpha_target is not None and not 0 <= self.alpha_target < float("inf"):
-            got = self.alpha_target
-            raise ValueError(f"Expected argument `alpha_target` to be a number of at least 0 but got {got}.")
-        if self.alpha_target is not None and not self.searches_alpha:
-            raise ValueError(
-                f"`alpha_target` belongs to a rule that finds alpha, but alpha={self.alpha!r} is given."
-            )
+            self._set(name, fitting[0])
+        for name, (low, high) in _INTEGERS.items():
+            got = getattr(self, name)
+            self._set(name, number := _integer(got))
+            if number is None or not low <= number <= high:
+                most = "" if high is _ANY else f" and at most {high}"
+                raise ValueError(
+                    f"Expected argument `{name}` to be an integer of at least {low}{most} but got {got!r}."
+                )
+        self._check_target()
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
             raise ValueError(
                 'Expected `scope="model"` and `quantity="target_logit"` with `budget="union"`, the paper\'s rule, '
                 f"but got scope={self.scope!r} and quantity={self.quantity!r}."
+            )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_target(self) -> None:
+        if self.alpha_target is None:
+            return
+        got = self.alpha_target
+        self._set("alpha_target", target := _number(got))
+        if target is None or not 0 <= target < float("inf"):
+            raise ValueError(
+                f"Expected argument `alpha_target` to be a number of at least 0 but got {got!r}."
+            )
+        if not self.searches_alpha:
+            raise ValueError(
+                f"`alpha_target` belongs to a rule that finds alpha, but alpha={self.alpha!r} is given."
             )
 
     @property
@@ -127,19 +156,45 @@ def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[
     return found
 
 
-def _check_alpha(alpha: object) -> None:
+def _checked_alpha(alpha: Any) -> Alpha:
     if isinstance(alpha, Mapping):
-        wrong = {pattern: value for pattern, value in alpha.items() if not _is_share(value)}
-        if wrong or not alpha:
+        shares = {pattern: _number(value) for pattern, value in alpha.items()}
+        wrong = {p: alpha[p] for p, share in shares.items() if share is None or not 0.0 <= share <= 1.0}
+        if wrong or not shares:
             raise ValueError(
                 f"Expected every value of `alpha` to be a number in [0, 1] but got {wrong or alpha}."
             )
-    elif not (alpha in ALPHA_RULES if isinstance(alpha, str) else _is_share(alpha)):
+        if not all(isinstance(pattern, str) for pattern in shares):
+            raise ValueError(
+                f"Expected the keys of `alpha` to be patterns of parameter names but got {list(shares)}."
+            )
+        return {str(pattern): share for pattern, share in shares.items() if share is not None}
+    if isinstance(alpha, str):
+        for rule in get_args(AlphaRule):
+            if rule == alpha:
+                return rule  # type: ignore[no-any-return]
+    number = None if isinstance(alpha, str) else _number(alpha)
+    if number is None or not 0.0 <= number <= 1.0:
         raise ValueError(
             f"Expected argument `alpha` to be a number in [0, 1], a mapping of name patterns to such numbers or "
             f"one of {ALPHA_RULES} but got {alpha!r}."
         )
+    return number
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+def _number(value: Any) -> float | None:
+    """Return a real number of any kind as a float; None for what is none, a bool among them."""
+    value = _scalar(value)
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
+        return None
+    return float(value)
+
+
+def _integer(value: Any) -> int | None:
+    value = _scalar(value)
+    return None if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+
+
+def _scalar(value: Any) -> Any:
+    """Return the Python number in a scalar of NumPy or PyTorch, without importing the former."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.buffers import check_finite_buffers
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
@@ -28,6 +29,7 @@ from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.drift import Drift, check_finite
 from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
+from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
 from lightning_rejuv.options import Options, alpha_by_name
 from lightning_rejuv.sampling import sample_with_generate
@@ -52,7 +54,7 @@ class Plan:
 
     Attributes:
         alpha: weight of the SFT model in the fusion: one, or one for each name pattern.
-        alphas: weight of the SFT model for every parameter that fusion edits.
+        alphas: weight of the SFT model for every parameter and buffer that fusion edits.
         resets: the neurons to reset, for every group of the neuron map; empty for fusion alone.
         drift: how far the model is from its anchor before the edit.
         batches: the calibration set on the model's device; empty without a language model's.
@@ -69,6 +71,11 @@ class Plan:
     comparison: Comparison | None
     attribution: Attribution | None
     search: AlphaSearch | None
+
+    @property
+    def fuses(self) -> bool:
+        """Whether anything is pulled toward the anchor as a whole."""
+        return any(share < 1 for share in self.alphas.values())
 
 
 @dataclass(frozen=True)
@@ -117,15 +124,16 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
     sampler = _sampler(model, data, options, batches) if options.searches_alpha else None
     given = options.alpha if not isinstance(options.alpha, str) else 0.0
-    alphas = alpha_by_name(given, list(targets.parameters))
+    alphas = alpha_by_name(given, list(targets.fused))
     drift = targets.measure()
     check_finite(drift, targets.description)
+    check_finite_buffers(targets.buffers, targets.anchor_of, targets.description)
 
     search: AlphaSearch | None = None
     comparison: Comparison | None = None
     attribution: Attribution | None = None
     if options.runs_the_model:
-        with evaluation_mode(model), Blend(targets.parameters, targets.base_of) as blend:
+        with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
             if sampler:
                 search = find_alpha(
                     model,
@@ -135,7 +143,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                     target=options.alpha_target,
                     verifier=data.verifier,
                 )
-                alphas = alpha_by_name(search.alpha, list(targets.parameters))
+                alphas = alpha_by_name(search.alpha, list(targets.fused))
             if decoder:
                 rule, count = options.positions, options.positions_per_response
                 comparison = compare(model, blend, batches, rule, count, targets.reference)
@@ -199,20 +207,28 @@ def _attribute(
 
 
 def _select(groups: tuple[NeuronGroup, ...], attribution: Attribution, options: Options) -> list[Reset]:
-    candidates = [number for number, group in enumerate(groups) if not group.fixed]
     # The random control takes the counts of the quantity's own ranking.
     ranking = options.rank_by if options.rank_by in ("absolute", "signed") else attribution.ranking
     scores = attribution.total if ranking == "signed" else attribution.absolute
-    # A neuron without a contribution to any position (an expert that no token reached) is no candidate.
+    wrong = {g.parameter for g, s in zip(groups, scores, strict=True) if not bool(s.isfinite().all())}
+    if wrong:
+        raise ValueError(
+            f"Expected finite contributions of the neurons but those of {listing(wrong)} are NaN or infinite. Do "
+            "the model's logits overflow? Run it in float32 or bfloat16, or set `reset_fraction=0` for fusion alone."
+        )
+    # A weight without an adapter is the base's own: its neurons count, and a reset of them is nothing. Nor is one
+    # without a contribution to any position (an expert that no token reached) a candidate.
     chosen = select_neurons(
-        [scores[n] for n in candidates],
-        [groups[n].layer for n in candidates],
+        [torch.zeros_like(s) if g.fixed else s for g, s in zip(groups, scores, strict=True)],
+        [group.layer for group in groups],
         options.reset_fraction,
         scope=options.scope,
-        union=[attribution.union[n] for n in candidates] if options.budget == "union" else None,
+        union=[u & (not g.fixed) for g, u in zip(groups, attribution.union, strict=True)]
+        if options.budget == "union"
+        else None,
         generator=torch.Generator().manual_seed(options.seed) if options.rank_by == "random" else None,
     )
     return [
-        Reset(groups[n], groups[n].place(neurons).sort().values)
-        for n, neurons in zip(candidates, chosen, strict=True)
+        Reset(group, group.place(neurons).sort().values)
+        for group, neurons in zip(groups, chosen, strict=True)
     ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_rejuv._compat import unwrap
 from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_
 from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
@@ -21,12 +24,14 @@ from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
-from lightning_rejuv.names import listing
+from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
-from lightning_rejuv.report import RejuvenationReport, write_report
+from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
+
+T = TypeVar("T")
 
 
 @outside_inference_mode
@@ -140,11 +145,11 @@ def rejuvenate(
         rounding=rounding,
         seed=seed,
     )
-    targets = open_targets(model, anchor, resize_vocabulary)
+    root, model, replicated = unwrap(model)
+    targets = open_targets(model, anchor, resize_vocabulary, root)
     data = Data(calibration, loss, sampler, verifier)
-    # Some wrappers, schedule-free's among them, are no `Optimizer`.
-    optimizers: list[Any] = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer or ())
-    if not targets.layout.sharded:
+    optimizers = _optimizers(optimizer)
+    if not (replicated or targets.layout.sharded):
         plan = make_plan(model, targets, data, options)
         return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
     plan, planned = make_plan_on_rank_zero(model, targets, data, options)
@@ -161,6 +166,9 @@ def carry_out(
 ) -> RejuvenationReport:
     """Do what was planned, and report it.
 
+    What can be known before the edit is put into the report before it. What fails afterwards, when the edited model
+    is looked at, is warned of and left out: the report is all that says what was done.
+
     Args:
         planned: the model that was planned with: the model itself, or a whole copy of a sharded one.
         targets: the model's parameters, and what they are pulled toward.
@@ -171,16 +179,51 @@ def carry_out(
     """
     optimizers = list(optimizers)
     copies = find_copies(targets, optimizers, options)
+    report = draft_report(plan, options, targets)
     lost = apply_plan(targets, plan, options, copies)
-    unsliced = _forget(targets, plan, optimizers, options.optimizer_state)
-    entropy: float | None = None
-    if plan.batches:
-        if planned.targets is not targets:
-            apply_plan(planned.targets, plan, options)
-        with evaluation_mode(planned.model):
-            entropy = mean_entropy([confidence(planned.model, batch) for batch in plan.batches])
+    unsliced = _afterwards(
+        "the optimizer's state could not be edited",
+        lambda: _forget(targets, plan, optimizers, options.optimizer_state),
+    )
+    entropy = _afterwards(
+        "its entropy could not be measured", lambda: _entropy(planned, targets, plan, options)
+    )
     seconds = time.perf_counter() - started
-    return write_report(plan, options, targets, entropy, lost=lost, unsliced=unsliced, seconds=seconds)
+    drift = _afterwards("its drift could not be measured", targets.measure)
+    return finish_report(
+        report,
+        targets,
+        drift=drift,
+        entropy=entropy,
+        lost=lost,
+        unsliced=_edited(plan) if unsliced is None else unsliced,
+        seconds=seconds,
+    )
+
+
+def _edited(plan: Plan) -> list[str]:
+    fused = [name for name, share in plan.alphas.items() if share < 1]
+    return list(dict.fromkeys([*fused, *edited_parts(plan)]))
+
+
+def _entropy(planned: Replica, targets: Targets, plan: Plan, options: Options) -> float | None:
+    if not plan.batches:
+        return None
+    if planned.targets is not targets:
+        apply_plan(planned.targets, plan, options)
+    with evaluation_mode(planned.model):
+        return mean_entropy([confidence(planned.model, batch) for batch in plan.batches])
+
+
+def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
+    try:
+        return look()
+    except Exception as error:
+        warnings.warn(
+            f"The model was rejuvenated, but {failed} afterwards: {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+        return None
 
 
 class RejuvenationError(RuntimeError):
@@ -210,7 +253,7 @@ def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Opti
 def apply_plan(
     targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None = None
 ) -> tuple[int, int]:
-    """Fuse every parameter, and reset the planned neurons in it.
+    """Fuse every parameter and floating buffer, and reset the planned neurons in them.
 
     Args:
         targets: the parameters, and what they are pulled toward.
@@ -236,19 +279,24 @@ def apply_plan(
             else:
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
-                generator = _generator(options, len(done))
+                generator = _generator(options, name, shard.offset)
                 counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
                 changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
-        torch.clear_autocast_cache()  # copies of the weights as they were before the edit
+        for name, buffer in targets.buffers.fused.items():
+            if name in fused:
+                weight, generator = 1.0 - plan.alphas[name], _generator(options, name)
+                lerp_(buffer, targets.anchor_of(name), weight, generator=generator)
+                done.append(name)
         for name, copy, displacement in copies.walk(fused.union(resets)) if copies else ():
             anchor = targets.anchor_of(name)
             anchor = torch.zeros_like(anchor) if displacement else anchor
             lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0))
             for group, dim, index in resets.get(name, ()):
                 reset_neurons(copy, anchor, group, dim, index, options.omega)
+        torch.clear_autocast_cache()  # copies of the weights as they were before the edit
         counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(
@@ -258,11 +306,12 @@ def apply_plan(
     return round(float(counts[0])), round(float(counts[1]))
 
 
-def _generator(options: Options, number: int) -> torch.Generator | None:
-    """A stream for each parameter: processes that hold shards of other sizes still agree on the next one."""
+def _generator(options: Options, name: str, offset: tuple[int, ...] = ()) -> torch.Generator | None:
+    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are."""
     if options.rounding == "nearest":
         return None
-    return torch.Generator().manual_seed((options.seed << 20) + number)
+    digest = hashlib.sha256(f"{options.seed} {canonical_name(name)} {offset}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
@@ -296,3 +345,18 @@ def reset_neurons(
 def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState) -> list[str]:
     whole = [name for name in targets.parameters if plan.alphas[name] < 1]
     return edit_optimizer_state(optimizers, targets.layout, whole, edited_parts(plan), mode)
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    """Check what holds the model's state; wrappers, Lightning's and schedule-free's, need not be `Optimizer`s."""
+    if given is None:
+        return []
+    several = isinstance(given, Iterable) and not hasattr(given, "param_groups")
+    optimizers = list(given) if several else [given]
+    for optimizer in optimizers:
+        if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+            raise ValueError(
+                "Expected argument `optimizer` to be a `torch.optim.Optimizer`, or several in a list, but got "
+                f"{type(optimizer).__name__}."
+            )
+    return optimizers

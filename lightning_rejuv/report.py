@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 
 from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
-from lightning_rejuv.drift import pooled
+from lightning_rejuv.attribution.selection import count_of
+from lightning_rejuv.drift import Drift, pooled
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Plan
+from lightning_rejuv.report_table import lines, measured
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,12 @@ class TensorReport:
     Attributes:
         name: its name in the model.
         drift_before: relative L2 distance ‖w - b‖ / ‖b‖ from the anchor before the edit.
-        drift_after: the same after it.
+        drift_after: the same after it; None where it could not be measured.
     """
 
     name: str
     drift_before: float
-    drift_after: float
+    drift_after: float | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class AttributionReport:
     Attributes:
         quantity: what they were attributed.
         rank_by: how they were ranked.
+        scope: what they competed in.
+        budget: how many were to be taken: a share of all, or the paper's union.
         positions: at how many positions (batches, for a loss).
         reconstruction_error: largest relative error of the logits that the contributions add up to; None
             for other quantities, which are no sums.
@@ -66,6 +72,8 @@ class AttributionReport:
 
     quantity: str
     rank_by: str
+    scope: str
+    budget: str
     positions: int
     reconstruction_error: float | None
 
@@ -80,7 +88,7 @@ class ComparisonReport:
         learned: how many of them are learned: the token is new to the base.
         entropy_base: mean token entropy of the anchor on the calibration responses, nats.
         entropy_before: the same of the model before the edit.
-        entropy_after: the same after it.
+        entropy_after: the same after it; None where it could not be measured.
     """
 
     rule: str
@@ -88,7 +96,7 @@ class ComparisonReport:
     learned: int
     entropy_base: float
     entropy_before: float
-    entropy_after: float
+    entropy_after: float | None
 
 
 @dataclass(frozen=True)
@@ -101,15 +109,19 @@ class RejuvenationReport:
         omega: weight of the anchor on the reset neurons.
         reset_fraction: the share of the neurons that was asked for.
         drift_before: pooled relative L2 distance from the anchor, all parameters, before.
-        drift_after: the same after.
+        drift_after: the same after; None where it could not be measured.
         tensors: a report per parameter.
-        neurons: a report per neuron group; empty for fusion alone.
+        neurons: a report per neuron group, also of those that hold no adapter; empty for fusion alone.
         attribution: how neurons were chosen; None for fusion alone.
         comparison: the calibration set; None without a language model or for fusion alone.
         search: how alpha was found; None where it was given.
         rounding_lost: share of the half-precision elements that differed from the anchor and that rounding
             threw back onto one of the two values that they should lie between; None without any.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
+        buffers_fused: floating buffers that were fused like the parameters.
+        buffers_kept: floating buffers that stay the model's, since the anchor does not hold them.
+        running_statistics: layers with running statistics of their input (BatchNorm): those of edited weights are
+            others, and can be computed anew (``torch.optim.swa_utils.update_bn``).
         seconds: wall time.
         peak_memory: most memory that the process has held so far, on the model's device, bytes.
     """
@@ -119,7 +131,7 @@ class RejuvenationReport:
     omega: float
     reset_fraction: float
     drift_before: float
-    drift_after: float
+    drift_after: float | None
     tensors: list[TensorReport]
     neurons: list[NeuronReport]
     attribution: AttributionReport | None
@@ -127,6 +139,9 @@ class RejuvenationReport:
     search: AlphaSearch | None
     rounding_lost: float | None
     optimizer_state_left: list[str]
+    buffers_fused: list[str]
+    buffers_kept: list[str]
+    running_statistics: list[str]
     seconds: float
     peak_memory: int | None
 
@@ -140,31 +155,46 @@ class RejuvenationReport:
         """Number of neurons that were reset."""
         return sum(group.reset for group in self.neurons)
 
+    @property
+    def neurons_asked(self) -> int | None:
+        """Number of neurons that ``reset_fraction`` asked for; None for fusion alone and for the paper's union.
+
+        Fewer are reset where fewer have a positive score: with ``"entropy_gradient"``, where the reset of the others
+        would not raise the entropy.
+        """
+        if self.attribution is None or self.attribution.budget == "union":
+            return None
+        return count_of(self.reset_fraction, self.neurons_total)
+
     def summary(self) -> str:
         """One line: what changed and how much."""
-        text = f"alpha {self._alpha()}, drift {self.drift_before:.3f} -> {self.drift_after:.3f}"
-        if self.neurons_reset:
+        text = f"alpha {self._alpha()}, drift {self.drift_before:.3f} -> {measured(self.drift_after, 3)}"
+        if self.attribution:
             text += f", {self.neurons_reset} of {self.neurons_total} neurons reset"
+            if self.neurons_asked not in (None, self.neurons_reset):
+                text += f" ({self.neurons_asked} asked for)"
         if self.comparison:
             c = self.comparison
-            text += f", token entropy {c.entropy_before:.3f} -> {c.entropy_after:.3f} nats"
+            text += f", token entropy {c.entropy_before:.3f} -> {measured(c.entropy_after, 3)} nats"
             text += f" (anchor {c.entropy_base:.3f})"
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, dicts, strings and numbers."""
-        return {**asdict(self), "neurons_total": self.neurons_total, "neurons_reset": self.neurons_reset}
+        """Everything as plain lists, dicts, strings and numbers that JSON has; what is not finite is None."""
+        counts = ("neurons_total", "neurons_reset", "neurons_asked")
+        plain: dict[str, Any] = _plain({**asdict(self), **{name: getattr(self, name) for name in counts}})
+        return plain
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` as JSON; the file appears whole or not at all."""
         target = Path(path)
         part = target.with_name(target.name + ".part")
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        part.unlink(missing_ok=True)
+        with part.open("x") as file:  # follows no link that somebody has put there
+            file.write(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         part.replace(target)
 
     def __str__(self) -> str:
-        from lightning_rejuv.report_table import lines
-
         return "\n".join(lines(self))
 
     def _alpha(self) -> str:
@@ -173,54 +203,45 @@ class RejuvenationReport:
         return f"{self.alpha:.3f}"
 
 
-def write_report(
-    plan: Plan,
-    options: Options,
-    targets: Targets,
-    entropy: float | None,
-    *,
-    lost: tuple[int, int],
-    unsliced: list[str],
-    seconds: float,
-) -> RejuvenationReport:
-    """Put together what a plan did.
+def draft_report(plan: Plan, options: Options, targets: Targets) -> RejuvenationReport:
+    """Put together what is known before the edit, so that nothing of it can fail after it.
 
     Args:
-        plan: what was changed.
+        plan: what is going to be changed.
         options: what was asked for.
-        targets: to measure the drift after the edit.
-        entropy: mean token entropy on the calibration set after the edit, nats; None without one.
-        lost: half-precision elements that differed from the anchor, and those that rounding threw back.
-        unsliced: parameters whose optimizer state could not be edited.
-        seconds: wall time.
+        targets: what is changed.
+
+    Returns:
+        The report, without what is measured afterwards.
     """
-    after = targets.measure()
     attribution = None
     if (found := plan.attribution) is not None:
         attribution = AttributionReport(
             quantity=options.quantity if plan.comparison else "loss",
             rank_by=options.rank_by or found.ranking,
+            scope=options.scope,
+            budget=options.budget,
             positions=found.positions,
             reconstruction_error=found.error if found.reconstructs else None,
         )
     comparison = None
-    if plan.comparison is not None and entropy is not None:
+    if plan.comparison is not None:
         comparison = ComparisonReport(
             rule=options.positions,
             sharpened=sum(p.sharpened for p in plan.comparison.positions),
             learned=sum(p.learned for p in plan.comparison.positions),
             entropy_base=plan.comparison.entropy_base,
             entropy_before=plan.comparison.entropy_sft,
-            entropy_after=entropy,
+            entropy_after=None,
         )
     return RejuvenationReport(
         anchor=targets.description,
-        alpha=plan.alpha if isinstance(plan.alpha, float) else dict(plan.alpha),
+        alpha=dict(plan.alpha) if isinstance(plan.alpha, Mapping) else plan.alpha,
         omega=options.omega,
         reset_fraction=options.reset_fraction,
         drift_before=pooled(plan.drift),
-        drift_after=pooled(after),
-        tensors=[TensorReport(name, plan.drift[name].relative, after[name].relative) for name in after],
+        drift_after=None,
+        tensors=[TensorReport(name, drift.relative, None) for name, drift in plan.drift.items()],
         neurons=[
             NeuronReport(r.group.parameter, r.group.kind, r.group.layer, r.group.count, len(r.index))
             for r in plan.resets
@@ -228,11 +249,58 @@ def write_report(
         attribution=attribution,
         comparison=comparison,
         search=plan.search,
+        rounding_lost=None,
+        optimizer_state_left=[],
+        buffers_fused=list(targets.buffers.fused) if plan.fuses else [],
+        buffers_kept=list(targets.buffers.kept) if plan.fuses else [],
+        running_statistics=list(targets.buffers.statistics),
+        seconds=0.0,
+        peak_memory=None,
+    )
+
+
+def finish_report(
+    draft: RejuvenationReport,
+    targets: Targets,
+    *,
+    drift: Mapping[str, Drift] | None,
+    entropy: float | None,
+    lost: tuple[int, int],
+    unsliced: list[str],
+    seconds: float,
+) -> RejuvenationReport:
+    """Add to a report what was measured after the edit.
+
+    Args:
+        draft: as :func:`draft_report` made it.
+        targets: what was changed.
+        drift: from the anchor, by tensor; None where it could not be measured.
+        entropy: mean token entropy on the calibration set, nats; None without one.
+        lost: half-precision elements that differed from the anchor, and those that rounding threw back.
+        unsliced: parameters whose optimizer state could not be edited.
+        seconds: wall time.
+    """
+    tensors = draft.tensors
+    if drift is not None:
+        tensors = [replace(tensor, drift_after=drift[tensor.name].relative) for tensor in tensors]
+    return replace(
+        draft,
+        drift_after=None if drift is None else pooled(drift),
+        tensors=tensors,
+        comparison=draft.comparison and replace(draft.comparison, entropy_after=entropy),
         rounding_lost=lost[1] / lost[0] if lost[0] else None,
         optimizer_state_left=unsliced,
         seconds=seconds,
         peak_memory=peak_memory(targets),
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def peak_memory(targets: Targets) -> int | None:

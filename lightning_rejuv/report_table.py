@@ -19,15 +19,17 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
     yield f"Rejuvenation toward {report.anchor}"
     yield from _alpha(report)
     yield _row(
-        "drift", f"{report.drift_before:.4f} -> {report.drift_after:.4f}  (‖w - b‖ / ‖b‖, all parameters)"
+        "drift",
+        f"{report.drift_before:.4f} -> {measured(report.drift_after, 4)}  (‖w - b‖ / ‖b‖, all parameters)",
     )
     furthest = sorted(report.tensors, key=lambda tensor: -tensor.drift_before)[:_TENSORS]
     for number, tensor in enumerate(furthest):
-        drift = f"{tensor.drift_before:.4f} -> {tensor.drift_after:.4f}"
+        drift = f"{tensor.drift_before:.4f} -> {measured(tensor.drift_after, 4)}"
         yield _row("  furthest" if number == 0 else "", f"{drift}  {tensor.name}")
     if report.comparison:
         c = report.comparison
-        entropy = f"{c.entropy_before:.4f} -> {c.entropy_after:.4f} nats  (anchor {c.entropy_base:.4f})"
+        after = measured(c.entropy_after, 4)
+        entropy = f"{c.entropy_before:.4f} -> {after} nats  (anchor {c.entropy_base:.4f})"
         yield _row("token entropy", f"{entropy}, teacher-forced on the calibration responses")
     if report.attribution:
         yield from _neurons(report)
@@ -40,12 +42,18 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
             "optimizer",
             f"the state of {count} parameters could not be edited, e.g. of {report.optimizer_state_left[0]}",
         )
+    yield from _buffers(report)
     memory = (
         ""
         if report.peak_memory is None
         else f", peak memory of the process {report.peak_memory / 2**20:.0f} MiB"
     )
     yield _row("cost", f"{report.seconds:.2f} s{memory}")
+
+
+def measured(value: float | None, digits: int) -> str:
+    """Format what is measured after an edit, and may then not have been measurable."""
+    return "not measured" if value is None else f"{value:.{digits}f}"
 
 
 def _row(title: str, text: str) -> str:
@@ -67,6 +75,34 @@ def _alpha(report: RejuvenationReport) -> Iterator[str]:
         yield _row("  value", " ".join(f"{value:>7.3f}" for _, value in points))
 
 
+def _buffers(report: RejuvenationReport) -> Iterator[str]:
+    fused, kept, statistics = report.buffers_fused, report.buffers_kept, report.running_statistics
+    if fused or kept:
+        text = f"{len(fused)} fused like the parameters"
+        if kept:
+            text += f", {len(kept)} left, since the anchor does not hold them, e.g. {kept[0]}"
+        yield _row("buffers", text)
+    if statistics and (kept or report.drift_after != 0):
+        text = f"of {len(statistics)} layers, e.g. {statistics[0]!r}, do not fit the edited weights exactly"
+        yield _row("statistics", f"{text}: recompute them (torch.optim.swa_utils.update_bn)")
+
+
+def _asked(report: RejuvenationReport) -> Iterator[str]:
+    """Say why fewer neurons were reset than were asked for."""
+    asked = report.neurons_asked
+    if asked is None or (asked and asked == report.neurons_reset):
+        return
+    text = f"{asked} ({report.reset_fraction:.2%})"
+    if not asked:
+        yield _row("  asked for", f"{text}, which is less than half a neuron")
+        return
+    assert report.attribution is not None
+    why = "; the score of the others is not positive"
+    if report.attribution.quantity == "entropy_gradient":
+        why += ": their reset would not raise the entropy"
+    yield _row("  asked for", text + why)
+
+
 def _neurons(report: RejuvenationReport) -> Iterator[str]:
     found = report.attribution
     assert found is not None
@@ -75,6 +111,7 @@ def _neurons(report: RejuvenationReport) -> Iterator[str]:
     yield _row(
         "neurons reset", f"{count}, ranked {found.rank_by} by {found.quantity}, omega {report.omega:g}"
     )
+    yield from _asked(report)
     if report.comparison:
         c = report.comparison
         split = f"{c.sharpened} sharpened, {c.learned} learned"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_rejuv.forward import without_autocast_cache
 
@@ -148,7 +148,7 @@ class Blend:
     exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.
 
     Args:
-        parameters: the parameters that fusion edits, by name.
+        parameters: the parameters and buffers that fusion edits, by name.
         base_of: gives the anchor's tensor for a parameter's name.
 
     >>> net = torch.nn.Linear(1, 1, bias=False)
@@ -161,7 +161,7 @@ class Blend:
     1.0
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], base_of: Callable[[str], Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], base_of: Callable[[str], Tensor]) -> None:
         self._parameters = parameters
         self._base_of = base_of
         self._kept: dict[str, Tensor] = {}

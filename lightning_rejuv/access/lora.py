@@ -13,7 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.anchor import Anchor, AnchorSource
+from lightning_rejuv.access.adapters import (
+    adapter_of,
+    check_adapters,
+    config_of,
+    holds_adapter,
+    is_lora,
+    is_tuner,
+    parameters_of_adapters,
+)
+from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.drift import Drift
 from lightning_rejuv.functional.relative_drift import _relative_drift_update
 from lightning_rejuv.names import canonical_name, listing
@@ -22,30 +31,22 @@ _PREFIX = "base_model.model."
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether a model has LoRA adapters."""
-    return any(is_lora(module) for module in model.modules())
-
-
-def is_lora(module: nn.Module) -> bool:
-    """Whether a module is a PEFT layer with LoRA adapters."""
-    return hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "base_layer")
+    """Whether a model has adapters (PEFT)."""
+    return any(is_tuner(module) for module in model.modules())
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every adapted layer by name."""
-    return ((name, module) for name, module in model.named_modules() if is_lora(module))
+    """Every layer that the active adapter is on, by name."""
+    return ((name, module) for name, module in model.named_modules() if holds_adapter(module))
 
 
-def adapter_of(module: nn.Module) -> str:
-    """Name of a layer's only active adapter.
+def name_in_base(name: str) -> str:
+    """Return the name that a parameter or buffer of a model with adapters has in its base.
 
-    Raises:
-        ValueError: several are active.
+    >>> name_in_base("base_model.model.model.layers.0.q_proj.base_layer.bias")
+    'model.layers.0.q_proj.bias'
     """
-    active = list(module.active_adapters)  # type: ignore[arg-type]
-    if len(active) != 1:
-        raise ValueError(f"Expected one active LoRA adapter but got {active}. Activate one, or merge them.")
-    return str(active[0])
+    return canonical_name(name).removeprefix(_PREFIX).replace(".base_layer.", ".")
 
 
 def merged_weight(module: nn.Module) -> Tensor:
@@ -62,8 +63,9 @@ def merged_weight(module: nn.Module) -> Tensor:
 def magnitude_of(module: nn.Module) -> nn.Parameter | None:
     """The lengths [out] of a DoRA layer's rows; None for plain LoRA."""
     lengths = getattr(module, "lora_magnitude_vector", {})
-    adapter = adapter_of(module)
-    return lengths[adapter].weight if adapter in lengths else None
+    if not holds_adapter(module) or (adapter := adapter_of(module)) not in lengths:
+        return None
+    return lengths[adapter].weight  # type: ignore[no-any-return]
 
 
 def _weight_and_change(module: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -71,7 +73,7 @@ def _weight_and_change(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     owner = module.get_submodule("base_layer") if is_lora(module) else module
     weight = owner.get_parameter("weight").detach()
     change: Tensor | None = None
-    if is_lora(module):
+    if holds_adapter(module):
         change = module.get_delta_weight(adapter_of(module)).detach()  # type: ignore[operator]
     if type(owner).__name__ == "Conv1D":  # transformers keeps its weight as [in, out]
         return weight.t(), None if change is None else change.t()
@@ -102,7 +104,7 @@ def pull_dora(module: nn.Module, share: float) -> None:
 
 
 def lora_targets(
-    model: nn.Module, anchor: AnchorSource | None
+    model: nn.Module, anchor: Anchor | None
 ) -> tuple[
     dict[str, nn.Parameter],
     Callable[[str], Tensor],
@@ -112,7 +114,7 @@ def lora_targets(
     """Find what a fusion edits in a model with adapters.
 
     Args:
-        model: a PEFT model with one active LoRA adapter.
+        model: a PEFT model with one active LoRA adapter; others may be there, and are left as they are.
         anchor: where the base's values of parameters come from that were trained in place (``bias="all"``);
             not needed without such.
 
@@ -121,21 +123,19 @@ def lora_targets(
         name of the adapted weight; and for DoRA's lengths, by name, what fuses their layer.
 
     Raises:
-        ValueError: adapters that are merged or several, a trained parameter without a base.
+        ValueError: what :func:`check_adapters` refuses, a trained parameter without a base.
     """
+    check_adapters(model)
     layers = dict(lora_layers(model))
-    _check_supported(layers)
     names = {id(p): name for name, p in model.named_parameters()}
     edited: dict[str, nn.Parameter] = {}
     bases: dict[str, Tensor] = {}
     pulls: dict[str, Callable[[float], None]] = {}
-    inside: set[int] = set()
     for module in layers.values():
         adapter = adapter_of(module)
         for table in ("lora_A", "lora_B"):
             for parameter in getattr(module, table)[adapter].parameters():
                 name = names[id(parameter)]
-                inside.add(id(parameter))
                 bases[name] = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
                 if table == "lora_B":
                     edited[name] = parameter
@@ -144,7 +144,6 @@ def lora_targets(
         magnitude = magnitude_of(module)
         if magnitude is not None:
             name = names[id(magnitude)]
-            inside.add(id(magnitude))
             edited[name] = magnitude
             bases[name] = _weight_and_change(module)[0].norm(dim=1)
             pulls[name] = partial(pull_dora, module)
@@ -152,8 +151,7 @@ def lora_targets(
         for parameter, base in zip(saved.parameters(), original.parameters(), strict=True):
             edited[names[id(parameter)]] = parameter
             bases[names[id(parameter)]] = base.detach()
-            inside.add(id(parameter))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
+    trained = _trained_in_place(model)
     bases.update(_bases_of_trained(trained, anchor))
     edited.update(trained)
 
@@ -175,34 +173,32 @@ def _with_the_lengths(_share: float) -> None:
     """B of a DoRA layer is edited together with the lengths, which follow it."""
 
 
-def _check_supported(layers: dict[str, nn.Module]) -> None:
-    for name, module in layers.items():
-        if getattr(module, "merged", False):
-            raise ValueError(
-                f"Expected unmerged adapters but {name!r} is merged. Call `model.unmerge_adapter()`, or "
-                "`model.merge_and_unload()` and pass the base as `anchor`."
-            )
-        if adapter_of(module) not in module.lora_A:  # type: ignore[operator]
-            raise ValueError(
-                f"Expected linear LoRA adapters but {name!r} is an adapted embedding. Call "
-                "`model.merge_and_unload()` and pass the base as `anchor`."
-            )
-        weight = module.get_submodule("base_layer").get_parameter("weight")
-        if not weight.is_floating_point():
-            raise ValueError(
-                f"Expected a floating-point base under the adapters but {name!r} is {weight.dtype}: a quantised "
-                "base cannot be attributed or measured. Load the base unquantised."
-            )
-
-
 def _saved_modules(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Modules that PEFT trains as a whole (``modules_to_save``), and the originals beside them."""
     for module in model.modules():
         if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-            yield module.modules_to_save[adapter_of(module)], module.original_module  # type: ignore[index, misc]
+            adapter = adapter_of(module)
+            if adapter in module.modules_to_save:  # type: ignore[operator]
+                yield module.modules_to_save[adapter], module.original_module  # type: ignore[index, misc]
 
 
-def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: AnchorSource | None) -> dict[str, Tensor]:
+def _trained_in_place(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of the base that were trained: those that are now, and the biases that PEFT trains along."""
+    adapters = {id(parameter) for parameter in parameters_of_adapters(model)}
+    layers = dict(lora_layers(model))
+    biases = {str(config_of(model, adapter_of(module)).get("bias")) for module in layers.values()}
+    trained: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in adapters or ".original_module." in name:
+            continue
+        owner = name.removesuffix(".base_layer.bias")
+        along = "lora_only" in biases and owner != name and owner in layers
+        if parameter.requires_grad or along or ("all" in biases and "bias" in name.split(".")[-1]):
+            trained[name] = parameter
+    return trained
+
+
+def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: Anchor | None) -> dict[str, Tensor]:
     if not trained:
         return {}
     if anchor is None:
@@ -210,11 +206,8 @@ def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: AnchorSource | N
             f"The parameters {listing(trained)} were trained in place, so that their base values are not in the "
             "adapter. Pass the base as `anchor`."
         )
-    source = Anchor.open(anchor)
-    plain = {
-        name: canonical_name(name).removeprefix(_PREFIX).replace(".base_layer.", ".") for name in trained
-    }
-    missing = set(plain.values()) - set(source.names())
+    plain = {name: name_in_base(name) for name in trained}
+    missing = set(plain.values()) - set(anchor.names())
     if missing:
-        raise ValueError(f"The anchor ({source.description}) does not hold {listing(missing)}.")
-    return {name: source.tensor(there) for name, there in plain.items()}
+        raise ValueError(f"The anchor ({anchor.description}) does not hold {listing(missing)}.")
+    return {name: anchor.tensor(there) for name, there in plain.items()}

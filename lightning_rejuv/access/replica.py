@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -100,6 +100,9 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
         targets.anchor_of,
         lambda: measure_drift(plain, targets.anchor_of),
         targets.description,
+        buffers=replace(
+            targets.buffers, fused={name: built.get_buffer(name) for name in targets.buffers.fused}
+        ),
     )
     return Replica(built.eval(), measured)
 

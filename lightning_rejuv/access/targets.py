@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.buffers import Buffers, beside, find_buffers
 from lightning_rejuv.access.layout import Layout, layout_of
-from lightning_rejuv.access.lora import is_adapted, lora_targets
+from lightning_rejuv.access.lora import is_adapted, lora_targets, name_in_base
+from lightning_rejuv.access.refusals import check_anchor, check_model, check_unquantised
 from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.drift import Drift, measure_drift
 from lightning_rejuv.forward import device_of
-from lightning_rejuv.names import listing
-
-_EDITABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,14 @@ class Targets:
     Attributes:
         parameters: by name; a tied one once.
         layout: how they are stored; it may hold others beside them.
-        anchor_of: gives the anchor's tensor for a parameter's name: of the whole parameter's shape, or with
+        anchor_of: gives the anchor's tensor for a parameter's or buffer's name: of its whole shape, or with
             another number of rows where a vocabulary was resized.
         measure: measures how far the model is from its anchor now.
         description: where the anchor comes from.
         pulls: for parameters whose fusion is no lerp of their own (the lengths of DoRA), by name, what fuses
             their layer, given the weight of the SFT model.
         reference: the anchor as a module that can be run in the model's place, if it is one.
+        buffers: the floating buffers that are fused like parameters, and those that are not.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -42,9 +41,17 @@ class Targets:
     description: str
     pulls: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
     reference: nn.Module | None = None
+    buffers: Buffers = field(default_factory=Buffers)
+
+    @property
+    def fused(self) -> dict[str, Tensor]:
+        """Everything that a fusion moves, by name: the parameters, and then the buffers."""
+        return {**self.parameters, **self.buffers.fused}
 
     def base_of(self, name: str) -> Tensor:
-        """Return what a parameter that is held whole is pulled toward, in the parameter's shape."""
+        """Return what a parameter or buffer that is held whole is pulled toward, in its shape."""
+        if name in self.buffers.fused:
+            return self.anchor_of(name)
         return Shard.whole(self.layout.parameters[name].detach()).of(self.anchor_of(name))
 
 
@@ -64,9 +71,10 @@ def open_targets(
         root: the module around the model that a strategy has wrapped, if it is not the model itself.
 
     Raises:
-        ValueError: names, shapes or dtypes do not fit, the anchor is missing, or the parameters are of an
-            unknown kind.
+        ValueError: names, shapes or dtypes do not fit, the anchor is missing or shares the model's memory, or the
+            parameters are of a kind that cannot be edited.
     """
+    check_model(model)
     layout = layout_of(model, root)
     if is_adapted(model):
         if layout.sharded:
@@ -74,21 +82,23 @@ def open_targets(
                 "Expected a model without adapters where parameters are sharded but got one with LoRA. Fuse the "
                 "saved adapter instead (it is small): `lightning-rejuv`, or `rejuvenate` on one device."
             )
-        edited, base_under, measure, pulls = lora_targets(model, anchor)
-        return Targets(edited, layout, base_under, measure, "the base under the adapters", pulls)
+        return _adapted_targets(model, anchor, layout)
     if anchor is None:
         raise ValueError(
             "Expected an `anchor` but got None. Pass the base: its directory, a state dict or the module. Only "
             "a model with LoRA adapters carries its base with it."
         )
     source = Anchor.open(anchor)
-    _check_dtypes(layout.parameters)
+    check_unquantised(model)
     resizable = _vocabulary(model, layout) if resize_vocabulary else frozenset()
     names = match(model, source, resizable, layout.shapes)
+    check_anchor(model, anchor, source, names.values())
+    buffers = find_buffers(model, source, beside(names))
     reference = anchor if isinstance(anchor, nn.Module) and _runs_like(anchor, model) else None
+    there = {**names, **buffers.there}
 
     def anchor_of(name: str) -> Tensor:
-        return source.tensor(names[name])
+        return source.tensor(there[name])
 
     return Targets(
         layout.parameters,
@@ -97,7 +107,22 @@ def open_targets(
         lambda: measure_drift(layout, anchor_of),
         source.description,
         reference=reference,
+        buffers=buffers,
     )
+
+
+def _adapted_targets(model: nn.Module, anchor: AnchorSource | None, layout: Layout) -> Targets:
+    source = None if anchor is None else Anchor.open(anchor)
+    edited, base_under, measure, pulls = lora_targets(model, source)
+    buffers = find_buffers(model, source, name_in_base)
+
+    def anchor_of(name: str) -> Tensor:
+        if name in buffers.fused:
+            assert source is not None
+            return source.tensor(buffers.there[name])
+        return base_under(name)
+
+    return Targets(edited, layout, anchor_of, measure, "the base under the adapters", pulls, buffers=buffers)
 
 
 def _runs_like(anchor: nn.Module, model: nn.Module) -> bool:
@@ -112,12 +137,3 @@ def _vocabulary(model: nn.Module, layout: Layout) -> frozenset[str]:
     tables = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     ours = {id(p) for table in tables if table is not None for p in table.parameters()}
     return frozenset(name for name, p in layout.parameters.items() if id(p) in ours)
-
-
-def _check_dtypes(parameters: dict[str, nn.Parameter]) -> None:
-    wrong = {name: str(p.dtype) for name, p in parameters.items() if p.dtype not in _EDITABLE}
-    if wrong:
-        raise ValueError(
-            f"Expected floating-point parameters but {listing(f'{n} ({d})' for n, d in wrong.items())} are not. "
-            "Quantised weights cannot be interpolated: rejuvenate the model before it is quantised."
-        )

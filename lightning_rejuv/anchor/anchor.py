@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -56,6 +56,14 @@ class Anchor(ABC):
     @abstractmethod
     def shape(self, name: str) -> torch.Size:
         """A tensor's shape, without reading the tensor."""
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """A tensor's dtype; None where it is not known before the tensor is read."""
+        return None
+
+    def held(self) -> Iterable[tuple[str, Tensor]]:
+        """The tensors that lie in memory before they are asked for, by name."""
+        return ()
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:

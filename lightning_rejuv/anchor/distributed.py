@@ -41,6 +41,10 @@ class DistributedCheckpoint:
         """A tensor's shape, from the metadata."""
         return torch.Size(self._tensors[self.names[name]].size)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype, from the metadata."""
+        return self._tensors[self.names[name]].properties.dtype
+
     def tensor(self, name: str) -> Tensor:
         """Read one tensor onto the CPU.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lightning_rejuv._compat import persistent_buffers
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
 from lightning_rejuv.names import canonical_name, listing
 
@@ -19,6 +20,12 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+# What safetensors calls the types that an anchor may have, or is often found to have by mistake.
+_DTYPES: dict[str, torch.dtype] = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
+    **{"U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+}
 
 
 def open_anchor(source: AnchorSource) -> Anchor:
@@ -26,7 +33,11 @@ def open_anchor(source: AnchorSource) -> Anchor:
     if isinstance(source, Anchor):
         return source
     if isinstance(source, nn.Module):
-        return _TensorAnchor(dict(source.named_parameters(remove_duplicate=False)), "the given module")
+        tensors = {
+            **dict(persistent_buffers(source)),
+            **dict(source.named_parameters(remove_duplicate=False)),
+        }
+        return _TensorAnchor(tensors, "the given module")
     if isinstance(source, Mapping):
         return _TensorAnchor(source, "the given state dict")
     if isinstance(source, (str, os.PathLike)):
@@ -56,6 +67,12 @@ class _TensorAnchor(Anchor):
     def shape(self, name: str) -> torch.Size:
         return self._tensors[name].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def held(self) -> Iterable[tuple[str, Tensor]]:
+        return self._tensors.items()
+
     def tensor(self, name: str) -> Tensor:
         return self._tensors[name]
 
@@ -67,6 +84,7 @@ class _SafetensorsAnchor(Anchor):
         self._description = description
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
+        self._dtypes: dict[str, str] = {}
         for file in files:
             try:
                 self._read_header(file)
@@ -82,6 +100,7 @@ class _SafetensorsAnchor(Anchor):
                 name = canonical_name(key)
                 self._place[name] = (file, key)
                 self._shapes[name] = torch.Size(handle.get_slice(key).get_shape())
+                self._dtypes[name] = handle.get_slice(key).get_dtype()
 
     @property
     def description(self) -> str:
@@ -92,6 +111,9 @@ class _SafetensorsAnchor(Anchor):
 
     def shape(self, name: str) -> torch.Size:
         return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return _DTYPES.get(self._dtypes[name])
 
     def tensor(self, name: str) -> Tensor:
         file, key = self._place[name]
@@ -120,6 +142,9 @@ class _DistributedAnchor(Anchor):
 
     def shape(self, name: str) -> torch.Size:
         return self._checkpoint.shape(self._names[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._checkpoint.dtype(self._names[name])
 
     def tensor(self, name: str) -> Tensor:
         return self._checkpoint.tensor(self._names[name])

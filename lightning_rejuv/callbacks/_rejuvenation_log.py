@@ -90,7 +90,7 @@ def _named(stem: str, name: str | None) -> str:
 
 
 def _scalars(report: RejuvenationReport) -> dict[str, float]:
-    values: dict[str, float] = {
+    values: dict[str, float | None] = {
         "drift_before": report.drift_before,
         "drift_after": report.drift_after,
         "neurons_reset": float(report.neurons_reset),
@@ -101,4 +101,4 @@ def _scalars(report: RejuvenationReport) -> dict[str, float]:
         values["token_entropy_before"] = report.comparison.entropy_before
         values["token_entropy_after"] = report.comparison.entropy_after
         values["token_entropy_anchor"] = report.comparison.entropy_base
-    return values
+    return {name: value for name, value in values.items() if value is not None}

@@ -73,7 +73,7 @@ def check_start(
     """
     check_optimizer_state(targets.layout, options.optimizer_state)
     if not isinstance(options.alpha, str):
-        alpha_by_name(options.alpha, list(targets.parameters))
+        alpha_by_name(options.alpha, list(targets.fused))
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
     if options.reset_fraction > 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_rejuv.access.adapters import check_config
 from lightning_rejuv.handoff.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint, PathLike, read_json
 from lightning_rejuv.handoff.header import read_header
 from lightning_rejuv.names import listing
@@ -18,8 +19,6 @@ _PART = re.compile(
     r"|lora_magnitude_vector)(?:\.weight)?$"
 )
 _UNKNOWN_PART = re.compile(r"\.(?:lora_|trainable_tokens|token_adapter|hada_|lokr_|vera_|oft_|ia3_)")
-# Their first step changes the base, so that the adapter is not the whole difference from it.
-_CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def open_adapter(path: PathLike) -> Adapter:
             f"Expected {ADAPTER} in {str(root)!r}: save the adapter as safetensors; pickled weights are "
             "never read."
         )
-    _check_kind(root, config)
+    check_config(config, f"the adapter {str(root)!r}")
     header = read_header(root / ADAPTER)
     place = {entry.name: (ADAPTER, entry) for entry in header.entries}
     parts: dict[str, dict[str, str]] = {}
@@ -125,33 +124,6 @@ def open_adapter(path: PathLike) -> Adapter:
     whole |= {n: stored for n, stored in frozen.items() if n.removesuffix(".weight") not in parts}
     loras = {module: _lora(root, module, found, config, place) for module, found in parts.items()}
     return Adapter(Checkpoint(root, {}, {ADAPTER: header}, place, None), config, loras, whole)
-
-
-def _check_kind(root: Path, config: dict[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"Expected a LoRA adapter in {str(root)!r} but `peft_type` is {config.get('peft_type')!r}."
-        )
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_CHANGES_THE_BASE):
-        raise ValueError(
-            f"The adapter {str(root)!r} was initialised with {start!r}, which changes the base: scaling it "
-            "would not "
-            "lead to the base that SFT started from. Convert it to a plain LoRA (PEFT: "
-            "`save_pretrained(path_initial_model_for_weight_conversion=…)`), or pass a merged model."
-        )
-    for key in (
-        "layer_replication",
-        "alora_invocation_tokens",
-        "target_parameters",
-        "trainable_token_indices",
-    ):
-        if config.get(key):
-            raise ValueError(
-                f"The adapter {str(root)!r} uses `{key}`, which cannot be fused as an adapter: merge it "
-                "with PEFT "
-                "and pass the merged model."
-            )
 
 
 def _lora(

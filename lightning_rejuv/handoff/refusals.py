@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from lightning_rejuv.access.refusals import QUANTISED_NAME
 from lightning_rejuv.handoff.checkpoint import CONFIG, Checkpoint
 from lightning_rejuv.names import listing
 
-_QUANTISED_NAME = re.compile(
-    r"\.(?:qweight|qzeros|g_idx|scales|weight_scale(?:_inv|_2)?|weight_packed|weight_zero_point|SCB|absmax"
-    r"|quant_map|nested_absmax|weight_format|codebooks|quant_state\..+|.+_blocks|.+_scales)$"
-)
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Equal shapes do not say that these are equal, and weights mean something else where they are not.
 _SAME = (
@@ -50,7 +46,7 @@ def check_fusable(checkpoint: Checkpoint, role: str) -> None:
         name
         for name, (_, entry) in checkpoint.place.items()
         if entry.dtype in _FLOAT8
-        or _QUANTISED_NAME.search(name)
+        or QUANTISED_NAME.search(name)
         or (name.endswith(".weight") and not entry.dtype.is_floating_point)
     ]
     if found or quantised:

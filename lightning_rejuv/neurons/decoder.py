@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_rejuv.access.lora import adapter_of, is_adapted, is_lora
+from lightning_rejuv.access.adapters import adapter_of, holds_adapter, is_lora
+from lightning_rejuv.access.lora import is_adapted
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons.families import EXPERTS, FAMILIES, NO_NEURONS
 from lightning_rejuv.neurons.group import WRITERS, Kind, NeuronGroup
@@ -65,7 +66,7 @@ def take_apart(model: nn.Module) -> Decoder:
         if rule is not None and hasattr(module, "weight"):
             new = _linear_groups(name, module, rule, layer, config, adapted)
         elif tail.endswith("experts") and hasattr(module, "gate_up_proj") and family in EXPERTS:
-            new = _expert_groups(name, module, *EXPERTS[family], layer, config)
+            new = _expert_groups(name, module, *EXPERTS[family], layer, config, adapted)
         else:
             continue
         groups += new
@@ -85,8 +86,11 @@ def take_apart(model: nn.Module) -> Decoder:
 def _linear_groups(
     name: str, module: nn.Module, rule: Kind | Layout, layer: int, config: Any, adapted: bool
 ) -> list[NeuronGroup]:
-    if is_lora(module):
+    if holds_adapter(module):
         return _adapted_groups(name, module, rule, layer, config)
+    if is_lora(module):  # only adapters that are not active are on it
+        inside = _linear_groups(f"{name}.base_layer", module.base_layer, rule, layer, config, adapted)  # type: ignore[arg-type]
+        return [replace(group, module=name) for group in inside]
     weight = module.get_parameter("weight")
     # transformers' Conv1D keeps its weight as [in, out].
     out_dim = 1 if type(module).__name__ == "Conv1D" else 0
@@ -126,7 +130,7 @@ def _kinds(rule: Kind | Layout, config: Any, rows: int) -> list[tuple[Kind, int,
 
 
 def _expert_groups(
-    name: str, module: nn.Module, layout: Layout, transposed: bool, layer: int, config: Any
+    name: str, module: nn.Module, layout: Layout, transposed: bool, layer: int, config: Any, adapted: bool
 ) -> list[NeuronGroup]:
     gate_up, down = module.get_parameter("gate_up_proj"), module.get_parameter("down_proj")
     out_dim = int(transposed)
@@ -136,12 +140,23 @@ def _expert_groups(
         for kind, index in layout(config, gate_up.shape[1 + out_dim]).items():
             groups.append(
                 NeuronGroup(
-                    f"{name}.gate_up_proj", name, kind, layer, out_dim, len(index), index, bias, expert
+                    f"{name}.gate_up_proj",
+                    name,
+                    kind,
+                    layer,
+                    out_dim,
+                    len(index),
+                    index,
+                    bias,
+                    expert,
+                    adapted,
                 )
             )
         count = down.shape[2 - out_dim]
         groups.append(
-            NeuronGroup(f"{name}.down_proj", name, "down", layer, 1 - out_dim, count, expert=expert)
+            NeuronGroup(
+                f"{name}.down_proj", name, "down", layer, 1 - out_dim, count, expert=expert, fixed=adapted
+            )
         )
     return groups
 

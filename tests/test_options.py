@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_rejuv.options import Options
+
+REAL = [
+    *(1, 0, 0.25, Fraction(1, 4), Decimal("0.25"), np.float64(0.25), np.float32(0.25), np.float16(0.25)),
+    *(
+        np.int64(1),
+        np.uint8(0),
+        np.array(0.25),
+        torch.tensor(0.25),
+        torch.tensor(1),
+        torch.tensor(0.25).bfloat16(),
+    ),
+]
+NOT_REAL = [
+    *(
+        True,
+        np.True_,
+        torch.tensor(True),
+        "0.25",
+        None,
+        1 + 0j,
+        [0.25],
+        np.array([0.25]),
+        torch.tensor([0.25]),
+    ),
+    *(
+        float("nan"),
+        np.float32("nan"),
+        torch.tensor(float("nan")),
+        1.5,
+        -1,
+        Fraction(3, 2),
+        Decimal(2),
+        np.int64(2),
+    ),
+]
+
+
+class Kind(str, Enum):
+    layer = "layer"
+
+
+@pytest.mark.parametrize("value", REAL, ids=repr)
+@pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega", "alpha_target"])
+def test_every_real_number_becomes_the_same_float(name, value):
+    got = getattr(Options(**{name: value}), name)
+    assert type(got) is float
+    assert got == float(value)
+    if name == "alpha":
+        shares = Options(alpha=OrderedDict({"*.mlp.*": value, np.str_("*"): 1})).alpha
+        assert shares == {"*.mlp.*": float(value), "*": 1.0}
+        assert type(shares) is dict
+        assert {type(share) for share in shares.values()} == {float}
+        assert {type(pattern) for pattern in shares} == {str}
+
+
+@pytest.mark.parametrize("value", NOT_REAL, ids=repr)
+@pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega"])
+def test_what_is_no_share_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"argument `{name}` to be a number in \[0, 1\]"):
+        Options(**{name: value})
+    with pytest.raises(ValueError, match="every value of `alpha`"):
+        Options(alpha={"*": value})
+
+
+@pytest.mark.parametrize("value", [3, np.int32(3), np.array(3), torch.tensor(3)], ids=repr)
+@pytest.mark.parametrize("name", ["seed", "positions_per_response"])
+def test_every_integer_becomes_an_int(name, value):
+    got = getattr(Options(**{name: value}), name)
+    assert type(got) is int
+    assert got == 3
+
+
+@pytest.mark.parametrize(
+    "value", [3.0, True, "3", None, np.float64(3), torch.tensor([3]), 2**64, -(2**64)], ids=repr
+)
+@pytest.mark.parametrize("name", ["seed", "positions_per_response"])
+def test_what_is_no_integer_is_refused_by_name(name, value):
+    if name == "positions_per_response" and type(value) is int and value > 0:
+        return
+    with pytest.raises(ValueError, match=f"argument `{name}` to be an integer of at least"):
+        Options(**{name: value})
+
+
+def test_seeds_are_all_that_pytorch_takes():
+    for seed in (-(2**63), 2**64 - 1):
+        torch.Generator().manual_seed(Options(seed=seed).seed)
+
+
+def test_choices_become_plain_strings_and_what_is_none_of_them_is_refused():
+    assert type(Options(scope=Kind.layer).scope) is str
+    assert type(Options(positions=np.str_("entropy_gap")).positions) is str
+    assert type(Options(alpha=np.str_("auto")).alpha) is str
+    for wrong in (b"layer", 0, None, np.array(["layer"]), torch.ones(2)):
+        with pytest.raises(ValueError, match="argument `scope` to be one of"):
+            Options(scope=wrong)
+    with pytest.raises(ValueError, match="patterns of parameter names"):
+        Options(alpha={0: 0.5})
+
+
+def test_options_are_json():
+    options = Options(alpha={"*": Fraction(1, 2)}, omega=np.float32(1), seed=np.int64(2), scope=Kind.layer)
+    plain = json.loads(json.dumps(vars(options)))
+    assert plain["alpha"] == {"*": 0.5}
+    assert Options(**plain) == options
