@@ -88,7 +88,7 @@ def open_targets(
             "Expected an `anchor` but got None. Pass the base: its directory, a state dict or the module. Only "
             "a model with LoRA adapters carries its base with it."
         )
-    source = Anchor.open(anchor)
+    source = Anchor.open(anchor).read_as(model)
     check_unquantised(model)
     resizable = _vocabulary(model, layout) if resize_vocabulary else frozenset()
     names = match(model, source, resizable, layout.shapes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Anchor(ABC):
     """
 
     @staticmethod
-    def open(source: AnchorSource) -> Anchor:
+    def open(source: AnchorSource, prefix: str = "") -> Anchor:
         """Open whatever holds the anchor's weights.
 
         Args:
@@ -33,16 +33,33 @@ class Anchor(ABC):
                 checkpoint or another file that ``torch.load(weights_only=True)`` can read. Files are
                 memory-mapped. A folder with ``.metadata`` is opened as a distributed checkpoint only
                 where it holds no ``*.safetensors``, index of such or ``config.json``; to open one that
-                lies beside these, pass the path of its ``.metadata``.
+                lies beside these, pass the path of its ``.metadata``. A ``~`` at the start of a path is the user's
+                home directory.
+            prefix: of the names of the model that is meant, where a checkpoint holds several: ``"ref."`` for a
+                reference beside a policy. A path may say it too, which is what a YAML file can hold:
+                ``last.ckpt::ref.``.
 
         Raises:
             FileNotFoundError: the path, or a shard that its index names, does not exist.
-            ValueError: the path holds no weights that can be read safely.
+            ValueError: the path holds no weights that can be read safely, or none under the prefix.
             TypeError: ``source`` is none of the above.
         """
         from lightning_rejuv.anchor.sources import open_anchor  # the sources are anchors themselves
 
-        return open_anchor(source)
+        return open_anchor(source, prefix)
+
+    def read_as(self, model: nn.Module) -> Anchor:
+        """Return this anchor with the names and layouts that a model's own tensors have.
+
+        A directory may hold them otherwise: experts one by one, older names. They are read as transformers would
+        load them into the model. An anchor in memory has them already.
+        """
+        return self
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """The ``config.json`` beside the tensors, if there is one."""
+        return None
 
     @property
     @abstractmethod

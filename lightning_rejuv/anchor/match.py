@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from lightning_rejuv._compat import is_hugging_face, language_model
 from lightning_rejuv.anchor.anchor import Anchor
-from lightning_rejuv.names import bridge, canonical_name, listing
+from lightning_rejuv.anchor.config import ties
+from lightning_rejuv.anchor.tensors import is_embedding, is_head, not_of_the_model
+from lightning_rejuv.names import Rename, bridges, canonical_name, listing
 
 
 def match(
@@ -20,11 +23,13 @@ def match(
     """Match every parameter of a model with the anchor's tensor of the same meaning.
 
     Wrapper prefixes and one common root (a LightningModule's attribute) are bridged; a tied parameter
-    may stand in the anchor under any of its names, once or more.
+    may stand in the anchor under any of its names, once or more. A head that the anchor's config ties to its
+    embedding is that embedding. Constants that older releases stored, and modules for multi-token prediction,
+    may stand in the anchor alone.
 
     Args:
         model: the model to be edited.
-        anchor: its anchor.
+        anchor: its anchor; one on disk as :meth:`Anchor.read_as` gives it for the model.
         resizable: parameters whose number of rows may differ: the tables of a resized vocabulary.
         shapes: of the whole parameters, where the model holds shards, by the names to be matched.
 
@@ -33,8 +38,8 @@ def match(
         ``shapes``, gives it.
 
     Raises:
-        ValueError: names or shapes differ (both lists are printed), or the anchor holds two different
-            tensors where the model ties them.
+        ValueError: names or shapes differ (both lists are printed), the anchor holds several models, or two
+            different tensors where the model ties them.
 
     >>> net = nn.Linear(2, 2)
     >>> match(net, Anchor.open({"net.weight": torch.eye(2), "net.bias": torch.zeros(2)}))
@@ -43,32 +48,99 @@ def match(
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(canonical_name(name))
-    available = set(anchor.names())
-    rename = bridge(list(aliases.values()), available)
-    if rename is None:
-        ours = {name for names in aliases.values() for name in names}
-        raise ValueError(
-            f"The model and its anchor ({anchor.description}) do not hold the same parameters. Only in the "
-            f"model: {listing(ours - available)}. Only in the anchor: {listing(available - ours)}. A LightningModule "
-            "with more in it than the model says which one that is: by an attribute `language_model`."
-        )
-    found: dict[str, str] = {}
-    used = {rename(canonical_name(name)) for name, _ in model.named_buffers()}
+    sizes: dict[int, tuple[torch.Size, bool]] = {}
+    known: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         name = name if shapes is None or name in shapes else canonical_name(name)
-        present = [c for c in map(rename, aliases[id(parameter)]) if c in available]
+        known[name] = id(parameter)
         shape = parameter.shape if shapes is None else shapes[name]
-        _check_alike(name, shape, present, anchor, name in resizable)
-        found[name] = present[0]
-        used.update(present)
+        sizes[id(parameter)] = (shape, name in resizable)
+    available = set(anchor.names())
+    tied = _tied_heads(aliases.values(), anchor)
+    fitting = bridges([[*names, *tied.get(names[0], ())] for names in aliases.values()], available)
+    if not fitting:
+        raise ValueError(_nothing_fits(model, anchor, {n for names in aliases.values() for n in names}))
+
+    def present(key: int, rename: Rename) -> list[str]:
+        own = [there for there in map(rename, aliases[key]) if there in available]
+        return own or [t for t in map(rename, tied.get(aliases[key][0], ())) if t in available][:1]
+
+    def fits(rename: Rename) -> bool:
+        return all(
+            anchor.shape(there)[int(resizable) :] == shape[int(resizable) :]
+            for key, (shape, resizable) in sizes.items()
+            for there in present(key, rename)
+        )
+
+    whole = [rename for rename in fitting if fits(rename)]
+    _check_one_model(anchor, [[present(key, rename)[0] for key in sizes] for rename in whole], whole)
+    rename = (whole or fitting)[0]
+    found: dict[str, str] = {}
+    used = {rename(canonical_name(name)) for name, _ in model.named_buffers()}
+    for name, key in known.items():
+        there = present(key, rename)
+        _check_alike(name, sizes[key][0], there, anchor, sizes[key][1])
+        found[name] = there[0]
+        used.update(there)
     root = rename("")
     extra = {name for name in available - used if name.startswith(root)}
+    extra -= not_of_the_model(extra, used, anchor.config)
     if extra:
         raise ValueError(
             f"The anchor ({anchor.description}) holds tensors that the model does not have: "
             f"{listing(extra)}. The model's parameters are {listing(found)}."
         )
     return found
+
+
+def _tied_heads(aliases: Collection[Sequence[str]], anchor: Anchor) -> dict[str, list[str]]:
+    """For heads of the model's own, by name, the names of the embedding that the anchor's config ties them to."""
+    if anchor.config is None or ties(anchor.config) is False:
+        return {}
+    embeddings = [name for names in aliases for name in names if is_embedding(name)]
+    return {
+        names[0]: embeddings
+        for names in aliases
+        if all(is_head(name) for name in names) and not any(is_embedding(name) for name in names)
+    }
+
+
+def _nothing_fits(model: nn.Module, anchor: Anchor, ours: set[str]) -> str:
+    available = set(anchor.names())
+    text = (
+        f"The model and its anchor ({anchor.description}) do not hold the same parameters. Only in the "
+        f"model: {listing(ours - available)}. Only in the anchor: {listing(available - ours)}."
+    )
+    inner = language_model(model)
+    if inner is model and not is_hugging_face(model) and any(map(is_hugging_face, model.modules())):
+        return (
+            f"{text} A LightningModule with more in it than the model says which one that is: by an attribute "
+            "`language_model`."
+        )
+    if is_hugging_face(inner) and anchor.config is not None:
+        return (
+            f"{text} If it is the model's base in another layout, pass it as a module, loaded with "
+            f"`{type(inner).__name__}.from_pretrained`."
+        )
+    return text
+
+
+def _check_one_model(anchor: Anchor, places: list[list[str]], renames: list[Rename]) -> None:
+    """Refuse an anchor that holds several models of this architecture, unless they are equal."""
+    for other in places[1:]:
+        if all(a == b or _equal(anchor, a, b) for a, b in zip(places[0], other, strict=True)):
+            continue
+        prefixes = sorted(found.added for found in renames)
+        raise ValueError(
+            f"Expected the anchor ({anchor.description}) to hold one model but it holds several whose tensors differ: "
+            f"their names begin with {listing(prefixes)}. Say which one is meant: "
+            f"`Anchor.open(…, prefix={prefixes[-1]!r})`, or the path with `::{prefixes[-1]}` at its end."
+        )
+
+
+def _equal(anchor: Anchor, one: str, two: str) -> bool:
+    first, second = anchor.tensor(one), anchor.tensor(two)
+    return first is second or (first.dtype == second.dtype and torch.equal(first, second))
 
 
 def _check_alike(name: str, shape: torch.Size, present: list[str], anchor: Anchor, resizable: bool) -> None:

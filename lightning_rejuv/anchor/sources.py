@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 
 from lightning_rejuv._compat import persistent_buffers
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
+from lightning_rejuv.anchor.conversion import architecture, as_loaded
+from lightning_rejuv.anchor.files import CONFIG, INDEX, SINGLE, read_json, weight_files
 from lightning_rejuv.names import canonical_name, listing
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_SAYS_WHICH = "::"  # between a path and a prefix
 # What safetensors calls the types that an anchor may have, or is often found to have by mistake.
 _DTYPES: dict[str, torch.dtype] = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -28,8 +28,16 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def open_anchor(source: AnchorSource) -> Anchor:
+def open_anchor(source: AnchorSource, prefix: str = "") -> Anchor:
     """Open an anchor; see :meth:`Anchor.open`."""
+    if not prefix and isinstance(source, (str, os.PathLike)) and not Path(source).expanduser().exists():
+        path, says, after = os.fspath(source).rpartition(_SAYS_WHICH)
+        source, prefix = (path, after) if says else (source, "")
+    anchor = _open(source)
+    return _Part(anchor, prefix) if prefix else anchor
+
+
+def _open(source: AnchorSource) -> Anchor:
     if isinstance(source, Anchor):
         return source
     if isinstance(source, nn.Module):
@@ -41,11 +49,37 @@ def open_anchor(source: AnchorSource) -> Anchor:
     if isinstance(source, Mapping):
         return _TensorAnchor(source, "the given state dict")
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(source))
+        return _open_path(Path(source).expanduser())
     raise TypeError(
         "Expected the anchor to be a module, a state dict or a path "
         f"but got {type(source).__name__}. Pass for example the directory of the base model."
     )
+
+
+class _Part(Anchor):
+    """One of several models in a checkpoint, by the prefix of its names."""
+
+    def __init__(self, anchor: Anchor, prefix: str) -> None:
+        self._anchor = anchor
+        self._prefix = canonical_name(prefix.rstrip(".")) + "."
+        if not self.names():
+            raise ValueError(
+                f"Expected names that begin with {self._prefix!r} in {anchor.description} but they are "
+                f"{listing(anchor.names())}."
+            )
+
+    @property
+    def description(self) -> str:
+        return f"{self._anchor.description}, names with {self._prefix!r}"
+
+    def names(self) -> list[str]:
+        return [n.removeprefix(self._prefix) for n in self._anchor.names() if n.startswith(self._prefix)]
+
+    def shape(self, name: str) -> torch.Size:
+        return self._anchor.shape(self._prefix + name)
+
+    def tensor(self, name: str) -> Tensor:
+        return self._anchor.tensor(self._prefix + name)
 
 
 class _TensorAnchor(Anchor):
@@ -80,8 +114,9 @@ class _TensorAnchor(Anchor):
 class _SafetensorsAnchor(Anchor):
     """One or more safetensors files; only the header is read until a tensor is asked for."""
 
-    def __init__(self, files: list[Path], description: str) -> None:
-        self._description = description
+    def __init__(self, files: list[Path], description: str, config: Mapping[str, Any] | None = None) -> None:
+        self._description, self._config = description, config
+        self._loaded: dict[tuple[str, str], Anchor] = {}
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
         self._dtypes: dict[str, str] = {}
@@ -105,6 +140,18 @@ class _SafetensorsAnchor(Anchor):
     @property
     def description(self) -> str:
         return self._description
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        return self._config
+
+    def read_as(self, model: nn.Module) -> Anchor:
+        key = architecture(model)
+        if key is None:
+            return self
+        if key not in self._loaded:  # a monitor asks again at every measurement
+            self._loaded = {key: as_loaded(self, model)}
+        return self._loaded[key]
 
     def names(self) -> list[str]:
         return list(self._place)
@@ -173,21 +220,14 @@ def _open_path(path: Path) -> Anchor:
 def _open_directory(path: Path) -> Anchor:
     if (path / _METADATA).is_file() and not _is_hugging_face(path):
         return _DistributedAnchor(path)
-    if (path / _INDEX).is_file():
-        shards = sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-        if outside:
-            raise ValueError(f"Expected {_INDEX} to name files beside it but it names {listing(outside)}.")
-        missing = [shard for shard in shards if not (path / shard).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{path / _INDEX} names shards that do not exist: {listing(missing)}.")
-        return _SafetensorsAnchor([path / shard for shard in shards], str(path))
-    if (path / _SINGLE).is_file():
-        return _SafetensorsAnchor([path / _SINGLE], str(path))
-    raise ValueError(
-        f"Expected {_SINGLE} or {_INDEX} in {str(path)!r} but found {listing(os.listdir(path))}. "
-        "Save the base with `save_pretrained`, which writes safetensors."
-    )
+    files = weight_files(path)
+    if files is None:
+        raise ValueError(
+            f"Expected {SINGLE} or {INDEX} in {str(path)!r} but found {listing(os.listdir(path))}. "
+            "Save the base with `save_pretrained`, which writes safetensors."
+        )
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
+    return _SafetensorsAnchor([path / name for name in files.names], str(path), config)
 
 
 def _is_hugging_face(path: Path) -> bool:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_rejuv.anchor.files import ADAPTER_CONFIG as ADAPTER_CONFIG
+from lightning_rejuv.anchor.files import CONFIG as CONFIG
+from lightning_rejuv.anchor.files import INDEX as INDEX
+from lightning_rejuv.anchor.files import SINGLE, weight_files
+from lightning_rejuv.anchor.files import read_json as read_json
 from lightning_rejuv.handoff.header import Entry, Header, read_header
 from lightning_rejuv.names import listing
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
 ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 _COMPARED = 1 << 20  # elements that are compared at a time
 
 PathLike = str | os.PathLike[str]
+# Gives a tensor by its name on disk.
+Read = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Checkpoint:
         shards: the header of every weight file, by file name, in the order of the names.
         place: the file name and the entry of every tensor, by its name on disk.
         index: the index file's content, None where one file holds everything.
+        left_out: weight files in the directory that no loader reads: of an earlier save, or of a variant.
+        made: what puts tensors together that stand in ``place`` and in no file, by name.
     """
 
     path: Path
@@ -44,6 +48,8 @@ class Checkpoint:
     shards: dict[str, Header]
     place: dict[str, tuple[str, Entry]]
     index: dict[str, Any] | None
+    left_out: tuple[str, ...] = ()
+    made: Mapping[str, Callable[[Read], Tensor]] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry:
         """A tensor's dtype, shape and offset."""
@@ -59,7 +65,8 @@ def open_checkpoint(path: PathLike, role: str = "checkpoint") -> Checkpoint:
     """Read the headers of a checkpoint directory and check them against each other.
 
     Args:
-        path: directory with ``config.json`` and ``model.safetensors``, or shards with their index.
+        path: directory with ``config.json`` and ``model.safetensors``, or shards with their index: what
+            transformers would load. A ``~`` at its start is the user's home directory.
         role: how messages name it.
 
     Raises:
@@ -67,71 +74,42 @@ def open_checkpoint(path: PathLike, role: str = "checkpoint") -> Checkpoint:
         ValueError: a file is truncated or malformed, the index names files outside the directory, or index
             and shards do not agree.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(
             f"Expected the {role} to be a directory but there is none at {str(root)!r}. Nothing is "
             "downloaded: pass a local directory as `save_pretrained` writes it."
         )
     config = read_json(root / CONFIG)
-    index = read_json(root / INDEX) if (root / INDEX).is_file() else None
-    names = _shard_names(root, index) if index is not None else [_single(root, role)]
-    shards = {name: read_header(root / name) for name in names}
+    files = weight_files(root)
+    if files is None:
+        raise FileNotFoundError(_nothing_there(root, role))
+    shards = {name: read_header(root / name) for name in files.names}
     place = {entry.name: (file, entry) for file, header in shards.items() for entry in header.entries}
-    if index is not None:
-        _check_index(root, index["weight_map"], place, shards)
+    if files.index is not None:
+        _check_index(root, files.index["weight_map"], place, shards)
     if not place:
         raise ValueError(f"Expected the {role} {str(root)!r} to hold tensors but it holds none.")
-    return Checkpoint(root, config, shards, place, index)
+    return Checkpoint(root, config, shards, place, files.index, files.left_out)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that has to hold a mapping.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it is not JSON, or no mapping.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected the file {path.name!r} in {str(path.parent)!r} but the directory holds "
-            f"{listing(os.listdir(path.parent))}."
-        )
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"Expected {str(path)!r} to hold a mapping but got {type(content).__name__}.")
-    return content
+def left_out(checkpoint: Checkpoint, role: str) -> list[str]:
+    """Say which weight files of a checkpoint were not read, because no loader reads them."""
+    if not checkpoint.left_out:
+        return []
+    return [
+        f"the {role} holds weight files that transformers does not load and that were not read: "
+        f"{listing(checkpoint.left_out)}; it loads {listing(checkpoint.shards)}"
+    ]
 
 
-def _single(root: Path, role: str) -> str:
-    if (root / SINGLE).is_file():
-        return SINGLE
+def _nothing_there(root: Path, role: str) -> str:
     hint = "Save it with `save_pretrained`, which writes safetensors; pickled weights are never read."
     if (root / ADAPTER_CONFIG).is_file():
         hint = "This is a PEFT adapter: it can stand as the SFT model, never as the base."
-    raise FileNotFoundError(
-        f"Expected {SINGLE} or {INDEX} in the {role} {str(root)!r} but found "
-        f"{listing(os.listdir(root))}. {hint}"
-    )
-
-
-def _shard_names(root: Path, index: dict[str, Any]) -> list[str]:
-    weights = index.get("weight_map")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
-        raise ValueError(f"Expected `weight_map` in {str(root / INDEX)!r} to map tensor names to file names.")
-    names = sorted(set(weights.values()))
-    outside = [n for n in names if n in ("", ".", "..") or "/" in n or "\\" in n or "\0" in n]
-    if outside:
-        raise ValueError(
-            f"Expected {str(root / INDEX)!r} to name files beside it but got {listing(outside)}."
-        )
-    missing = [name for name in names if not (root / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{str(root / INDEX)!r} names shards that do not exist: {listing(missing)}.")
-    return names
+    elif any(root.glob("model*.safetensors")):
+        hint = f"Files of another name are not loaded: a variant has to be renamed to {SINGLE}."
+    return f"Expected {SINGLE} or {INDEX} in the {role} {str(root)!r} but found {listing(os.listdir(root))}. {hint}"
 
 
 def _check_index(
@@ -175,6 +153,9 @@ class Reader:
             OSError: the file cannot be read, or ends too early.
         """
         file, entry = self._checkpoint.place[name]
+        if name in self._checkpoint.made:
+            whole = self._checkpoint.made[name](self.tensor).flatten()
+            return whole[start:] if count is None else whole[start : start + count]
         count = entry.numel - start if count is None else count
         buffer = torch.empty(count * entry.dtype.itemsize, dtype=torch.uint8)
         self._fill(file, _view(buffer), entry.offset + start * entry.dtype.itemsize)

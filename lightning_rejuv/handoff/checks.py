@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
-from lightning_rejuv.handoff.refusals import says_tied, vocabulary_size
 from lightning_rejuv.handoff.vocabulary import token_ids
 
 

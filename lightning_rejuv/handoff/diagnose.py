@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightning_rejuv.handoff.adapter import is_adapter
-from lightning_rejuv.handoff.checkpoint import Checkpoint, PathLike, open_checkpoint, read_json
+from lightning_rejuv.handoff.checkpoint import Checkpoint, PathLike, left_out, open_checkpoint, read_json
 from lightning_rejuv.handoff.checks import (
     Finding,
     check_generation,
@@ -72,7 +72,9 @@ def diagnose(
     check_fusable(ours, "SFT model")
     check_fusable(theirs, "base")
     warnings = check_same_architecture(ours, theirs)
+    warnings += [*left_out(ours, "SFT model"), *left_out(theirs, "base")]
     pairing = pair_up(ours, theirs)
+    ours, theirs = pairing.sft, pairing.base
     stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, FIXED_ALPHA)))
     stream.measure(bar(ours.nbytes) if bar else lambda _: None)
     behaviour = None

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from lightning_rejuv.anchor.config import says_tied, ties, vocabulary_size
+from lightning_rejuv.anchor.tensors import is_embedding, is_head, not_of_the_model
 from lightning_rejuv.handoff.checkpoint import Checkpoint, Reader, reading
-from lightning_rejuv.handoff.refusals import configs, says_tied, vocabulary_size
+from lightning_rejuv.handoff.common_names import Common, common_names
+from lightning_rejuv.handoff.skeleton import missing_names
 from lightning_rejuv.handoff.vocabulary import RowMap, is_vocabulary_tensor, match_rows
-from lightning_rejuv.names import bridge, listing
-
-_EMBEDDING = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|embeddings?|shared)\.weight$"
-)
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|head)\.weight$")
-# Constants that older releases stored and newer ones compute.
-_CONSTANT = re.compile(
-    r"(?:\.|^)(?:attn|attention|self_attn|self_attention)\.(?:bias|masked_bias)$"
-    r"|(?:\.|^)(?:inv_freq|embed_positions\.weights|position_ids|masked_bias|attn_bias)$"
-)
-_MULTI_TOKEN_PREDICTION = re.compile(r"(?:^|\.)mtp(?:\.|_)")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+from lightning_rejuv.names import listing
 
 
 @dataclass(frozen=True)
@@ -28,7 +18,7 @@ class Pair:
     """One tensor of the output.
 
     Attributes:
-        name: its name in the SFT model's files, and in the output's.
+        name: its name in the SFT model, and in the output's files.
         base: the base tensor's name in the base's files; None where the SFT model's is copied.
         rows: how its rows are matched; None where row i is fused with row i.
     """
@@ -46,88 +36,101 @@ class Pairing:
         pairs: by name.
         rows: how the vocabularies were matched.
         unused: tensors of the base that the SFT model does not have.
+        sft: the SFT model, under the names that the output has.
+        base: the base, with tensors that are put into the SFT model's layout when they are read.
+        warnings: what was renamed, and why.
     """
 
     pairs: dict[str, Pair]
     rows: RowMap | None
     unused: tuple[str, ...]
+    sft: Checkpoint
+    base: Checkpoint
+    warnings: tuple[str, ...] = ()
 
 
 def pair_up(sft: Checkpoint, base: Checkpoint) -> Pairing:
-    """Match every tensor of the SFT model with the base's, by name on disk.
+    """Match every tensor of the SFT model with the base's.
 
-    One prefix may differ (a base saved without its head's wrapper). Integer and boolean tensors, and
-    constants that only some releases store, come from the SFT model. A head that only one of the two stores
-    is the other's embedding where that is tied.
+    By name on disk, where one prefix may differ (a base saved without its head's wrapper); else by what the names
+    become once transformers has loaded them. Integer and boolean tensors, and constants that only some releases
+    store, come from the SFT model. A head that only one of the two stores is the other's embedding where that is
+    tied. An SFT model under names that do not load (``module.…``) is renamed.
 
     Raises:
-        ValueError: names or shapes differ; the config says tied beside a head of its own; the SFT model
-            ties what the base does not; vocabularies differ and a tokenizer is missing.
+        ValueError: names or shapes differ; the config says tied beside a head of its own, or untied beside none; the
+            SFT model ties what the base does not; vocabularies differ and a tokenizer is missing.
     """
+    for checkpoint in (sft, base):
+        check_head(checkpoint)
+    common = common_names(sft, base)
+    sft, base = common.sft, common.base
     with reading(sft, base) as (ours, theirs):
         _check_tying(sft, ours)
-        matched, unused = _names(sft, base)
-        _check_unused(sft, base, theirs, unused)
+        matched, unused = _names(common)
+        _check_unused(common, theirs, unused)
     rows = _rows(sft, base, matched)
     pairs = {}
     for name, other in matched.items():
         vocabulary = rows is not None and is_vocabulary_tensor(name, sft.entry(name).shape, len(rows.rows))
         _check_shape(sft, base, name, other, vocabulary)
         pairs[name] = Pair(name, other, rows if vocabulary and rows and not rows.identity else None)
-    return Pairing(pairs, rows, tuple(unused))
+    return Pairing(pairs, rows, tuple(unused), sft, base, common.warnings)
 
 
 def embedding_names(checkpoint: Checkpoint) -> list[str]:
     """Names of the token embeddings."""
-    return [name for name in checkpoint.place if _EMBEDDING.search(name)]
+    return [name for name in checkpoint.place if is_embedding(name)]
 
 
 def head_names(checkpoint: Checkpoint) -> list[str]:
     """Names of language model heads that have a row for every token."""
     size = vocabulary_size(checkpoint.config)
     return [
-        n
-        for n, (_, e) in checkpoint.place.items()
-        if _HEAD.search(n) and (not size or e.shape[:1] == (size,))
+        n for n, (_, e) in checkpoint.place.items() if is_head(n) and (not size or e.shape[:1] == (size,))
     ]
 
 
-def _names(sft: Checkpoint, base: Checkpoint) -> tuple[dict[str, str | None], list[str]]:
-    floating = [n for n, (_, e) in sft.place.items() if e.dtype.is_floating_point]
-    embeddings = embedding_names(sft)
-    wanted = {name: [name, *(embeddings if _HEAD.search(name) else [])] for name in floating}
-    needed = [aliases for name, aliases in wanted.items() if not _CONSTANT.search(name)]
-    rename = bridge(needed, base.place.keys())
-    if rename is None:
-        ours, theirs = set(floating), set(base.place)
+def check_head(checkpoint: Checkpoint) -> None:
+    """Refuse a model whose head is nowhere: its config says untied, and none is stored.
+
+    Raises:
+        ValueError: transformers would begin with random weights, which are named.
+    """
+    if head_names(checkpoint) or not embedding_names(checkpoint) or ties(checkpoint.config):
+        return
+    missing = {name for name in missing_names(checkpoint) if is_head(name)}
+    if missing:
         raise ValueError(
-            f"The SFT model and the base do not hold the same tensors. Only in {str(sft.path)!r}: "
-            f"{listing(ours - theirs)}. Only in {str(base.path)!r}: {listing(theirs - ours)}. Pass the "
-            "checkpoint that SFT started from; merge adapters and remove added heads first."
+            f"config.json in {str(checkpoint.path)!r} does not tie the head to the embedding but its files hold no "
+            f"{listing(missing)}: whoever loads it gets random weights there. Set `tie_word_embeddings` to true if the "
+            "model ties them; else save the model again, with its head."
         )
+
+
+def _names(common: Common) -> tuple[dict[str, str | None], list[str]]:
+    """For every tensor of the SFT model the base's name, or None; and the base's names that none has."""
+    sft, base = common.sft, common.base
     matched: dict[str, str | None] = dict.fromkeys(sft.place)
-    for name, aliases in wanted.items():
-        present = [rename(alias) for alias in aliases if rename(alias) in base.place]
+    for name, aliases in common.wanted.items():
+        present = [common.theirs[alias] for alias in aliases if alias in common.theirs]
         if present and base.entry(present[0]).dtype.is_floating_point:
             matched[name] = present[0]
-    used = {*matched.values(), *(rename(name) for name in sft.place)}
-    return matched, [name for name in base.place if name not in used]
+    used = {*matched.values(), *(common.theirs.get(name) for name in common.ours.values())}
+    return matched, [name for name in common.theirs.values() if name not in used]
 
 
-def _check_unused(sft: Checkpoint, base: Checkpoint, reader: Reader, unused: list[str]) -> None:
+def _check_unused(common: Common, reader: Reader, unused: list[str]) -> None:
     """Tensors of the base alone are fine where they are not part of the model that is fused."""
-    layers = [int(found.group(1)) for name in sft.place if (found := _LAYER.search(name))]
+    base, names = common.base, {there: name for name, there in common.theirs.items()}
+    fine = not_of_the_model([names[name] for name in unused], common.ours.values(), base.config)
     for name in unused:
-        found = _LAYER.search(name)
-        beyond = bool(found and layers and int(found.group(1)) > max(layers))
-        if _CONSTANT.search(name) or _MULTI_TOKEN_PREDICTION.search(name):
+        if names[name] in fine:
             continue
-        if beyond and _one_more_layer(base, max(layers)):
-            continue
-        if _HEAD.search(name) and any(reader.equal(name, other) for other in embedding_names(base)):
+        if is_head(name) and any(reader.equal(name, other) for other in embedding_names(base)):
             continue
         hint = "Pass the checkpoint that SFT started from."
-        if _HEAD.search(name) and not head_names(sft):
+        if is_head(name) and not head_names(common.sft):
             hint = (
                 "The SFT model ties its head to its embedding and the base does not, so that no tied model "
                 "is their fusion: save the SFT model with `tie_word_embeddings=False`."
@@ -135,14 +138,6 @@ def _check_unused(sft: Checkpoint, base: Checkpoint, reader: Reader, unused: lis
         raise ValueError(
             f"The base {str(base.path)!r} holds the tensor {name!r} that the SFT model does not have. {hint}"
         )
-
-
-def _one_more_layer(base: Checkpoint, last: int) -> bool:
-    """DeepSeek stores its multi-token-prediction module as a layer after the last; Transformers drops it."""
-    return any(
-        bool(config.get("num_nextn_predict_layers")) and config.get("num_hidden_layers") == last + 1
-        for config in configs(base.config)
-    )
 
 
 def _check_tying(sft: Checkpoint, reader: Reader) -> None:
@@ -153,8 +148,7 @@ def _check_tying(sft: Checkpoint, reader: Reader) -> None:
         if same_shape and not any(reader.equal(head, name) for name in same_shape):
             raise ValueError(
                 f"config.json in {str(sft.path)!r} says `tie_word_embeddings: true` but {head!r} differs "
-                f"from {same_shape[0]!r}: what the model is depends on who loads it. Set it to false, or "
-                "remove "
+                f"from {same_shape[0]!r}: what the model is depends on who loads it. Set it to false, or remove "
                 "the head."
             )
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_rejuv.access.refusals import QUANTISED_NAME
+from lightning_rejuv.anchor.config import configs
 from lightning_rejuv.handoff.checkpoint import CONFIG, Checkpoint
 from lightning_rejuv.names import listing
 
@@ -83,26 +84,6 @@ def check_same_architecture(sft: Checkpoint, base: Checkpoint) -> list[str]:
                     f"`{path}{key}` is {ours[key]!r} in the SFT model and {theirs[key]!r} in the base"
                 )
     return warnings
-
-
-def configs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a config and the configs of its parts (``text_config``, ``vision_config`` …)."""
-    yield config
-    for value in config.values():
-        if isinstance(value, dict) and "model_type" in value:
-            yield from configs(value)
-
-
-def says_tied(config: dict[str, Any]) -> bool | None:
-    """Return what a config says about tied embeddings; None where it says nothing."""
-    said = [c["tie_word_embeddings"] for c in configs(config) if "tie_word_embeddings" in c]
-    return bool(said[0]) if said else None
-
-
-def vocabulary_size(config: dict[str, Any]) -> int | None:
-    """Return the config's number of vocabulary rows; None where it says none."""
-    found = [c["vocab_size"] for c in configs(config) if isinstance(c.get("vocab_size"), int)]
-    return found[0] if found else None
 
 
 def _pairs(

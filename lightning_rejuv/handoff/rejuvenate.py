@@ -10,7 +10,15 @@ from pathlib import Path
 
 from lightning_rejuv import __version__
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
-from lightning_rejuv.handoff.checkpoint import ADAPTER_CONFIG, INDEX, Checkpoint, PathLike, open_checkpoint
+from lightning_rejuv.handoff.checkpoint import (
+    ADAPTER_CONFIG,
+    INDEX,
+    Checkpoint,
+    PathLike,
+    left_out,
+    open_checkpoint,
+    read_json,
+)
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
 from lightning_rejuv.handoff.options import applied, check_options
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
@@ -18,6 +26,7 @@ from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
+from lightning_rejuv.handoff.same import check_differ
 from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_size
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_dtypes, output_size
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
@@ -123,7 +132,7 @@ def rejuvenate_checkpoint(
     beside = {"calibration": calibration, "device": device, "dtype": dtype, "compute_dtype": compute_dtype}
     check_options(asked, beside)
     loads = asked.runs_the_model
-    base, sft, out = Path(base), Path(sft), Path(out)
+    base, sft, out = (Path(path).expanduser() for path in (base, sft, out))
     check_free(out)
     check_apart(out, base, sft)
     if (sft / ADAPTER_CONFIG).is_file():
@@ -133,7 +142,11 @@ def rejuvenate_checkpoint(
     check_fusable(ours, "SFT model")
     check_fusable(theirs, "base")
     warnings = check_same_architecture(ours, theirs)
+    warnings += [*left_out(ours, "SFT model"), *left_out(theirs, "base")]
     pairing = pair_up(ours, theirs)
+    check_differ(pairing)
+    ours, theirs = pairing.sft, pairing.base
+    warnings += pairing.warnings
     fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
     given = 1.0 if isinstance(alpha, str) else alpha
     recipe = Recipe(
@@ -158,7 +171,7 @@ def rejuvenate_checkpoint(
             scratch.mkdir()
             assert calibration is not None
             plan = plan_on_disk(
-                ours, theirs, pairing, asked, Path(calibration), device, DTYPES[compute_dtype], scratch
+                ours, theirs, pairing, asked, Path(calibration).expanduser(), device, DTYPES[compute_dtype], scratch
             )
             shutil.rmtree(scratch)
             recipe = replace(recipe, resets=plan.resets)
@@ -195,7 +208,7 @@ def rejuvenate_checkpoint(
 def _write_beside(partial: Path, sft: Checkpoint, recipe: Recipe, size: int, report: HandoffReport) -> None:
     copy_sidecar(sft.path, partial, recipe.dtype)
     if sft.index is not None:
-        same = recipe.dtype is None
+        same = recipe.dtype is None and sft.index == read_json(sft.path / INDEX)
         write_file(partial / INDEX, index_bytes(sft.path) if same else new_index(sft.index, size))
     write_report(partial, sft.path, report)
 

@@ -1,33 +1,19 @@
-"""Which tensors, of which shape, transformers expects on disk for a config; no weight is allocated."""
+"""The model that transformers makes of a config; no weight is allocated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lightning_rejuv.handoff.checkpoint import CONFIG, read_json
-from lightning_rejuv.handoff.disk_names import to_disk_layout
+from lightning_rejuv.anchor.conversion import sources
+from lightning_rejuv.handoff.checkpoint import CONFIG, Checkpoint, read_json
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a checkpoint directory should hold.
-
-    Attributes:
-        model: class of the model.
-        shapes: of every tensor, by its name on disk.
-        required: those that are not tied to another one.
-    """
-
-    model: str
-    shapes: dict[str, tuple[int, ...]]
-    required: frozenset[str]
-
-
-def expected_tensors(directory: Path) -> Expected | None:
-    """Return what transformers' causal language model of a config stores; None where it has none.
+def skeleton(directory: Path) -> Any | None:
+    """Return transformers' model of a config, on the meta device; None where transformers has none.
 
     Raises:
         ImportError: transformers is not installed.
@@ -47,12 +33,46 @@ def expected_tensors(directory: Path) -> Expected | None:
             model = cls(config) if cls else transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a config with a wrong value leads to
         raise ValueError(f"config.json does not make a {kind} model: {error}") from error
-    tied = set(model.all_tied_weights_keys)
-    state = dict(model.state_dict())
-    required = to_disk_layout(model, {name: tensor for name, tensor in state.items() if name not in tied})
-    everything = to_disk_layout(model, state)
-    return Expected(
-        type(model).__name__,
-        {name: tuple(tensor.shape) for name, tensor in everything.items()},
-        frozenset(required),
-    )
+    return model
+
+
+def loads(model: Any, checkpoint: Checkpoint, names: list[str] | None = None) -> dict[str, set[str]]:
+    """Find what would be wrong if transformers loaded a checkpoint, from its names and shapes.
+
+    Args:
+        model: from :func:`skeleton`.
+        checkpoint: the files.
+        names: what their tensors are called, in the files' order, if not what the files say.
+
+    Returns:
+        Names: ``"missing"`` and ``"shapes"`` by the names in memory, ``"unused"`` by those on disk.
+    """
+    stored = dict(zip(names or checkpoint.place, checkpoint.place, strict=True))
+    there = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    missing = set(there) - set(model.all_tied_weights_keys)
+    fine = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    missing = {name for name in missing if not any(re.search(pattern, name) for pattern in fine)}
+    shapes, unused = set[str](), set[str]()
+    for source in sources(model, stored):
+        if source.target not in there:
+            unused.update(source.names)
+            continue
+        try:
+            found = source.tensors(
+                lambda name: torch.empty(checkpoint.entry(stored[name]).shape, device="meta")
+            )
+        except ValueError:
+            shapes.add(source.target)
+            continue
+        missing -= found.keys()
+        shapes |= {n for n, tensor in found.items() if n in there and tensor.shape != there[n]}
+    return {"missing": missing, "shapes": shapes, "unused": unused}
+
+
+def missing_names(checkpoint: Checkpoint) -> set[str]:
+    """Return the names in memory that a checkpoint leaves random; none where transformers cannot tell."""
+    try:
+        model = skeleton(checkpoint.path)
+    except (ImportError, ValueError):
+        return set()
+    return set() if model is None else loads(model, checkpoint)["missing"]

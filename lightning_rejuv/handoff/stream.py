@@ -225,7 +225,7 @@ class _Fuser:
         # A row that the base does not have stands in for itself: fused with itself it stays, bit for bit.
         kind = torch.promote_types(self._base.entry(name).dtype, sft.dtype)
         base = sft.to(kind, copy=True)
-        for at, first, count in _runs(self._pair.rows.rows[start:stop]):
+        for at, first, count in runs(self._pair.rows.rows[start:stop]):
             block = self._theirs.read(name, first * columns, count * columns)
             base[at : at + count] = block.view(-1, columns).to(kind)
         return base
@@ -250,7 +250,7 @@ class _Fuser:
                 )
 
 
-def _runs(index: Tensor) -> Iterator[tuple[int, int, int]]:
+def runs(index: Tensor) -> Iterator[tuple[int, int, int]]:
     """Split a row map into runs of consecutive base rows: (first place, first base row, length)."""
     values = index.tolist()
     start = 0

@@ -117,25 +117,23 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
     try:
-        from lightning_rejuv.handoff.skeleton import expected_tensors
+        from lightning_rejuv.handoff.skeleton import loads, skeleton
+
+        model = skeleton(checkpoint.path)
     except ImportError:
         yield Finding("architecture", None, "transformers is not installed: not checked")
         return
-    expected = expected_tensors(checkpoint.path)
-    if expected is None:
+    if model is None:
         yield Finding("architecture", None, "transformers does not know this model: not checked")
         return
-    have = {name: entry.shape for name, (_, entry) in checkpoint.place.items()}
-    missing = {name for name in expected.required if name not in have}
-    wrong = {n for n, shape in expected.shapes.items() if n in have and have[n] != shape}
-    extra = have.keys() - expected.shapes.keys()
-    if missing or wrong:
-        detail = f"missing {listing(missing)}, of another shape {listing(wrong)}, unexpected {listing(extra)}"
-        yield Finding("architecture", False, f"{expected.model}: {detail}")
-    elif extra:
-        yield Finding("architecture", None, f"{expected.model}: loads, but has no use for {listing(extra)}")
+    found, name = loads(model, checkpoint), type(model).__name__
+    if found["missing"] or found["shapes"]:
+        detail = f"missing {listing(found['missing'])}, of another shape {listing(found['shapes'])}"
+        yield Finding("architecture", False, f"{name}: {detail}, unexpected {listing(found['unused'])}")
+    elif found["unused"]:
+        yield Finding("architecture", None, f"{name}: loads, but has no use for {listing(found['unused'])}")
     else:
-        yield Finding("architecture", True, f"{expected.model}: every tensor is there, in its shape")
+        yield Finding("architecture", True, f"{name}: every tensor is there, in its shape")
 
 
 def _hashes(checkpoint: Checkpoint) -> Iterator[Finding]:

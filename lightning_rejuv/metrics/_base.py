@@ -75,7 +75,7 @@ class Base:
     def _beside(self, outermost: nn.Module) -> tuple[Layout, Iterator[tuple[str, Shard, Tensor]]]:
         """Match the model: its layout; every parameter's name, this process's part of it and the base's."""
         model = language_model(outermost)
-        layout, anchor = layout_of(model, outermost), self.open()
+        layout, anchor = layout_of(model, outermost), self.open().read_as(model)
         names = match(model, anchor, shapes=layout.shapes)
 
         def pairs() -> Iterator[tuple[str, Shard, Tensor]]:

@@ -1,0 +1,88 @@
+"""What a ``config.json`` says about the tensors beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# The parts of a composite config that may describe its text model: those that hold a whole model with a text part
+# of its own, those that transformers looks for, those of models that bring their own code.
+_TEXT_PARTS = (
+    *("thinker_config", "vlm_config"),
+    *("text_config", "decoder", "generator", "decoder_config"),
+    *("llm_config", "language_config"),
+)
+
+
+def configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a config and the configs of its parts (``text_config``, ``vision_config`` …)."""
+    yield config
+    for key, value in config.items():
+        if isinstance(value, dict) and ("model_type" in value or key in _TEXT_PARTS):
+            yield from configs(value)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a config that describes the text model; the config itself where it has no parts.
+
+    >>> text_config({"audio_config": {"vocab_size": 51}, "text_config": {"vocab_size": 60}})
+    {'vocab_size': 60}
+    """
+    for key in _TEXT_PARTS:
+        if isinstance(config.get(key), dict):
+            return text_config(config[key])
+    return config
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Return how many rows a config gives the text model's vocabulary; None where it says none."""
+    for part in (text_config(config), config):
+        size = part.get("vocab_size")
+        if isinstance(size, int) and not isinstance(size, bool):
+            return size
+    # Some parts are written only where they differ from the defaults of their kind.
+    found = [c["vocab_size"] for c in configs(config) if isinstance(c.get("vocab_size"), int)]
+    return found[0] if len(found) == 1 and text_config(config) is config else None
+
+
+def says_tied(config: Mapping[str, Any]) -> bool | None:
+    """Return what a config says about tied embeddings; None where it says nothing.
+
+    The outermost that says something counts: that is what transformers goes by.
+    """
+    for part in (config, text_config(config)):
+        if "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return None
+
+
+def ties(config: Mapping[str, Any]) -> bool | None:
+    """Return whether a config ties embeddings: what it says, or what its kind does where it says nothing."""
+    said = says_tied(config)
+    if said is not None or not isinstance(config.get("model_type"), str):
+        return said
+    try:
+        from transformers import CONFIG_MAPPING
+
+        return bool(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).tie_word_embeddings)
+    except Exception:  # transformers is not installed, does not know the kind, or refuses the config
+        return None
+
+
+def layers_after_the_last(config: Mapping[str, Any], last: int) -> int:
+    """Return how many layers a config puts after the last one for multi-token prediction.
+
+    DeepSeek and others store that module as layers of the model, which transformers leaves out.
+
+    Args:
+        config: the config.
+        last: index of the model's last layer.
+
+    >>> layers_after_the_last({"num_hidden_layers": 2, "num_nextn_predict_layers": 1}, 1)
+    1
+    """
+    for part in configs(config):
+        number = part.get("num_nextn_predict_layers")
+        if isinstance(number, int) and part.get("num_hidden_layers") == last + 1:
+            return number
+    return 0

@@ -1,0 +1,120 @@
+"""Which files of a checkpoint directory hold its weights: those that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_rejuv.names import listing
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Weights that belong to no model of transformers' own form: an adapter's, and Mistral's own format.
+_OTHER_FORMS = ("adapter_", "consolidated")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files of a directory.
+
+    Attributes:
+        names: of the safetensors files that hold the weights.
+        index: the index file's content, None where one file holds everything.
+        left_out: safetensors files beside them that no loader reads: of an earlier save, or of a variant.
+    """
+
+    names: tuple[str, ...]
+    index: dict[str, Any] | None
+    left_out: tuple[str, ...]
+
+
+def weight_files(root: Path) -> WeightFiles | None:
+    """Find the files that transformers loads from a directory.
+
+    Its order: the file that ``transformers_weights`` in ``config.json`` names, ``model.safetensors``, and only
+    then the shards of ``model.safetensors.index.json``. A variant (``model.fp16.safetensors``) is loaded only by
+    those who name it.
+
+    Args:
+        root: the directory.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        FileNotFoundError: a file that is named does not exist.
+        ValueError: the index, or ``config.json``, is malformed or names files outside the directory; the
+            directory holds an adapter for its weights.
+    """
+    named = read_json(root / CONFIG).get("transformers_weights") if (root / CONFIG).is_file() else None
+    single = SINGLE if named is None else str(named)
+    index = None
+    if (root / SINGLE).is_file() if named is None else not single.endswith(".index.json"):
+        _check_beside(root, CONFIG, [single])
+        names = [single]
+    elif (root / (INDEX if named is None else single)).is_file():
+        if named not in (None, INDEX):
+            raise ValueError(
+                f"Expected the index of the shards in {str(root)!r} to be {INDEX} but `transformers_weights` in "
+                f"{CONFIG} names {single!r}. Rename it, and remove the key."
+            )
+        index = read_json(root / INDEX)
+        names = _shards(root, index)
+    else:
+        return None
+    if (root / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"The directory {str(root)!r} holds a model ({names[0]}) and an adapter ({ADAPTER_CONFIG}), which "
+            "transformers loads together where PEFT is installed. Merge them, or keep them in two directories."
+        )
+    left = {file.name for file in root.glob("*.safetensors")} - set(names)
+    return WeightFiles(tuple(names), index, tuple(sorted(n for n in left if not n.startswith(_OTHER_FORMS))))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that has to hold a mapping.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is not JSON, or no mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected the file {path.name!r} in {str(path.parent)!r} but the directory holds "
+            f"{listing(os.listdir(path.parent))}."
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected {str(path)!r} to hold a mapping but got {type(content).__name__}.")
+    return content
+
+
+def _shards(root: Path, index: dict[str, Any]) -> list[str]:
+    weights = index.get("weight_map")
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
+        raise ValueError(f"Expected `weight_map` in {str(root / INDEX)!r} to map tensor names to file names.")
+    names = sorted(set(weights.values()))
+    _check_beside(root, INDEX, names)
+    return names
+
+
+def _check_beside(root: Path, by: str, names: list[str]) -> None:
+    outside = [n for n in names if n in ("", ".", "..") or "/" in n or "\\" in n or "\0" in n]
+    if outside:
+        raise ValueError(
+            f"Expected {str(root / by)!r} to name files beside it but it names {listing(outside)}."
+        )
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{str(root / by)!r} names weight files that do not exist: {listing(missing)}."
+        )
