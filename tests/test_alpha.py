@@ -16,3 +16,10 @@ def test_it_finds_where_a_growing_excess_reaches_the_target(target):
 
 def test_a_model_that_lost_nothing_is_kept_whole():
     assert search_alpha(lambda alpha: 0.2 * alpha, 1.0).alpha == 1.0
+
+
+def test_a_value_at_its_target_is_allowed():
+    """The target is what the value may reach; every step of the bisection counts alike."""
+    assert search_alpha(lambda alpha: alpha, 1.0).alpha == 1.0
+    assert search_alpha(lambda alpha: alpha, 0.5).alpha == 0.5
+    assert search_alpha(lambda alpha: float(alpha > 0.75), 0.0).alpha == 0.75

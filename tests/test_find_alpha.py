@@ -123,3 +123,20 @@ def test_the_default_sampler_continues_every_prompt_and_labels_up_to_the_end(pai
     assert torch.equal(again[0]["input_ids"], samples[0]["input_ids"])
     other = sample_with_generate(as_batches([ragged]), seed=1)(base)
     assert not torch.equal(other[0]["input_ids"], samples[0]["input_ids"])
+
+
+@pytest.mark.parametrize(("lengths", "target"), [((5, 5), 1.0), ((50, 20), 2.0)])
+def test_the_default_target_is_that_of_the_tokens_in_a_response(pair, lengths, target):
+    """Four responses and two in a batch, of so many tokens each: 40 on average is two nats."""
+
+    def sampler(model):
+        batches = []
+        for rows, length in zip((4, 2), lengths, strict=True):
+            ids = torch.randint(1, 23, (rows, 3 + length), generator=torch.Generator().manual_seed(length))
+            labels = ids.clone()
+            labels[:, :3] = -100
+            batches.append({"input_ids": ids, "labels": labels})
+        return batches
+
+    report = rejuvenate(pair[1], pair[0], alpha="auto", reset_fraction=0, sampler=sampler)
+    assert report.search.target == pytest.approx(target)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_rejuv.access.edit import Blend, lerp_
+from lightning_rejuv.access import edit
+from lightning_rejuv.access.edit import Blend, count_lost, lerp_, lerp_counting_lost_
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -128,3 +129,45 @@ def test_stochastic_rounding_leaves_the_ends_alone(weight):
     expected = base if weight else param.clone()
     lerp_(param, base, weight, generator=torch.Generator().manual_seed(0))
     assert torch.equal(param, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base_dtype"), [(torch.float64, torch.float32), (torch.float32, torch.float64)]
+)
+def test_float64_is_not_rounded_on_the_way(dtype, base_dtype):
+    param, base = _pair((50, 20), dtype, base_dtype)
+    expected = torch.lerp(param.double(), base.double(), 0.3)
+    lerp_(param, base, 0.3)
+    torch.testing.assert_close(param.double(), expected.to(dtype).double(), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("base_dtype", [torch.bfloat16, torch.float32])
+def test_large_tensors_are_edited_in_pieces_as_if_they_were_one(monkeypatch, base_dtype):
+    param, base = _pair((9, 7), torch.bfloat16, base_dtype)
+    base = torch.where(base.abs() < 1, param.to(base_dtype), base)  # some do not differ
+    base[::2] = (param * 1.01)[::2].to(base_dtype)  # and some by a step or two
+    whole = param.clone()
+    expected = count_lost(param, lerp_(whole, base, 0.3), base)
+    assert 0 < expected[1] < expected[0] < 63
+    monkeypatch.setattr(edit, "_PIECE", 14)
+    counted = param.clone()
+    assert lerp_counting_lost_(counted, base, 0.3) == expected
+    assert torch.equal(counted, whole)
+    assert torch.equal(lerp_(param, base, 0.3), whole)
+
+
+def test_what_rounds_to_either_end_is_lost():
+    before = torch.tensor([1.0, 1.0, 1.0, 1.0]).bfloat16()
+    base = torch.tensor([1.0, 2.0, 1.0078125, 1.0078125]).bfloat16()
+    after = torch.tensor([1.0, 1.5, 1.0, 1.0078125]).bfloat16()
+    assert count_lost(before, after, base) == (3, 2)
+
+
+@pytest.mark.parametrize("edited", [lerp_, lerp_counting_lost_])
+def test_large_tensors_are_rounded_stochastically_too(monkeypatch, edited):
+    monkeypatch.setattr(edit, "_PIECE", 100)
+    param = torch.full((40, 1000), 1.0, dtype=torch.bfloat16)
+    base = torch.full((40, 1000), 1.0078125, dtype=torch.bfloat16)
+    edited(param, base, 0.25, generator=torch.Generator().manual_seed(0))
+    share = float((param == base).float().mean())
+    assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 40000) ** 0.5

@@ -9,7 +9,8 @@ import torch
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.neurons import take_apart
-from tests.conftest import greedy_batch, tiny_llama
+from tests import families
+from tests.conftest import batch, greedy_batch, tiny_llama
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
@@ -154,3 +155,25 @@ def test_the_ends_of_a_dora_fusion(alpha):
         if parameter.requires_grad:
             forgotten = alpha < 1 and "lora_A" not in name
             assert bool(optimizer.state[parameter]["exp_avg"].any()) != forgotten, name
+
+
+def test_layers_that_store_their_weights_transposed():
+    """GPT-2's Conv1D: the weight lies as [in, out], the adapter's factors as ever."""
+    base = families.tiny("gpt2")
+    model = adapted(base, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+    whole = merged(model)
+    data = [batch(vocabulary=61, seed=s) for s in range(3)]
+    how = {"reset_fraction": 0.1, "positions": "entropy_gap", "quantity": "target_logit"}
+    report = rejuvenate(model, None, data, alpha=0.7, **how)
+    expected = rejuvenate(whole, base, data, alpha=0.7, **how)
+    _close(merged(model), whole)
+    assert [g.reset for g in report.neurons] == [g.reset for g in expected.neurons]
+    by_name = {t.name: t for t in expected.tensors}
+    compared = 0
+    for tensor in report.tensors:
+        plain = by_name.get(tensor.name.removeprefix("base_model.model."))
+        if plain is not None:
+            assert tensor.drift_before == pytest.approx(plain.drift_before, rel=1e-4)
+            assert tensor.drift_after == pytest.approx(plain.drift_after, rel=1e-4)
+            compared += 1
+    assert compared == 2 * 4

@@ -143,3 +143,16 @@ def test_the_option_of_the_callback_reaches_the_trainers_optimizers(pair, tmp_pa
     assert seen["momentum"] == 0.0
     assert seen["reset"] is None
     assert seen["keep"] > 0
+
+
+def test_a_quantised_state_of_the_parameters_shape_is_reported():
+    """As 8-bit optimizers keep it: a byte for each weight, which means nothing without its block's scale."""
+    layer, base = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters())
+    codes = torch.full((2, 3), 7, dtype=torch.uint8)
+    optimizer.state[layer.weight] = {"step": 3, "state1": codes, "absmax1": torch.ones(2, 3)}
+    optimizer.state[layer.bias] = {"exp_avg": torch.ones(2)}
+    report = rejuvenate(layer, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+    assert report.optimizer_state_left == ["weight"]
+    assert bool((codes == 7).all())
+    assert not optimizer.state[layer.bias]["exp_avg"].any()

@@ -147,3 +147,21 @@ def test_the_anchor_does_not_train_along():
     with torch.no_grad():
         net.weight.copy_(anchor.tensor("weight")).add_(1)
     assert torch.equal(anchor.tensor("weight"), before)
+
+
+def test_buffers_of_a_wrapped_model_are_no_extra_parameters():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    compiled = torch.compile(net, backend="eager")
+    for source in (net.state_dict(), compiled.state_dict()):
+        assert match(compiled, Anchor.open(source))["_orig_mod.1.weight"] == "1.weight"
+        assert match(net, Anchor.open(source))["1.weight"] == "1.weight"
+
+
+def test_a_prefix_is_found_by_any_name_of_a_tied_parameter():
+    """A LightningModule's checkpoint in which the first parameter stands under its second name."""
+    model = tiny_llama(tie_word_embeddings=True)
+    state = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
+    del state["net.model.embed_tokens.weight"]
+    found = match(model, Anchor.open(state))
+    assert found["model.embed_tokens.weight"] == "net.lm_head.weight"
+    assert found["model.norm.weight"] == "net.model.norm.weight"

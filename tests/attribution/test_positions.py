@@ -67,3 +67,16 @@ def test_confidence_is_that_of_the_response_tokens():
             torch.testing.assert_close(result.log_prob[row, time].double(), p[label], rtol=1e-5, atol=1e-6)
     assert abs(mean_entropy([result]) - float(torch.stack(entropies).mean())) < 1e-6
     assert abs(nll_per_response([result]) - float(nll.mean())) < 1e-5
+
+
+def test_the_ends_of_the_rule():
+    """p = 0.25 exactly is known; an entropy that has not fallen is not sharpened, known or not."""
+    quarter, half = torch.tensor([0.25, 0.5]).log()
+    base = Confidence(torch.tensor([[1.0, 1.0, 1.0]]), torch.stack([quarter, quarter, half])[None])
+    sft = Confidence(torch.tensor([[0.5, 1.0, 1.5]]), torch.zeros(1, 3))
+    everywhere = torch.ones(1, 3, dtype=torch.bool)
+    chosen = select_positions(sft, base, everywhere, "sharpened", 3)
+    assert chosen.time.tolist() == [0]
+    assert (chosen.sharpened, chosen.learned) == (1, 0)
+    nothing = select_positions(base, base, everywhere, "entropy_gap", 3)
+    assert (len(nothing), nothing.sharpened) == (3, 0)

@@ -14,6 +14,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv.report import RejuvenationReport
+from tests.callbacks.modules import Line, line_anchor
 from tests.callbacks.test_rejuvenation import Calibrated, Snapshots
 from tests.conftest import sharpened, tiny_llama
 
@@ -117,3 +119,17 @@ def test_a_failure_on_rank_zero_ends_both_ranks(tmp_path):
     found = in_two_ranks(fit)
     assert "no more disk" in found[0][1]
     assert "Planning failed on rank 0: no more disk" in found[1][1]
+
+
+def test_rank_zero_alone_writes_the_report(tmp_path, monkeypatch):
+    """Two processes that write one file meet at its temporary name."""
+    saved = []
+    save = RejuvenationReport.save
+    monkeypatch.setattr(RejuvenationReport, "save", lambda *args: saved.append(1) or save(*args))
+
+    def fit():
+        callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=0.5, reset_fraction=0)
+        _fit_two(Line(), tmp_path, callback)
+        return len(saved)
+
+    assert in_two_ranks(fit) == {0: (1, None), 1: (0, None)}

@@ -266,3 +266,13 @@ def test_its_state_is_plain(tmp_path):
     again.load_state_dict(trigger.state_dict())
     again.observe_step(trainer)  # the same step again is no new look
     assert again.state_dict()["crossed"] == 1
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_value_at_the_threshold_has_not_crossed_it(mode, tmp_path):
+    class Level(Line):
+        def validation_step(self, batch, batch_idx):
+            beyond = -1.0 if mode == "min" else 1.0
+            self.log("level", 0.5 + (beyond if self.current_epoch == 1 else 0.0), batch_size=1)
+
+    assert fired_at(WhenMetric("level", 0.5, mode=mode), tmp_path, Level()) == [8]

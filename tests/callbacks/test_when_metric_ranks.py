@@ -88,3 +88,19 @@ def test_strict_raises_on_both_ranks(every, sanity, kind, tmp_path):
         assert "got it on 1 of them" in error
         assert "`strict=False`" in error
         assert kind in error
+
+
+def test_the_highest_value_of_the_ranks_decides_where_it_fires_above(tmp_path):
+    class Uneven(Line):
+        def validation_step(self, batch, batch_idx):
+            self.log("level", [0.4, 0.9][self.global_rank], batch_size=1)
+
+    def train():
+        trigger = WhenMetric("level", 0.6, mode="max")
+        callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
+        fit(Uneven(), callback, tmp_path=tmp_path, strategy="ddp", devices=2)
+        return callback.rejuvenated_at, callback._trigger.reason()
+
+    found = in_two_ranks(train)
+    assert [error for _, error in found.values()] == [None, None]
+    assert found[0][0] == found[1][0] == ([2], "since level 0.9 > 0.6")

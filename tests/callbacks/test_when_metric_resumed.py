@@ -122,3 +122,12 @@ def test_copies_keep_the_last_value(tmp_path):
     state = callback.state_dict()
     assert state["trigger"]["last"] == pytest.approx(0.6)  # of the last validation, after the last look
     assert copy.deepcopy(callback).state_dict() == pickle.loads(pickle.dumps(callback)).state_dict() == state
+
+
+def test_a_resumed_run_knows_what_the_sanity_check_has_announced(tmp_path):
+    """It may run without one of its own; its first look comes before the first value."""
+    trigger = WhenMetric("level", 0.95, every_n_steps=3)
+    run(trigger, tmp_path, *save(tmp_path), max_epochs=1)
+    resume = {"ckpt_path": tmp_path / "batch" / "step=2.ckpt", "num_sanity_val_steps": 0}
+    again, _ = run(trigger, tmp_path, **resume)
+    assert again.rejuvenated_at == [6]

@@ -1,0 +1,34 @@
+"""How sure a model is: means over tokens and responses, however they lie in batches; half-precision logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy, nll_per_response
+from lightning_rejuv.calibration import as_batches
+from tests.conftest import batch, tiny_llama
+
+NAN = float("nan")
+
+
+def test_every_token_and_every_response_counts_alike():
+    """One response of one token in a batch of its own, and three of two tokens in another."""
+    one = Confidence(torch.tensor([[NAN, 4.0]]), torch.tensor([[NAN, -8.0]]))
+    three = Confidence(torch.tensor([[1.0, 2.0]] * 3), torch.tensor([[-1.0, -2.0]] * 3))
+    assert mean_entropy([one, three]) == pytest.approx((4 + 3 * (1 + 2)) / 7)
+    assert nll_per_response([one, three]) == pytest.approx((8 + 3 * 3) / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_taken_through_float32(dtype):
+    model = tiny_llama(dtype=dtype)
+    [data] = as_batches([batch()])
+    found = confidence(model, data)
+    with torch.no_grad():
+        log_probs = model(**data.inputs).logits[:, :-1].double().log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    target = log_probs.gather(2, data.targets[..., None])[..., 0]
+    for got, exact in ((found.entropy, entropy), (found.log_prob, target)):
+        torch.testing.assert_close(got[data.response].double(), exact[data.response], rtol=1e-5, atol=1e-6)
+        assert bool(got[~data.response].isnan().all())

@@ -1,0 +1,52 @@
+"""What one measurement of the plasticity callback has to do with the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_rejuv.callbacks.plasticity import PlasticityCallback
+from lightning_rejuv.metrics import PlasticityMonitor
+from tests.callbacks.test_plasticity import Module, fit, monitor, rows_of
+from tests.callbacks.test_plasticity_log import Rejuvenation
+from tests.conftest import tiny_llama
+
+
+def test_an_interval_counts_its_own_rollouts_alone(tmp_path):
+    """Four batches in which nothing is solved, then two in which all is."""
+
+    class Learning(Module):
+        def training_step(self, rows, batch_idx):
+            out = super().training_step(rows, batch_idx)
+            return {**out, "rewards": torch.full((2, 2), float(batch_idx >= 4))}
+
+    logger = CSVLogger(tmp_path)
+    watched = PlasticityMonitor(pass_at=(1, 2), sites=None, rank_sites=None)
+    fit([PlasticityCallback(watched, 100)], Learning(), logger, log_every_n_steps=4)
+    assert rows_of(logger, "plasticity/pass_at_1") == [(3, 0.0), (6, 1.0)]
+
+
+@pytest.mark.filterwarnings("ignore:Token entropy fell:UserWarning")
+@pytest.mark.parametrize("rejuvenated", [True, False])
+def test_the_alarms_begin_again_with_a_rejuvenated_model(tmp_path, rejuvenated):
+    """Its entropy is another: what RL starts from is the edited model. Edited before the fourth of 24 steps."""
+    logger = CSVLogger(tmp_path)
+    watched = PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
+    callbacks = [PlasticityCallback(watched), *([Rejuvenation()] if rejuvenated else [])]
+    fit(callbacks, Module(True, [1.0, 1.0, 1.0, 0.4]), logger, max_epochs=4)
+    alarms = {path.stem for path in (Path(logger.log_dir) / "plasticity" / "alarm").glob("*.txt")}
+    assert alarms == (set() if rejuvenated else {"entropy_fall"})
+
+
+def test_the_probe_is_measured_in_the_precision_of_training(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit([PlasticityCallback(monitor(), 100, figure_every_n_steps=0)], logger=logger, precision="bf16-mixed")
+    exact = float(monitor().measure(tiny_llama())["token_entropy"])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = float(monitor().measure(tiny_llama())["token_entropy"])
+    assert mixed != pytest.approx(exact, rel=1e-5)
+    step, found = rows_of(logger, "plasticity/token_entropy")[0]
+    assert (step, found) == (0, pytest.approx(mixed, rel=1e-5))
