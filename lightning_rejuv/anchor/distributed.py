@@ -43,7 +43,7 @@ class DistributedCheckpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's dtype, from the metadata."""
-        return self._tensors[self.names[name]].properties.dtype
+        return self._tensors[self.names[name]].dtype
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor onto the CPU.

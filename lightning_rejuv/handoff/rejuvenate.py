@@ -171,7 +171,14 @@ def rejuvenate_checkpoint(
             scratch.mkdir()
             assert calibration is not None
             plan = plan_on_disk(
-                ours, theirs, pairing, asked, Path(calibration).expanduser(), device, DTYPES[compute_dtype], scratch
+                ours,
+                theirs,
+                pairing,
+                asked,
+                Path(calibration).expanduser(),
+                device,
+                DTYPES[compute_dtype],
+                scratch,
             )
             shutil.rmtree(scratch)
             recipe = replace(recipe, resets=plan.resets)
