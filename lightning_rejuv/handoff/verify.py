@@ -121,15 +121,24 @@ def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
     except ImportError:
         yield Finding("architecture", None, "transformers is not installed: not checked")
         return
-    expected = expected_tensors(checkpoint.path)
+    custom = bool(checkpoint.config.get("auto_map"))
+    unchecked = "not checked: custom code" if custom else "transformers does not know this model: not checked"
+    try:
+        expected = expected_tensors(checkpoint.path)
+    except ValueError as error:
+        if not custom:
+            raise
+        expected, unchecked = None, f"not checked: custom code ({error})"
     if expected is None:
-        yield Finding("architecture", None, "transformers does not know this model: not checked")
+        yield Finding("architecture", None, unchecked)
         return
     have = {name: entry.shape for name, (_, entry) in checkpoint.place.items()}
     missing = {name for name in expected.required if name not in have}
     wrong = {n for n, shape in expected.shapes.items() if n in have and have[n] != shape}
     extra = have.keys() - expected.shapes.keys()
-    if missing or wrong:
+    if (missing or wrong) and custom:  # transformers' own model of this name is not the checkpoint's
+        yield Finding("architecture", None, f"not checked: custom code (it is no {expected.model})")
+    elif missing or wrong:
         detail = f"missing {listing(missing)}, of another shape {listing(wrong)}, unexpected {listing(extra)}"
         yield Finding("architecture", False, f"{expected.model}: {detail}")
     elif extra:
