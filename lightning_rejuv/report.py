@@ -159,7 +159,9 @@ class RejuvenationReport:
         """Write :meth:`to_dict` as JSON; the file appears whole or not at all."""
         target = Path(path)
         part = target.with_name(target.name + ".part")
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        part.unlink(missing_ok=True)  # of a run that was killed; a link itself, not what it leads to
+        with part.open("x") as file:
+            file.write(json.dumps(self.to_dict(), indent=1) + "\n")
         part.replace(target)
 
     def __str__(self) -> str:

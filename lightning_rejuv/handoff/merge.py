@@ -27,7 +27,7 @@ from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
-from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_files
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_files
 from lightning_rejuv.handoff.stream import (
     DTYPES,
     FusionStream,
@@ -84,6 +84,7 @@ def merge_adapter(
     check_apart(target, root, source)
     adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
     check_fusable(theirs, "base")
+    warnings = (*links_out(root), *links_out(source))
     touched = _touched(adapter, theirs)
     _check_tokens(source, theirs)
     recipe = Recipe(
@@ -124,6 +125,7 @@ def merge_adapter(
             },
             alpha=alpha,
             tensors=stream.measured,
+            warnings=warnings,
         )
         write_report(partial, source, report)
     return report

@@ -16,7 +16,7 @@ from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.report import HandoffReport
-from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_size
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_size
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_size
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
@@ -109,7 +109,7 @@ def rejuvenate_checkpoint(
     ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
     check_fusable(ours, "SFT model")
     check_fusable(theirs, "base")
-    warnings = check_same_architecture(ours, theirs)
+    warnings = [*check_same_architecture(ours, theirs), *links_out(sft)]
     pairing = pair_up(ours, theirs)
     fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
     given = 1.0 if isinstance(alpha, str) else alpha

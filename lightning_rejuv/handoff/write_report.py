@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from lightning_rejuv.anchor.links import lies_within
 from lightning_rejuv.handoff.directory import write_file
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.sidecar import CARD, REPORT
@@ -16,7 +17,11 @@ def write_report(partial: Path, card_from: Path, report: HandoffReport) -> None:
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(partial / REPORT, text.encode())
     card = card_from / CARD
-    existing = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    existing = (
+        card.read_text(encoding="utf-8", errors="replace")
+        if lies_within(card_from, CARD) and card.is_file()
+        else ""
+    )
     write_file(partial / CARD, report.card(existing).encode())
 
 
