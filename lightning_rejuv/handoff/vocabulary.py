@@ -78,9 +78,9 @@ def token_ids(directory: Path) -> dict[str, int] | None:
     if (directory / "tokenizer.json").is_file():
         try:
             return _fast_ids(json.loads((directory / "tokenizer.json").read_bytes()))
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{str(directory / 'tokenizer.json')!r} is not a tokenizer: {error!r}."
+                f"{str(directory / 'tokenizer.json')!r} is not a tokenizer: {error!r:.500}."
             ) from error
     if not any((directory / name).is_file() for name in _FILES):
         return None
@@ -92,10 +92,12 @@ def token_ids(directory: Path) -> dict[str, int] | None:
 def _fast_ids(content: Mapping[str, Any]) -> dict[str, int]:
     vocabulary = content["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
-        ids = {token: number for number, (token, _) in enumerate(vocabulary)}
+        ids = {str(token): number for number, (token, _) in enumerate(vocabulary)}
     else:
         ids = {str(token): int(number) for token, number in vocabulary.items()}
-    ids.update({token["content"]: int(token["id"]) for token in content.get("added_tokens", [])})
+    ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens", [])})
+    if ids and not 0 <= min(ids.values()) <= max(ids.values()) < 1 << 31:
+        raise ValueError("its ids are not from 0 to 2**31")
     return ids
 
 

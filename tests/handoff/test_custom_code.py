@@ -14,6 +14,7 @@ import lightning_rejuv
 from lightning_rejuv.handoff import rejuvenate_checkpoint, verify
 from lightning_rejuv.handoff.models import CustomCode, load_config, load_model, load_tokenizer
 from lightning_rejuv.handoff.skeleton import expected_tensors
+from lightning_rejuv.handoff.vocabulary import token_ids
 from tests.anchor.planted import Touch
 from tests.handoff.checkpoints import edit_config, known_pair, pair, write_calibration
 
@@ -151,3 +152,14 @@ def test_pickled_weights_are_not_read(tmp_path):
     torch.save(Touch(tmp_path / "RAN"), sft / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         load_model(sft, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1", "1" + "0" * 30, "9" * 5000, "NaN", "[" * 100_000])
+def test_ids_that_are_none_are_refused_by_file(tmp_path, number):
+    for text in (
+        '{"model": {"vocab": {"a": %s}}}',
+        '{"model": {"vocab": {}}, "added_tokens": [{"content": [], "id": %s}]}',
+    ):
+        (tmp_path / "tokenizer.json").write_text(text % number)
+        with pytest.raises(ValueError, match=r"tokenizer.json' is not a tokenizer: .{0,600}$"):
+            token_ids(tmp_path)
