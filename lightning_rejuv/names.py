@@ -45,13 +45,13 @@ def base_name(name: str) -> str | None:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Format names for an error message: sorted, at most eight, the rest counted.
+    """Format names for an error message: sorted, at most eight, the rest counted; very long ones cut short.
 
     >>> listing(["b", "a"])
     "['a', 'b']"
     """
     ordered = sorted(names)
-    shown = ", ".join(repr(name) for name in ordered[:_MAX_LISTED])
+    shown = ", ".join(f"{name!r:.200}" for name in ordered[:_MAX_LISTED])
     rest = len(ordered) - _MAX_LISTED
     return f"[{shown}]" if rest <= 0 else f"[{shown}, … and {rest} more]"
 

@@ -189,8 +189,8 @@ class RejuvenationReport:
         """Write :meth:`to_dict` as JSON; the file appears whole or not at all."""
         target = Path(path)
         part = target.with_name(target.name + ".part")
-        part.unlink(missing_ok=True)
-        with part.open("x") as file:  # follows no link that somebody has put there
+        part.unlink(missing_ok=True)  # of a run that was killed; a link itself, not what it leads to
+        with part.open("x") as file:
             file.write(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         part.replace(target)
 

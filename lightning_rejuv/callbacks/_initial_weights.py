@@ -119,7 +119,8 @@ def _write(path: Path, layout: Layout, wholes: Iterator[tuple[str, Tensor]]) -> 
     for name, dtype, shape in entries:
         offsets[name] = end
         end += torch.Size(shape).numel() * dtype.itemsize
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)  # of a run that was killed; a link itself, not what it leads to
+    with path.open("xb") as file:
         file.write(header)
         file.truncate(end)
         for name, tensor in wholes:  # in an order of the layout's own

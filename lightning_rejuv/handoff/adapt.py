@@ -24,7 +24,7 @@ from lightning_rejuv.handoff.directory import check_free, new_directory, write_f
 from lightning_rejuv.handoff.header import build_header
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.report import HandoffReport
-from lightning_rejuv.handoff.sidecar import copy_sidecar
+from lightning_rejuv.handoff.sidecar import copy_sidecar, links_out
 from lightning_rejuv.handoff.write_report import check_apart, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import bridge, listing
@@ -59,7 +59,7 @@ def rejuvenate_adapter(
     source, target = Path(sft), Path(out)
     check_free(target)
     check_apart(target, source, *([Path(base)] if base else []))
-    adapter = open_adapter(source)
+    adapter, warnings = open_adapter(source), links_out(source)
     dora = [module for module, lora in adapter.loras.items() if lora.dora]
     if dora:
         raise ValueError(
@@ -103,6 +103,7 @@ def rejuvenate_adapter(
             outputs=writer.digests,
             options={"alpha": alpha, "reset_fraction": 0.0},
             alpha=alpha,
+            warnings=tuple(warnings),
         )
         copy_sidecar(source, partial, None)
         write_file(partial / ADAPTER_CONFIG, (source / ADAPTER_CONFIG).read_bytes())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
+from lightning_rejuv.handoff.models import CustomCode, load_tokenizer
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
 from lightning_rejuv.handoff.vocabulary import token_ids
 
@@ -51,7 +52,7 @@ def check_tying(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def check_vocabulary(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether config, embedding rows and tokenizer agree."""
-    said, ids = vocabulary_size(checkpoint.config), token_ids(checkpoint.path)
+    said, ids = vocabulary_size(checkpoint.config), _ids(checkpoint)
     rows = {checkpoint.entry(n).shape[0] for n in (*embedding_names(checkpoint), *head_names(checkpoint))}
     highest = max(ids.values(), default=-1) if ids else -1
     text = f"config.json says {said}, rows {sorted(rows)}, highest token id {highest if ids else 'unknown'}"
@@ -61,7 +62,11 @@ def check_vocabulary(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether a tokenizer, a chat template and an EOS token are there and can be used."""
-    ids = token_ids(checkpoint.path)
+    try:
+        ids = token_ids(checkpoint.path)
+    except CustomCode as error:
+        yield Finding("tokenizer", None, f"not checked: {error}")
+        return
     if ids is None:
         yield Finding("tokenizer", None, "there is none: a trainer will ask for one")
         return
@@ -79,12 +84,15 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
     try:
-        from transformers import AutoTokenizer
+        import transformers  # noqa: F401
     except ImportError:
         yield Finding("tokenizer", None, f"{size} tokens; transformers is not installed: not loaded")
         return
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        tokenizer = load_tokenizer(checkpoint.path)
+    except CustomCode as error:
+        yield Finding("tokenizer", None, f"not checked: {error}")
+        return
     except Exception as error:  # whatever a malformed file leads to
         yield Finding("tokenizer", False, f"transformers cannot load it: {error}")
         return
@@ -103,13 +111,21 @@ def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
     yield Finding("chat template", True, "there is one, and it renders")
 
 
+def _ids(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """The tokenizer's ids; None where there is none, or where only code of the checkpoint's own could tell them."""
+    try:
+        return token_ids(checkpoint.path)
+    except CustomCode:
+        return None
+
+
 def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether generation ends on tokens that exist."""
     path = checkpoint.path / "generation_config.json"
     if not path.is_file():
         yield Finding("generation config", None, "there is none: defaults come from config.json")
         return
-    ends, ids = read_json(path).get("eos_token_id"), token_ids(checkpoint.path) or {}
+    ends, ids = read_json(path).get("eos_token_id"), _ids(checkpoint) or {}
     numbers = ends if isinstance(ends, list) else [] if ends is None else [ends]
     size = vocabulary_size(checkpoint.config)
     wrong = [n for n in numbers if type(n) is not int or not 0 <= n < (size or n + 1)]

@@ -32,6 +32,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_MAX_RANK = 64  # of a tensor in PyTorch
+_MAX_SIZE = 1 << 63  # of a dimension, and of all of them together, in PyTorch
+_MAX_NAME = 4096
+_SHOWN = 200  # characters of what a file says, in a message
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         ValueError: the file is truncated or is no safetensors file: a length, an offset, a dtype or a
-            shape does not fit the others. The file and the tensor are named.
+            shape does not fit the others, or is larger than a tensor can be. The file and the tensor are named.
         OSError: the file cannot be read.
     """
     size = os.stat(path).st_size
@@ -89,7 +93,7 @@ def read_header(path: Path) -> Header:
             )
         raw = _parse(path, file.read(length))
     metadata = raw.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not isinstance(metadata, dict) or not all(_is_text(t) for pair in metadata.items() for t in pair):
         raise ValueError(f"Expected `__metadata__` in {str(path)!r} to map strings to strings.")
     entries = [_entry(path, name, value, 8 + length) for name, value in raw.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
@@ -97,7 +101,7 @@ def read_header(path: Path) -> Header:
     for entry in entries:
         if entry.offset != end:
             raise ValueError(
-                f"Expected tensor {entry.name!r} in {str(path)!r} to start at byte {end} but its header says "
+                f"Expected tensor {entry.name!r:.{_SHOWN}} in {str(path)!r} to start at byte {end} but its header says "
                 f"{entry.offset}: tensors overlap or leave a gap."
             )
         end += entry.nbytes
@@ -130,7 +134,15 @@ def build_header(
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        raw = json.loads(text.decode(), object_pairs_hook=_unique)
+        # No float belongs there. `int` takes quadratic time, or refuses without saying where; a number that is too
+        # long for an offset becomes one that no tensor can have, so that the tensor is named.
+        raw = json.loads(
+            text.decode(),
+            object_pairs_hook=_unique,
+            parse_int=lambda digits: int(digits) if len(digits) < 20 else math.inf,
+            parse_float=lambda _: math.inf,
+            parse_constant=lambda _: math.inf,
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"The header of {str(path)!r} is not valid JSON: {error}.") from error
     if not isinstance(raw, dict):
@@ -148,15 +160,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
-    where = f"tensor {name!r} in {str(path)!r}"
+    where = f"tensor {name!r:.{_SHOWN}} in {str(path)!r}"
+    if len(name) > _MAX_NAME or not _is_text(name):
+        raise ValueError(f"Expected {where} to have a name of at most {_MAX_NAME} Unicode characters.")
     fields = value if isinstance(value, dict) else {}
     shape, offsets = _naturals(fields.get("shape")), _naturals(fields.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
-        raise ValueError(f"Expected {where} to have a `shape` and two `data_offsets` but got {value!r:.200}.")
+        raise ValueError(
+            f"Expected {where} to have a `shape` and two `data_offsets`, at most {_MAX_RANK} integers from 0 to 2**63, "
+            f"but got {value!r:.{_SHOWN}}."
+        )
     dtype = DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
+        got = f"{fields.get('dtype')!r:.{_SHOWN}}"
+        raise ValueError(f"Expected {where} to have one of the dtypes {sorted(DTYPES)} but got {got}.")
+    # Zeros left out, as PyTorch does where it multiplies sizes to strides.
+    if math.prod(size for size in shape if size) >= _MAX_SIZE:
         raise ValueError(
-            f"Expected {where} to have one of the dtypes {sorted(DTYPES)} but got {fields.get('dtype')!r}."
+            f"Expected {where} to have fewer than 2**63 elements but its shape is {tuple(shape)}."
         )
     entry = Entry(name, dtype, tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
@@ -168,4 +189,14 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
 
 
 def _naturals(value: Any) -> list[int] | None:
-    return value if isinstance(value, list) and all(type(v) is int and v >= 0 for v in value) else None
+    if not isinstance(value, list) or len(value) > _MAX_RANK:
+        return None
+    return value if all(type(v) is int and 0 <= v < _MAX_SIZE for v in value) else None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that can be written again: JSON can hold halves of characters."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False

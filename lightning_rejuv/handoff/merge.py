@@ -22,12 +22,13 @@ from lightning_rejuv.handoff.checkpoint import (
 )
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
 from lightning_rejuv.handoff.header import Entry
+from lightning_rejuv.handoff.models import CustomCode
 from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
-from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_files
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_files
 from lightning_rejuv.handoff.stream import (
     DTYPES,
     FusionStream,
@@ -85,6 +86,7 @@ def merge_adapter(
     check_apart(target, root, source)
     adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
     check_fusable(theirs, "base")
+    warnings = (*links_out(root), *links_out(source))
     touched = _touched(adapter, theirs)
     _check_tokens(source, theirs)
     recipe = Recipe(
@@ -126,6 +128,7 @@ def merge_adapter(
             },
             alpha=alpha,
             tensors=stream.measured,
+            warnings=warnings,
         )
         write_report(partial, source, report)
     return report
@@ -218,7 +221,10 @@ def _check_shape(name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
 
 
 def _check_tokens(source: Path, base: Checkpoint) -> None:
-    ids = token_ids(source)
+    try:
+        ids = token_ids(source)
+    except CustomCode:  # an embedding of another size is refused by its shape
+        return
     rows = min((base.entry(name).shape[0] for name in embedding_names(base)), default=None)
     beyond = [token for token, number in (ids or {}).items() if rows is not None and number >= rows]
     if beyond:

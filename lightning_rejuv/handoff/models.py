@@ -1,7 +1,8 @@
-"""Loading a checkpoint as a model, for what cannot be known from the weights alone."""
+"""Loading with transformers, in one place: local files alone, no code of the checkpoint's own, no pickles."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,71 @@ from torch import nn
 from lightning_rejuv._compat import require
 
 
+class CustomCode(ValueError):
+    """A checkpoint cannot be loaded without code that it brings along, which is never run."""
+
+
+def from_local(auto: Any, directory: Path, **options: Any) -> Any:
+    """Load a config, a tokenizer or a model of transformers from a directory.
+
+    Every load of this package comes through here: nothing is downloaded, no code that the directory holds or names
+    is run, and nobody is asked whether it should be.
+
+    Args:
+        auto: the class, for example ``transformers.AutoTokenizer``.
+        directory: of the checkpoint.
+        options: for its ``from_pretrained``.
+
+    Raises:
+        CustomCode: it needs code of its own; the file that says so is named.
+        Exception: whatever transformers raises for files that it cannot read.
+    """
+    try:
+        return auto.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise CustomCode(
+            f"custom code: {_naming(directory, auto.__name__)} names code of the checkpoint's own for "
+            f"{auto.__name__} (`auto_map`), which is never run. Use a checkpoint of a class that transformers has."
+        ) from error
+
+
+def load_config(directory: Path) -> Any:
+    """Load a config from local files; which kernels are used is not the checkpoint's to say.
+
+    A config may name an attention of the Hugging Face Hub, which transformers would download and run.
+
+    Raises:
+        CustomCode: it needs code of its own.
+    """
+    from transformers import AutoConfig
+
+    config = from_local(AutoConfig, directory)
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for field in ("_attn_implementation_internal", "_experts_implementation_internal"):
+            if getattr(part, field, None) is not None:
+                setattr(part, field, None)
+    return config
+
+
 def load_model(directory: Path, device: str, dtype: torch.dtype) -> nn.Module:
     """Load a causal language model from local files, in eval mode.
 
     Raises:
-        ValueError: transformers does not know it, or tensors are missing.
+        ValueError: transformers does not know it, it needs code of its own, or tensors are missing.
         ImportError: transformers is not installed.
     """
     require("transformers", "A model to be run")
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, local_files_only=True, output_loading_info=True
+    model, info = from_local(
+        AutoModelForCausalLM,
+        directory,
+        config=load_config(directory),
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     missing = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if missing:
@@ -37,16 +91,29 @@ def load_tokenizer(directory: Path) -> Any:
     """Load a tokenizer from local files.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it needs code of its own.
     """
     require("transformers", "Calibration data")
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return from_local(AutoTokenizer, directory)
+    except CustomCode:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"Expected a tokenizer in {str(directory)!r} to read calibration data with but it cannot be "
-            "loaded "
-            f"({error}). Save the SFT model's tokenizer beside it."
+            f"loaded ({error}). Save the SFT model's tokenizer beside it."
         ) from error
+
+
+def _naming(directory: Path, auto: str) -> str:
+    """Return the file that names code for a class, for a message."""
+    for name in ("tokenizer_config.json", "config.json"):
+        try:
+            table = json.loads((directory / name).read_bytes()).get("auto_map")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue
+        if (isinstance(table, dict) and auto in table) or (isinstance(table, list) and "token" in name):
+            return repr(str(directory / name))
+    return repr(str(directory))

@@ -27,7 +27,7 @@ from lightning_rejuv.handoff.refusals import check_fusable, check_same_architect
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
 from lightning_rejuv.handoff.same import check_differ
-from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, new_index, sidecar_size
+from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_size
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_dtypes, output_size
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
@@ -141,7 +141,7 @@ def rejuvenate_checkpoint(
     ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
     check_fusable(ours, "SFT model")
     check_fusable(theirs, "base")
-    warnings = check_same_architecture(ours, theirs)
+    warnings = [*check_same_architecture(ours, theirs), *links_out(sft)]
     warnings += [*left_out(ours, "SFT model"), *left_out(theirs, "base")]
     pairing = pair_up(ours, theirs)
     check_differ(pairing)

@@ -14,6 +14,7 @@ from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
 from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
+from lightning_rejuv.handoff.directory import write_file
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
@@ -128,4 +129,4 @@ def _aligned(sft: Checkpoint, base: Checkpoint, pairing: Pairing, target: Path) 
         FusionStream(sft, base, pairing.pairs, recipe).write(writer, lambda _: None)
     copy_sidecar(sft.path, target, None)
     if sft.index is not None:
-        (target / INDEX).write_bytes(index_bytes(sft.path))
+        write_file(target / INDEX, index_bytes(sft.path))

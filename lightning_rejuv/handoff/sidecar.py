@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from lightning_rejuv.anchor.links import lies_within
 from lightning_rejuv.handoff.checkpoint import ADAPTER_CONFIG, CONFIG, INDEX
 from lightning_rejuv.handoff.directory import write_file
+from lightning_rejuv.names import listing
 
 REPORT = "rejuvenation.json"
 CARD = "README.md"
@@ -27,12 +29,46 @@ _FOLDERS = ("additional_chat_templates",)
 
 
 def sidecar_files(directory: Path) -> list[Path]:
-    """Return the files that a rejuvenated checkpoint takes over, relative to the directory, sorted."""
-    files = [Path(f.name) for f in directory.iterdir() if f.is_file() and not _LEFT_BEHIND.search(f.name)]
+    """Return the files that a rejuvenated checkpoint takes over, relative to the directory, sorted.
+
+    Links that lead out of it are none of them: see :func:`links_out`.
+    """
+    return [
+        name for name in _beside(directory) if (directory / name).is_file() and lies_within(directory, name)
+    ]
+
+
+def links_out(directory: Path) -> list[str]:
+    """Return a sentence for what is not taken over because it is no file of the checkpoint, for the report.
+
+    Raises:
+        ValueError: the config, without which the output would be no checkpoint, is one of them.
+    """
+    out = [
+        str(name)
+        for name in _beside(directory)
+        if not ((directory / name).is_file() and lies_within(directory, name))
+        and ((directory / name).is_symlink() or not (directory / name).is_dir())
+    ]
+    for name in (CONFIG, ADAPTER_CONFIG, INDEX):
+        if os.path.lexists(directory / name) and not lies_within(directory, name):
+            raise ValueError(
+                f"Expected {name} in {str(directory)!r} to lie there but it is a link that leads out of the "
+                "checkpoint. Put a copy in its place."
+            )
+    if not out:
+        return []
+    return [
+        f"not copied from {str(directory)!r}, because they are no files or links that lead out of it: {listing(out)}"
+    ]
+
+
+def _beside(directory: Path) -> list[Path]:
+    names = [Path(f.name) for f in directory.iterdir() if not _LEFT_BEHIND.search(f.name)]
     for folder in _FOLDERS:
-        if (directory / folder).is_dir():
-            files += [Path(folder, f.name) for f in (directory / folder).iterdir() if f.is_file()]
-    return sorted(files)
+        if (directory / folder).is_dir() and lies_within(directory, folder):
+            names += [Path(folder, f.name) for f in (directory / folder).iterdir()]
+    return sorted(names)
 
 
 def copy_sidecar(

@@ -10,6 +10,7 @@ import torch
 
 from lightning_rejuv.anchor.conversion import sources
 from lightning_rejuv.handoff.checkpoint import CONFIG, Checkpoint, read_json
+from lightning_rejuv.handoff.models import CustomCode, load_config
 
 
 def skeleton(directory: Path) -> Any | None:
@@ -17,6 +18,7 @@ def skeleton(directory: Path) -> Any | None:
 
     Raises:
         ImportError: transformers is not installed.
+        CustomCode: the config needs code of its own.
         ValueError: the config does not make a model.
     """
     import transformers
@@ -25,12 +27,17 @@ def skeleton(directory: Path) -> Any | None:
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         return None
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = load_config(directory)
         cls = getattr(transformers, next(iter(config.architectures or []), ""), None)
+        # A config may name anything that transformers has: only a model of its own kind is built.
+        if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+            cls = None
         if cls is None and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             return None
         with torch.device("meta"):
             model = cls(config) if cls else transformers.AutoModelForCausalLM.from_config(config)
+    except CustomCode:
+        raise
     except Exception as error:  # whatever a config with a wrong value leads to
         raise ValueError(f"config.json does not make a {kind} model: {error}") from error
     return model

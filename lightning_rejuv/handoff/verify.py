@@ -116,6 +116,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
+    custom = bool(checkpoint.config.get("auto_map"))
     try:
         from lightning_rejuv.handoff.skeleton import loads, skeleton
 
@@ -123,11 +124,19 @@ def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
     except ImportError:
         yield Finding("architecture", None, "transformers is not installed: not checked")
         return
+    except ValueError as error:
+        if not custom:
+            raise
+        yield Finding("architecture", None, f"not checked: custom code ({error})")
+        return
     if model is None:
-        yield Finding("architecture", None, "transformers does not know this model: not checked")
+        unchecked = "custom code" if custom else "transformers does not know this model"
+        yield Finding("architecture", None, f"not checked: {unchecked}")
         return
     found, name = loads(model, checkpoint), type(model).__name__
-    if found["missing"] or found["shapes"]:
+    if (found["missing"] or found["shapes"]) and custom:  # transformers' own model is not the checkpoint's
+        yield Finding("architecture", None, f"not checked: custom code (it is no {name})")
+    elif found["missing"] or found["shapes"]:
         detail = f"missing {listing(found['missing'])}, of another shape {listing(found['shapes'])}"
         yield Finding("architecture", False, f"{name}: {detail}, unexpected {listing(found['unused'])}")
     elif found["unused"]:

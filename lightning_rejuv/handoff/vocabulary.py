@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv._compat import require
+from lightning_rejuv.handoff.checkpoint import read_json
+from lightning_rejuv.handoff.models import CustomCode, from_local
+from lightning_rejuv.handoff.provenance import hash_file
 
 _VOCABULARY_TENSOR = re.compile(
     r"(?:^|\.)(?:embed_tokens|embed_tokens_per_layer|wte|embed_in|word_embeddings|tok_embeddings|embedding"
@@ -26,6 +29,11 @@ _FILES = (
     "vocab.txt",
     "tokenizer_config.json",
 )
+# Everything that says which token has which id: vocabularies, merges, code.
+_TOKENIZER_FILE = re.compile(
+    r"\.(?:model|tiktoken|vocab|bpe|py)$|^(?:vocab|merges|tokenizer\.|spiece|added_tokens|special_tokens)"
+)
+_NAMES_TOKENS = ("added_tokens_decoder", "additional_special_tokens", "tokenizer_class", "auto_map")
 
 
 def is_vocabulary_tensor(name: str, shape: tuple[int, ...], size: int | None) -> bool:
@@ -65,30 +73,33 @@ def token_ids(directory: Path) -> dict[str, int] | None:
     ``tokenizer.json`` is read as it is; other forms are loaded with transformers, from local files only.
 
     Raises:
+        CustomCode: the tokenizer needs code of its own.
         ValueError: the tokenizer is malformed.
     """
     if (directory / "tokenizer.json").is_file():
         try:
             return _fast_ids(json.loads((directory / "tokenizer.json").read_bytes()))
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{str(directory / 'tokenizer.json')!r} is not a tokenizer: {error!r}."
+                f"{str(directory / 'tokenizer.json')!r} is not a tokenizer: {error!r:.500}."
             ) from error
     if not any((directory / name).is_file() for name in _FILES):
         return None
     require("transformers", "A tokenizer without `tokenizer.json`")
     from transformers import AutoTokenizer
 
-    return dict(AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab())
+    return dict(from_local(AutoTokenizer, directory).get_vocab())
 
 
 def _fast_ids(content: Mapping[str, Any]) -> dict[str, int]:
     vocabulary = content["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
-        ids = {token: number for number, (token, _) in enumerate(vocabulary)}
+        ids = {str(token): number for number, (token, _) in enumerate(vocabulary)}
     else:
         ids = {str(token): int(number) for token, number in vocabulary.items()}
-    ids.update({token["content"]: int(token["id"]) for token in content.get("added_tokens", [])})
+    ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens", [])})
+    if ids and not 0 <= min(ids.values()) <= max(ids.values()) < 1 << 31:
+        raise ValueError("its ids are not from 0 to 2**31")
     return ids
 
 
@@ -121,14 +132,36 @@ def row_map(sft: Mapping[str, int], base: Mapping[str, int], sft_rows: int, base
     return RowMap(rows, int(shared.sum()), int((~shared).sum()), int(moved.sum()))
 
 
+def _same_tokenizer(first: Path, second: Path) -> bool:
+    """Whether two tokenizers are made of the same files, byte for byte; their settings may differ."""
+    found = []
+    for directory in (first, second):
+        names = {
+            path.name for path in directory.iterdir() if _TOKENIZER_FILE.search(path.name) and path.is_file()
+        }
+        found.append({name: hash_file(directory / name) for name in names})
+        settings = directory / "tokenizer_config.json"
+        config = read_json(settings) if settings.is_file() else {}
+        found[-1] |= {key: json.dumps(config.get(key), sort_keys=True) for key in _NAMES_TOKENS}
+    return found[0] == found[1]
+
+
 def match_rows(sft: Path, base: Path, sft_rows: int, base_rows: int) -> RowMap:
     """Match the rows of two checkpoints' vocabularies by their tokenizers.
 
     Raises:
         ValueError: the numbers of rows differ and a tokenizer is missing, so that nothing says which row is
-            which token.
+            which token; or a tokenizer needs code of its own, and the two are not made of the same files.
     """
-    ids, base_ids = token_ids(sft), token_ids(base)
+    try:
+        ids, base_ids = token_ids(sft), token_ids(base)
+    except CustomCode as error:
+        if sft_rows == base_rows and _same_tokenizer(sft, base):
+            return RowMap(torch.arange(sft_rows), sft_rows, 0, 0)
+        raise CustomCode(
+            f"The vocabularies of {str(sft)!r} and {str(base)!r} cannot be compared without running {error} "
+            "Fusion needs both vocabularies as `tokenizer.json`, or the same tokenizer files and as many rows in both."
+        ) from error
     if ids is None or base_ids is None:
         if sft_rows != base_rows:
             where = str(sft if ids is None else base)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from lightning_rejuv.anchor.links import lies_within
 from lightning_rejuv.handoff.directory import write_file
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.sidecar import CARD, REPORT
@@ -17,7 +18,8 @@ def write_report(partial: Path, card_from: Path, report: HandoffReport) -> None:
     # A file name that is no UTF-8 holds lone surrogates: as JSON's own escapes they come back as they were.
     write_file(partial / REPORT, text.encode(errors="backslashreplace"))
     card = card_from / CARD
-    existing = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    theirs = lies_within(card_from, CARD) and card.is_file()
+    existing = card.read_text(encoding="utf-8", errors="replace") if theirs else ""
     write_file(partial / CARD, report.card(existing).encode(errors="backslashreplace"))
 
 

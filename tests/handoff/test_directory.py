@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lightning_rejuv.handoff import rejuvenate_checkpoint, verify
-from lightning_rejuv.handoff.directory import new_directory
+from lightning_rejuv.handoff.directory import new_directory, write_file
+from lightning_rejuv.handoff.writer import FileWriter
 from tests.handoff.checkpoints import pair, tensors
 
 
@@ -60,6 +61,107 @@ def test_an_empty_directory_may_take_the_output_but_nothing_else(tmp_path):
     for taken in ("out", "link", "file"):
         with pytest.raises(FileExistsError), new_directory(tmp_path / taken):
             pass
+
+
+def _link(place, victim):
+    place.symlink_to(victim)
+
+
+def _dangling(place, victim):
+    place.symlink_to(victim / "nowhere")
+
+
+def _link_to_a_link(place, victim):
+    (place.parent / "other").symlink_to(victim)
+    place.symlink_to("other")
+
+
+def _file(place, victim):
+    place.write_text("mine")
+
+
+def _hard_link(place, victim):
+    os.link(victim / "deep" / "thesis.tex", place)
+
+
+def _pipe(place, victim):
+    os.mkfifo(place)
+
+
+@pytest.mark.parametrize("plant", [_link, _dangling, _link_to_a_link, _file, _hard_link, _pipe])
+def test_what_is_no_directory_at_the_partial_name_is_neither_followed_nor_removed(tmp_path, plant):
+    victim, place = tmp_path / "victim", tmp_path / ".out.partial"
+    (victim / "deep").mkdir(parents=True)
+    (victim / "deep" / "thesis.tex").write_text("years")
+    plant(place, victim)
+    before = os.lstat(place)
+    with (
+        pytest.raises(FileExistsError, match="a link or a file. Nothing there is touched"),
+        new_directory(tmp_path / "out"),
+    ):
+        pass
+    assert os.lstat(place).st_ino == before.st_ino
+    assert [str(p.relative_to(victim)) for p in sorted(victim.rglob("*"))] == ["deep", "deep/thesis.tex"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_users_directory_at_the_partial_name_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "file").write_text("theirs")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(FileExistsError, match="another user's directory"), new_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / ".out.partial" / "file").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("how", ["link", "directory"])
+def test_a_partial_directory_that_is_replaced_meanwhile_is_not_what_appears(tmp_path, how):
+    victim, partial = tmp_path / "victim", tmp_path / ".out.partial"
+    victim.mkdir()
+    (victim / "thesis.tex").write_text("years")
+    with pytest.raises(OSError, match="moved or replaced"), new_directory(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        partial.rename(tmp_path / "aside")
+        partial.symlink_to(victim) if how == "link" else shutil.copytree(victim, partial)
+    assert not (tmp_path / "out").exists()
+    assert (victim / "thesis.tex").read_text() == "years"
+    assert (partial / "thesis.tex").read_text() == "years"
+
+
+def test_the_writer_follows_nothing(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("years")
+    with new_directory(tmp_path / "out") as partial:
+        (partial / "model.safetensors").symlink_to(victim)
+        (partial / "config.json").symlink_to(tmp_path / "new")
+        with pytest.raises(FileExistsError), FileWriter(partial) as writer:
+            writer.write("model.safetensors", b"weights")
+        with pytest.raises(FileExistsError):
+            write_file(partial / "config.json", b"{}")
+    assert victim.read_text() == "years"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_writer_keeps_to_its_directory_when_a_link_takes_its_name(tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "ours").mkdir()
+    with FileWriter(tmp_path / "ours") as writer:
+        writer.write("a", b"one")
+        while not (tmp_path / "ours" / "a").exists():
+            time.sleep(0.001)
+        (tmp_path / "ours").rename(tmp_path / "aside")
+        (tmp_path / "ours").symlink_to("victim")
+        writer.write("b", b"two")
+    assert os.listdir(tmp_path / "victim") == []
+    assert sorted(os.listdir(tmp_path / "aside")) == ["a", "b"]
+
+
+def test_a_parent_that_is_a_link_is_fine(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with new_directory(tmp_path / "link" / "out") as partial:
+        (partial / "file").write_text("x")
+    assert (tmp_path / "real" / "out" / "file").read_text() == "x"
 
 
 def forked(base, sft, out, die_at=None):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import struct
+import time
 
 import pytest
 import torch
@@ -71,7 +72,20 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         ({"a": entry(), "b": entry()}, b"1234", "overlap or leave a gap"),
         ({"a": entry(offsets=(4, 0))}, b"1234", "to take 4 bytes"),
         ({"a": entry(shape=(2,))}, b"1234", "to take 8 bytes"),
-        ({"a": entry(shape=(2**62, 2**62))}, b"1234", "to take"),
+        ({"a": entry(shape=(2**62, 2**62))}, b"1234", "fewer than 2\\*\\*63 elements"),
+        ({"a": entry(shape=(0, 2**62, 2**62))}, b"", "fewer than 2\\*\\*63 elements"),
+        ({"a": entry(shape=(2**63,))}, b"1234", "'a' in .*x.safetensors.*a `shape` and two `data_offsets`"),
+        ({"a": entry(shape=(1,) * 65)}, b"1234", "'a' .*at most 64 integers"),
+        ({"a": entry(shape=(1.0,))}, b"1234", "'a' .*a `shape`"),
+        ({"a": entry(offsets=(0, 1e30))}, b"1234", "'a' .*a `shape`"),
+        ({"a": entry(offsets=(False, 4))}, b"1234", "'a' .*two `data_offsets`"),
+        ({"a": entry(offsets=(-4, 0))}, b"1234", "'a' .*two `data_offsets`"),
+        ({"a": entry(dtype="F" * 10**6)}, b"1234", "'a' .*one of the dtypes .{0,400}$"),
+        ({"n" * 10**6: entry()}, b"1234", "^Expected tensor 'n{100,200} in .{0,300}at most 4096"),
+        ({"\ud800": entry()}, b"1234", "Unicode characters"),
+        ({"__metadata__": {"\ud800": "x"}}, b"", "`__metadata__`"),
+        (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,Infinity]}}', b"", "'a' .*a `shape`"),
+        (b'{"a":' + b'{"b":' * 10**5 + b"1" + b"}" * 10**5 + b"}", b"", "x.safetensors' is not valid JSON"),
         ({"a": entry(shape=(-1,))}, b"1234", "a `shape` and two `data_offsets`"),
         ({"a": entry(shape=(True,))}, b"1234", "a `shape` and two `data_offsets`"),
         ({"a": entry(offsets=(0, 4, 8))}, b"1234", "a `shape` and two `data_offsets`"),
@@ -89,6 +103,22 @@ def test_a_wrong_header_is_refused(tmp_path, header, data, message):
     path = file_with(tmp_path / "x.safetensors", header, data)
     with pytest.raises(ValueError, match=message):
         read_header(path)
+
+
+@pytest.mark.parametrize("digits", [20, 4000, 5000, 100_000])
+@pytest.mark.parametrize("where", ["shape", "data_offsets", "dtype", "beside"])
+def test_long_numbers_are_refused_at_once_and_the_tensor_is_named(tmp_path, digits, where):
+    """Two megabytes of digits: multiplied, or only read as integers, they take from seconds to hours."""
+    many = "[" + ",".join(["9" * digits] * (2_000_000 // digits)) + "]"
+    fields = {"dtype": '"F32"', "shape": "[1]", "data_offsets": "[0,4]", where: many}
+    if where == "beside":
+        fields = {"dtype": '"F32"', "shape": "[1]", "data_offsets": "[0,5]", where: many}
+    text = '{"a":{' + ",".join(f'"{k}":{v}' for k, v in fields.items()) + "}}"
+    path = file_with(tmp_path / "x.safetensors", text.encode(), b"1234")
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"tensor 'a' in '.*x.safetensors' to .{0,500}$"):
+        read_header(path)
+    assert time.process_time() - began < 2  # it takes less than a tenth of that
 
 
 @pytest.mark.parametrize(
