@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,23 @@ def mark_updated(metric: Metric) -> None:
     """Do for a metric what its wrapped ``update`` does: drop the cached value, count an update."""
     metric._computed = None
     metric._update_count += 1
+
+
+@contextmanager
+def adapters_are_disabled(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Switch the adapters of PEFT's modules off and back, without what its own ``enable_adapters`` does to gradients.
+
+    Args:
+        modules: layers with adapters, unmerged, and modules that are trained as a whole.
+    """
+    before = [(module, module._disable_adapters) for module in modules]
+    try:
+        for module, _ in before:
+            module._disable_adapters = True  # type: ignore[assignment]
+        yield
+    finally:
+        for module, disabled in before:
+            module._disable_adapters = disabled
 
 
 def reshard(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
@@ -13,6 +14,7 @@ from torch import nn
 from torchmetrics import SumMetric
 
 from lightning_rejuv._compat import (
+    adapters_are_disabled,
     averaging_callbacks,
     fast_dev_run,
     first_logged_step,
@@ -79,6 +81,21 @@ def test_language_model_is_the_only_outermost_one(monkeypatch):
     monkeypatch.delitem(sys.modules, "transformers")
     assert language_model(llama) is llama
     assert "transformers" not in sys.modules
+
+
+def test_adapters_are_switched_off_by_a_flag_that_peft_looks_at():
+    peft = pytest.importorskip("peft")
+    base, ids = tiny_llama(), batch()["input_ids"]
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, modules_to_save=["lm_head"])
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    with torch.no_grad():
+        model.get_output_embeddings().modules_to_save["default"].weight.zero_()
+        expected, trained = base(input_ids=ids).logits, model(input_ids=ids).logits
+        with adapters_are_disabled(m for m in model.modules() if hasattr(m, "_disable_adapters")):
+            assert torch.equal(model(input_ids=ids).logits, expected)
+        assert torch.equal(model(input_ids=ids).logits, trained)
+    assert not torch.equal(expected, trained)
+    assert model.get_output_embeddings().modules_to_save["default"].weight.requires_grad
 
 
 def test_a_marked_metric_forgets_its_cached_value():

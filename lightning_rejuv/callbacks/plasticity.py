@@ -104,6 +104,7 @@ class PlasticityCallback(Callback):
             log.log_event(trainer, "probe", text, self._measured_at)
         if self.custom_layout:
             log_layout(trainer.loggers, log.custom_layout())
+        self.monitor.begin_fit(outermost(trainer), resumed=trainer.global_step > 0)
         if self.monitor.measures_model:
             self._measure(trainer, pl_module, self._measured_at)
 

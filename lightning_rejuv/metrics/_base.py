@@ -1,8 +1,9 @@
-"""The base's weights as the monitor keeps them: opened on first use, never copied with the monitor."""
+"""The base as the monitor keeps it: opened on first use, never copied with the monitor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +11,24 @@ from torch import Tensor, nn
 
 from lightning_rejuv._compat import language_model
 from lightning_rejuv.access.layout import Layout, layout_of
-from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
+from lightning_rejuv.metrics._adapters import (
+    NotMergeable,
+    is_adapted,
+    plain_view,
+    under_adapters,
+    why_base_is_unknown,
+    with_adapters,
+    without_adapters,
+)
+from lightning_rejuv.metrics._probe import Substituted
 from lightning_rejuv.ops.drift_sums import all_drift_sums
+
+#: Anchors the monitor to the weights at the start of a fit.
+INIT = "init"
+
+#: Of each parameter: Σ(w - b)², Σb², how many elements have not moved, and how many there are.
+DriftSums = dict[str, tuple[Tensor, Tensor, Tensor, int]]
 
 
 class Base:
@@ -26,26 +42,73 @@ class Base:
         self._source = source
         self._anchor: Anchor | None = None
 
+    @property
+    def from_init(self) -> bool:
+        """Whether it is the weights at the start of a fit."""
+        return isinstance(self._source, str) and self._source == INIT
+
+    def keep(self, outermost: nn.Module, *, resumed: bool) -> None:
+        """Take a copy of the weights at the start of a fit, in the process's memory.
+
+        Args:
+            outermost: as for :meth:`drift`. Where parameters are sharded this is a collective, and every process
+                holds a copy of the whole.
+            resumed: whether the fit goes on with a run: then the copy of its start is kept.
+
+        Raises:
+            ValueError: the run is resumed in another process, which has no copy; or the model has adapters.
+        """
+        model = language_model(outermost)
+        if is_adapted(model):
+            raise ValueError(
+                'Expected no adapters with `anchor="init"` but the model has some: its base lies under them. Pass '
+                "`anchor=None`."
+            )
+        if resumed and self._anchor is None:
+            raise ValueError(
+                'Expected the start of a run for `anchor="init"` but the fit resumes one, whose first weights are '
+                "gone. Pass their path, a state dict or the base as `anchor`."
+            )
+        if not resumed:
+            wholes = layout_of(model, outermost).wholes()
+            self._anchor = Anchor.open({name: whole.detach().to("cpu", copy=True) for name, whole in wholes})
+
     def open(self) -> Anchor:
-        """Return the anchor, opened at the first call."""
+        """Return the anchor, opened at the first call.
+
+        Raises:
+            ValueError: it is the weights at the start of a fit, and there was none.
+        """
+        if self._anchor is None and self.from_init:
+            raise ValueError(
+                'Expected a fit with a PlasticityCallback for `anchor="init"`: it keeps the weights that the fit '
+                "starts with. Outside of one pass the weights themselves: a path, or a deep copy's state dict."
+            )
         if self._anchor is None:
             self._anchor = Anchor.open(self._source)
         return self._anchor
 
-    def drift(self, outermost: nn.Module) -> dict[str, tuple[Tensor, Tensor, Tensor, int]]:
+    def drift(self, outermost: nn.Module) -> DriftSums:
         """Measure every parameter: Σ(w - b)², Σb², how many elements have not moved, and how many there are.
 
-        Where parameters are sharded each process measures its own part and the sums are added up.
+        Where parameters are sharded each process measures its own part and the sums are added up. Adapters are
+        merged for it, in a copy of one layer at a time.
 
         Args:
             outermost: the model, or what is around it; under FSDP the module that the strategy has wrapped.
 
         Raises:
             ValueError: names or shapes differ, or the anchor is the very model that is measured.
+            NotMergeable: an adapter that cannot be merged.
         """
-        layout, pairs = self._beside(outermost)
+        layout, base_of = self._match(outermost)
+        model = language_model(outermost)
+        if is_adapted(model):
+            names = {id(parameter): name for name, parameter in layout.parameters.items()}
+            return merged_drift(model, lambda parameter: base_of(names[id(parameter)], parameter))
         sums: dict[str, Tensor] = {}
-        for name, shard, base in pairs:
+        for name, shard in layout.walk(write=False):
+            base = shard.of(base_of(name, shard.values))
             parts = torch.stack([part.double() for part in all_drift_sums(shard.values, base, 0.0)])
             sums[name] = parts / shard.copies
         device = next(iter(sums.values())).device
@@ -55,8 +118,9 @@ class Base:
             for name, (squares, base_squares, unmoved) in zip(sums, totals, strict=True)
         }
 
-    def weights_for(self, outermost: nn.Module) -> dict[str, Tensor]:
-        """Return the base's weights under the model's names, on its devices and in its dtypes: one copy.
+    @contextmanager
+    def in_place_of(self, outermost: nn.Module) -> Iterator[nn.Module]:
+        """Give a module that runs as the base, from one copy of its weights on the model's devices.
 
         Args:
             outermost: as for :meth:`drift`.
@@ -64,35 +128,117 @@ class Base:
         Raises:
             ValueError: as :meth:`drift`, and where the model's parameters are sharded.
         """
-        layout, pairs = self._beside(outermost)
+        model = language_model(outermost)
+        layout, base_of = self._match(outermost)
         if layout.sharded:
             raise ValueError(
                 "Expected whole parameters to run the base in the model's place but they are sharded. Give the "
                 "monitor no `probe` and no `base_samples` here, or measure the checkpoint on one device."
             )
-        return {name: base.to(shard.values) for name, shard, base in pairs}
+        own = {id(parameter): name for name, parameter in model.named_parameters()}
+        weights = {
+            own[id(layout.parameters[name])]: base_of(name, shard.values).to(shard.values)
+            for name, shard in layout.walk(write=False)
+        }
+        with without_adapters(model):
+            yield Substituted(model, weights)
 
-    def _beside(self, outermost: nn.Module) -> tuple[Layout, Iterator[tuple[str, Shard, Tensor]]]:
-        """Match the model: its layout; every parameter's name, this process's part of it and the base's."""
+    def _match(self, outermost: nn.Module) -> tuple[Layout, Callable[[str, Tensor], Tensor]]:
+        """Match the model: its layout, and what gives the base's whole tensor for a name and the model's own tensor."""
         model = language_model(outermost)
         layout, anchor = layout_of(model, outermost), self.open().read_as(model)
+        if is_adapted(model):
+            model, layout = _without_adapters_names(model, layout)
         names = match(model, anchor, shapes=layout.shapes)
 
-        def pairs() -> Iterator[tuple[str, Shard, Tensor]]:
-            for name, shard in layout.walk(write=False):
-                base = anchor.tensor(names[name])
-                if shard.values.numel() and base.data_ptr() == shard.values.data_ptr():
-                    raise ValueError(
-                        "Expected the anchor to hold the base's weights but its tensor for "
-                        f"{name!r} is the model's own memory, so that no drift could ever be seen. "
-                        "Pass a path, or a deep copy made before training."
-                    )
-                yield name, shard, shard.of(base)
+        def base_of(name: str, own: Tensor) -> Tensor:
+            base = anchor.tensor(names[name])
+            if own.numel() and base.data_ptr() == own.data_ptr():
+                raise ValueError(
+                    "Expected the anchor to hold the base's weights but its tensor for "
+                    f"{name!r} is the model's own memory, so that no drift could ever be seen. "
+                    "Pass a path, or a deep copy made before training."
+                )
+            return base
 
-        return layout, pairs()
+        return layout, base_of
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Base:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_source": self._source, "_anchor": None}
+
+
+class BaseUnderAdapters:
+    """The base that a model with adapters carries with it: no copy is needed."""
+
+    def drift(self, outermost: nn.Module) -> DriftSums:
+        """As :meth:`Base.drift`.
+
+        Raises:
+            NotMergeable: an adapter that cannot be merged, or parameters that are sharded or not plain.
+        """
+        model = language_model(outermost)
+        try:
+            sharded = layout_of(model, outermost).sharded
+        except ValueError as error:
+            raise NotMergeable(str(error)) from error
+        if sharded:
+            raise NotMergeable("adapters cannot be merged where parameters are sharded")
+        return merged_drift(model, lambda parameter: parameter)
+
+    @contextmanager
+    def in_place_of(self, outermost: nn.Module) -> Iterator[nn.Module]:
+        """As :meth:`Base.in_place_of`; parameters may be sharded."""
+        model = language_model(outermost)
+        with without_adapters(model):
+            yield model
+
+
+def base_under_adapters(model: nn.Module, warn: Callable[[str], None]) -> BaseUnderAdapters | None:
+    """Return the base that a model carries with it; None where it has no adapters or, with a warning, hides it."""
+    if not is_adapted(model):
+        return None
+    unknown = why_base_is_unknown(model)
+    if unknown is None:
+        return BaseUnderAdapters()
+    warn(
+        f"The base under the adapters is not known: {unknown}. Entropy gap, support retention and drift are left "
+        "out; pass the base as `anchor` for them."
+    )
+    return None
+
+
+def merged_drift(model: nn.Module, base_of: Callable[[Tensor], Tensor]) -> DriftSums:
+    """Measure the drift of a model with adapters; a tied parameter once, and again where adapters are on its other use.
+
+    Args:
+        model: the model.
+        base_of: gives the base's value of a parameter that lies under the adapters.
+
+    Raises:
+        NotMergeable: an adapter that cannot be merged.
+    """
+    sums: DriftSums = {}
+    seen: set[int] = set()
+    device = next(model.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for (name, under), (_, merged) in zip(under_adapters(model), with_adapters(model), strict=True):
+            if merged is under and id(under) in seen:
+                continue
+            seen.add(id(under))
+            squares, base_squares, unmoved = all_drift_sums(merged, base_of(under), 0.0)
+            sums[name] = (squares.to(device), base_squares.to(device), unmoved.to(device), under.numel())
+    return sums
+
+
+def _without_adapters_names(model: nn.Module, layout: Layout) -> tuple[nn.Module, Layout]:
+    """Return the base's own parameters, under the names that they have without adapters, and their layout."""
+    if layout.sharded:
+        raise ValueError(
+            "Expected a model without adapters where parameters are sharded but got one with LoRA or the like. Pass "
+            "`anchor=None`, or measure the checkpoint on one device."
+        )
+    view = plain_view(model)
+    return view, Layout(dict(view.named_parameters()))

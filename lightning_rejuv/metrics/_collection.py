@@ -11,11 +11,14 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import rank_zero_warn
 
 from lightning_rejuv.functional.relative_drift import _relative_drift_compute
+from lightning_rejuv.functional.zero_variance_fraction import check_rewards
 from lightning_rejuv.metrics._activations import ActivationStatistics
+from lightning_rejuv.metrics._base import DriftSums
 from lightning_rejuv.metrics._layers import LayerValues, activation_values, rank_values, site_scores
 from lightning_rejuv.metrics._plot import plot_values
 from lightning_rejuv.metrics._recorder import Record
 from lightning_rejuv.metrics._spectrum import FeatureSpectrum
+from lightning_rejuv.metrics.pass_at_k import PassAtK
 from lightning_rejuv.names import listing
 
 _ACTIVATIONS, _SPECTRUM = "activations/", "spectrum/"
@@ -75,6 +78,33 @@ class MeasureCollection(MetricCollection):
     def compute_rollouts(self) -> dict[str, Tensor]:
         """Return the measures of the rollouts alone; empty where there were none. A collective."""
         return {self._set_name(name): value for name, value in self._compute(self._of_rollouts).items()}
+
+    def update(self, rewards: Tensor) -> None:  # type: ignore[override]
+        """Add rollouts to the measures of the RL stage.
+
+        Args:
+            rewards: ``[prompts, group]``: the rewards of all samples of each prompt.
+
+        Raises:
+            TypeError: not a real tensor.
+            ValueError: another shape, NaN or inf.
+        """
+        check_rewards(rewards)
+        for name in self._of_rollouts:
+            metric = self._modules[name]
+            if isinstance(metric, PassAtK) and metric.k > rewards.shape[1]:
+                self._warn(f"{name} is left out: the rollouts have only {rewards.shape[1]} samples a prompt.")
+            else:
+                metric.update(rewards)
+
+    def forward(self, rewards: Tensor) -> dict[str, Tensor]:
+        """Add rollouts and return the measures of these rollouts alone."""
+        batch: MeasureCollection = self.clone()  # type: ignore[assignment]
+        batch.reset()
+        batch.update(rewards)
+        self.update(rewards)
+        values: dict[str, Tensor] = batch.compute_rollouts()
+        return values
 
     def layer_values(self) -> LayerValues:
         """Return the model's measures by measure and by parameter or site. A collective."""
@@ -139,6 +169,14 @@ class MeasureCollection(MetricCollection):
         """
         metrics = {self._set_name(name): metric for name, metric in self._modules.items()}
         return plot_values(self.compute() if val is None else val, metrics, ax, together)
+
+    def _absorb_drift(self, drift: DriftSums) -> None:
+        """Take in a measurement of the drift, by parameter, in place of the one before."""
+        self._forget_drift()
+        for name, (squares, base_squares, unmoved, count) in drift.items():
+            self._drift[name] = (squares, base_squares)
+            self._modules["relative_drift"].absorb(squares, base_squares)
+            self._modules["drift_sparsity"].absorb(unmoved, torch.full_like(unmoved, count))
 
     def _forget_drift(self) -> None:
         for name in ("relative_drift", "drift_sparsity"):

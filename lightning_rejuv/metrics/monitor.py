@@ -13,10 +13,14 @@ from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.forward import device_of
 from lightning_rejuv.functional._positions import sum_and_count
 from lightning_rejuv.functional.dormant_fraction import _tau_check
-from lightning_rejuv.functional.zero_variance_fraction import check_rewards
-from lightning_rejuv.metrics._base import Base
+from lightning_rejuv.metrics._adapters import (
+    NotMergeable,
+    check_adapters,
+    is_adapted,
+)
+from lightning_rejuv.metrics._base import Base, BaseUnderAdapters, base_under_adapters
 from lightning_rejuv.metrics._collection import MeasureCollection
-from lightning_rejuv.metrics._probe import Probe, Substituted, probing
+from lightning_rejuv.metrics._probe import Probe, probing
 from lightning_rejuv.metrics._recorder import recording
 from lightning_rejuv.metrics._reference import Reference
 from lightning_rejuv.metrics._sites import AUTO, activation_sites, feature_sites
@@ -60,7 +64,8 @@ class PlasticityMonitor(MeasureCollection):
     Args:
         anchor: the base, as a directory, a file, a state dict or a module other than the one measured; opened
             at the first measurement. That one also runs the base on the probe, from one temporary copy of
-            the weights.
+            the weights. None for a model with adapters (LoRA and its kin), which carries its base with it. "init"
+            for the weights at the start of a fit: :class:`PlasticityCallback` then keeps a copy of them in memory.
         probe: batches with ``input_ids`` and ``labels`` [B, T] (-100 outside the response), the same at every
             measurement: a probe that changes makes a curve meaningless.
         base_samples: batches of the same form whose responses the base sampled, best with the wrong ones
@@ -144,20 +149,38 @@ class PlasticityMonitor(MeasureCollection):
             :meth:`compute_model`.
 
         Raises:
-            ValueError: the monitor has nothing to measure with, or the anchor does not match the model.
+            ValueError: the monitor has nothing to measure with, the anchor does not match the model, or the model
+                has adapters outside of its layers.
         """
-        if not self.measures_model:
+        outermost, model = model, language_model(model)
+        if not (self.measures_model or is_adapted(model)):
             raise ValueError(
                 "Expected a monitor with a `probe` or an `anchor` for `measure` but got neither."
             )
-        outermost, model = model, language_model(model)
+        check_adapters(outermost)
         self.to(device_of(model))
-        if self.base is not None and self.reference is None and (self.probe or self.base_samples):
-            self.measure_base(Substituted(model, self.base.weights_for(outermost)))
+        base = self.base or base_under_adapters(model, self._warn)
+        if base is not None and self.reference is None and (self.probe or self.base_samples):
+            with base.in_place_of(outermost) as stand_in:
+                self.measure_base(stand_in)
         self.reset_model()
         self._run(model)
-        self.measure_drift(outermost)
+        self._measure_drift(base, outermost)
         return self.compute_model()
+
+    def begin_fit(self, model: nn.Module, *, resumed: bool = False) -> None:
+        """Keep the weights that a fit starts with, where they are the anchor; called by the callback.
+
+        Args:
+            model: as for :meth:`measure_drift`.
+            resumed: whether the fit goes on with a run that has begun before.
+
+        Raises:
+            ValueError: the start of a resumed run is not known, or the model has adapters.
+        """
+        if self.base is not None and self.base.from_init:
+            self.base.keep(model, resumed=resumed)
+            self.reference = self.reference if resumed else None
 
     @torch.inference_mode(False)
     def measure_drift(self, model: nn.Module) -> None:
@@ -170,13 +193,14 @@ class PlasticityMonitor(MeasureCollection):
         Raises:
             ValueError: the anchor does not match the model.
         """
-        self._forget_drift()
-        if self.base is None:
-            return
-        for name, (squares, base_squares, unmoved, count) in self.base.drift(model).items():
-            self._drift[name] = (squares, base_squares)
-            self._modules["relative_drift"].absorb(squares, base_squares)
-            self._modules["drift_sparsity"].absorb(unmoved, torch.full_like(unmoved, count))
+        self._measure_drift(self.base, model)
+
+    def _measure_drift(self, base: Base | BaseUnderAdapters | None, model: nn.Module) -> None:
+        try:
+            self._absorb_drift({} if base is None else base.drift(model))
+        except NotMergeable as error:
+            self._absorb_drift({})
+            self._warn(f"The drift is left out of the measures: {error}.")
 
     @torch.inference_mode(False)
     def measure_base(self, model: nn.Module) -> None:
@@ -227,33 +251,6 @@ class PlasticityMonitor(MeasureCollection):
             yield
         with torch.inference_mode(False):
             self._absorb(record)
-
-    def update(self, rewards: Tensor) -> None:  # type: ignore[override]
-        """Add rollouts to the measures of the RL stage.
-
-        Args:
-            rewards: ``[prompts, group]``: the rewards of all samples of each prompt.
-
-        Raises:
-            TypeError: not a real tensor.
-            ValueError: another shape, NaN or inf.
-        """
-        check_rewards(rewards)
-        for name in self._of_rollouts:
-            metric = self._modules[name]
-            if isinstance(metric, PassAtK) and metric.k > rewards.shape[1]:
-                self._warn(f"{name} is left out: the rollouts have only {rewards.shape[1]} samples a prompt.")
-            else:
-                metric.update(rewards)
-
-    def forward(self, rewards: Tensor) -> dict[str, Tensor]:
-        """Add rollouts and return the measures of these rollouts alone."""
-        batch: PlasticityMonitor = self.clone()  # type: ignore[assignment]
-        batch.reset()
-        batch.update(rewards)
-        self.update(rewards)
-        values: dict[str, Tensor] = batch.compute_rollouts()
-        return values
 
     def verdict(self) -> Verdict:
         """Judge the last measurement by :func:`lightning_rejuv.verdict.judge`. A collective."""
