@@ -86,7 +86,7 @@ def test_a_chart_of_the_layout_has_data_beside_the_step_of_the_rejuvenation(
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
     if "anchor" in options:
-        options = {"anchor": Module().model.state_dict()}
+        options = {"anchor": Module().model.state_dict(), "sites": None, "rank_sites": None}
     logger = TensorBoardLogger(tmp_path)
     watched = PlasticityMonitor(**options, pass_at=(1, 2))
     callback = PlasticityCallback(watched, 2, figure_every_n_steps=0, custom_layout=True)

@@ -268,10 +268,7 @@ def test_its_state_is_plain(tmp_path):
     assert again.state_dict()["crossed"] == 1
 
 
-@pytest.mark.parametrize(
-    "trigger",
-    [WhenMetric("plasticity/update_ratio", 1e9, every_n_steps=1), WhenMetric("plasticity/update_ratio", 1e9)],
-)
+@pytest.mark.parametrize("every", [1, None])
 def test_a_look_before_the_first_measurement_names_both_intervals(every, tmp_path):
     """Where the name may be right nobody is told to correct it."""
     base = tiny_llama()
@@ -285,10 +282,8 @@ def test_a_look_before_the_first_measurement_names_both_intervals(every, tmp_pat
     callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
     with pytest.raises(RuntimeError, match="has not measured it yet") as caught:
         fit(Calibrated(sharpened(base), base), watching, callback, tmp_path=tmp_path)
-    looks = "a validation or an epoch" if trigger.every_n_steps is None else "1 steps"
+    looks = "a validation or an epoch" if every is None else "1 steps"
     message = str(caught.value)
-    assert (
-        f"the model every 7 steps and rollouts every 50 batches, and the trigger looks after every {looks}"
-        in message
-    )
+    assert "the model every 7 steps and rollouts every 50 batches" in message
+    assert f"the trigger looks after every {looks}" in message
     assert "`strict=False`" in message
