@@ -80,11 +80,9 @@ def weight_averaging() -> tuple[type[Callback], ...]:
     return tuple(getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name))
 
 
-def averaging_callbacks() -> tuple[type[Callback], ...]:
-    """Return the classes of all of Lightning's callbacks that average weights."""
-    from lightning.pytorch.callbacks import StochasticWeightAveraging
-
-    return (StochasticWeightAveraging, *weight_averaging())
+def average_of(callback: Any) -> Any:
+    """Return the ``AveragedModel`` of a ``WeightAveraging`` callback, a copy of the LightningModule; None before."""
+    return callback._average_model
 
 
 def language_model(module: nn.Module) -> nn.Module:

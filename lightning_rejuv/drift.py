@@ -53,12 +53,13 @@ def pooled(drift: Mapping[str, Drift]) -> float:
     return Drift(sum(d.difference for d in drift.values()), sum(d.base for d in drift.values())).relative
 
 
-def check_finite(drift: Mapping[str, Drift], description: str) -> None:
+def check_finite(drift: Mapping[str, Drift], description: str, *, may_be_equal: bool = False) -> None:
     """Refuse a model or an anchor with NaN or infinity in it, and an anchor that is the model itself.
 
     Args:
         drift: what was measured; it is not finite where one of the two tensors is not.
         description: where the anchor comes from.
+        may_be_equal: whether the model has still to move away from its anchor.
 
     Raises:
         ValueError: with the names of the tensors.
@@ -70,7 +71,7 @@ def check_finite(drift: Mapping[str, Drift], description: str) -> None:
             raise ValueError(
                 f"Expected finite weights but the {whose} holds NaN or infinity in {listing(found)}."
             )
-    if not any(d.difference for d in drift.values()):
+    if not may_be_equal and not any(d.difference for d in drift.values()):
         raise ValueError(
             f"The anchor ({description}) equals the model in every parameter: there is nothing to pull back. "
             "Pass the base from before SFT, or activate the adapter that was trained."

@@ -6,13 +6,14 @@ only scalars go, which is said once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def log_scalars(loggers: Iterable[Logger], values: Mapping[str, Tensor | float],
     """
     scalars = {key: float(value) for key, value in values.items()}
     for logger in loggers:
-        renamed = {key.replace("/", logger.group_separator): value for key, value in scalars.items()}
-        logger.log_metrics(renamed, step=step)
+        with _going_on(logger):
+            renamed = {key.replace("/", logger.group_separator): value for key, value in scalars.items()}
+            logger.log_metrics(renamed, step=step)
 
 
 @rank_zero_only
@@ -46,16 +48,17 @@ def log_figure(loggers: Sequence[Logger], key: str, figure: Figure, step: int) -
         step: the x-axis.
     """
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(key, figure, global_step=step, close=False)
-        elif isinstance(logger, WandbLogger):
-            logger.log_image(key, [figure], step=step)
-        elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_figure(logger.run_id, figure, f"{key}/step_{step:07d}.png")
-        elif isinstance(logger, CSVLogger):
-            figure.savefig(_beside(logger, f"{key}/step_{step:07d}.png"))
-        else:
-            _tell(f"Figures are not written to {type(logger).__name__}, which is not known to take them.")
+        with _going_on(logger):
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(key, figure, global_step=step, close=False)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(key, [figure], step=step)
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_figure(logger.run_id, figure, f"{key}/step_{step:07d}.png")
+            elif isinstance(logger, CSVLogger):
+                figure.savefig(_beside(logger, f"{key}/step_{step:07d}.png"))
+            else:
+                _tell(f"Figures are not written to {type(logger).__name__}, which is not known to take them.")
 
 
 @rank_zero_only
@@ -69,18 +72,19 @@ def log_text(loggers: Sequence[Logger], key: str, text: str, step: int) -> None:
         step: the x-axis.
     """
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            # TensorBoard shows Markdown, where two blanks at its end keep a line for itself.
-            logger.experiment.add_text(key, "  \n".join(text.splitlines()), step)
-        elif isinstance(logger, WandbLogger):
-            logger.log_text(key, columns=["step", "text"], data=[[str(step), text]], step=step)
-        elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_text(logger.run_id, text, f"{key}/step_{step:07d}.txt")
-        elif isinstance(logger, CSVLogger):
-            with _beside(logger, f"{key}.txt").open("a", encoding="utf-8") as file:
-                file.write(f"step {step}\n{text}\n\n")
-        else:
-            _tell(f"Texts are not written to {type(logger).__name__}, which is not known to take them.")
+        with _going_on(logger):
+            if isinstance(logger, TensorBoardLogger):
+                # TensorBoard shows Markdown, where two blanks at its end keep a line for itself.
+                logger.experiment.add_text(key, "  \n".join(text.splitlines()), step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_text(key, columns=["step", "text"], data=[[str(step), text]], step=step)
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_text(logger.run_id, text, f"{key}/step_{step:07d}.txt")
+            elif isinstance(logger, CSVLogger):
+                with _beside(logger, f"{key}.txt").open("a", encoding="utf-8") as file:
+                    file.write(f"step {step}\n{text}\n\n")
+            else:
+                _tell(f"Texts are not written to {type(logger).__name__}, which is not known to take them.")
 
 
 @rank_zero_only
@@ -94,8 +98,9 @@ def log_histogram(loggers: Sequence[Logger], key: str, values: Tensor, step: int
         step: the x-axis.
     """
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram(key, values.detach().float().cpu(), global_step=step)
+        with _going_on(logger):
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_histogram(key, values.detach().float().cpu(), global_step=step)
 
 
 @rank_zero_only
@@ -107,8 +112,9 @@ def log_layout(loggers: Sequence[Logger], layout: Mapping[str, Any]) -> None:
         layout: as :meth:`torch.utils.tensorboard.SummaryWriter.add_custom_scalars` takes it.
     """
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(dict(layout))
+        with _going_on(logger):
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(dict(layout))
 
 
 def takes_figures(loggers: Sequence[Logger]) -> bool:
@@ -119,6 +125,18 @@ def takes_figures(loggers: Sequence[Logger]) -> bool:
     if not loggers:
         _tell("There is no logger: measures go to `trainer.callback_metrics` alone, figures are not drawn.")
     return any(isinstance(x, (TensorBoardLogger, WandbLogger, MLFlowLogger, CSVLogger)) for x in loggers)
+
+
+@contextmanager
+def _going_on(logger: Logger) -> Iterator[None]:
+    """Let a logger fail without its failure reaching the fit, which may just have edited the model; said once."""
+    try:
+        yield
+    except Exception as error:
+        kind = type(logger).__name__
+        if f"{kind} {error!r}" not in _told:
+            _told.add(f"{kind} {error!r}")
+            rank_zero_warn(f"{kind} failed with {type(error).__name__}: {error}. The fit goes on without it.")
 
 
 def _beside(logger: CSVLogger, name: str) -> Path:

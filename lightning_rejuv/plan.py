@@ -110,11 +110,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     resets_neurons = options.reset_fraction > 0
     if resets_neurons:
         check_gradients_possible(model)
-    if targets.pulls and (resets_neurons or options.searches_alpha):
-        raise ValueError(
-            "Expected a number for `alpha` and `reset_fraction=0` with DoRA adapters, which can be fused but not "
-            "reset or searched in place. For more call `model.merge_and_unload()` and pass the base as `anchor`."
-        )
+    check_pulls(targets, options)
     decoder = take_apart(model) if resets_neurons and data.loss is None else None
     groups = decoder.groups if decoder else output_rows(model) if resets_neurons else ()
     batches: list[Batch] = []
@@ -162,6 +158,19 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         attribution=attribution,
         search=search,
     )
+
+
+def check_pulls(targets: Targets, options: Options) -> None:
+    """Refuse more than a fusion by a number where parameters are fused by no lerp of their own (DoRA).
+
+    Raises:
+        ValueError: the options ask for a reset or a search.
+    """
+    if targets.pulls and options.runs_the_model:
+        raise ValueError(
+            "Expected a number for `alpha` and `reset_fraction=0` with DoRA adapters, which can be fused but not "
+            "reset or searched in place. For more call `model.merge_and_unload()` and pass the base as `anchor`."
+        )
 
 
 def _sampler(model: nn.Module, data: Data, options: Options, batches: list[Batch]) -> Sampler:

@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torchmetrics import SumMetric
 
 from lightning_rejuv._compat import (
     adapters_are_disabled,
-    averaging_callbacks,
+    average_of,
     fast_dev_run,
     first_logged_step,
     language_model,
@@ -117,10 +117,13 @@ def test_fast_dev_run_is_known_to_the_trainer():
 
 
 def test_callbacks_that_average_weights():
-    swa, average = averaging_callbacks()
-    assert isinstance(StochasticWeightAveraging(0.01), swa)
-    assert isinstance(EMAWeightAveraging(), average)
-    assert weight_averaging() == (average,)
+    (average,) = weight_averaging()
+    callback, module = EMAWeightAveraging(), BoringModel()
+    assert isinstance(callback, average)
+    assert average_of(callback) is None
+    callback.setup(Trainer(logger=False), module, "fit")
+    assert isinstance(average_of(callback).module, BoringModel)
+    assert average_of(callback).module is not module
 
 
 def test_measuring_under_fsdp2_leaves_no_full_parameters_behind(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_rejuv.access.layout import Layout
@@ -14,15 +14,12 @@ from lightning_rejuv.access.optimizer_weights import unwrapped
 from lightning_rejuv.names import listing
 
 
-def check_optimizer_weights(
-    optimizers: Iterable[Optimizer], layout: Layout, module: nn.Module | None = None
-) -> None:
+def check_optimizer_weights(optimizers: Iterable[Optimizer], layout: Layout) -> None:
     """Refuse optimizers that hold weights in a place where they cannot be edited.
 
     Args:
         optimizers: those of the fit.
         layout: the parameters to edit.
-        module: all that is trained, if more than the layout's parameters.
 
     Raises:
         ValueError: an optimizer steps clones of the parameters, keeps copies of them outside its state, or
@@ -38,13 +35,14 @@ def check_optimizer_weights(
             )
     if layout.sharded:
         return  # the layout writes the strategy's own masters
-    trained = {id(p) for p in layout.parameters.values()}
-    known = trained | ({id(p) for p in module.parameters()} if module is not None else set())
     groups = {id(p): p for o in unwrapped(optimizers) for g in o.param_groups for p in g["params"]}
-    strange = [p for i, p in groups.items() if i not in known]
-    size = sum(p.numel() for p in layout.parameters.values() if p.requires_grad)
-    cloned = [n for n, p in layout.parameters.items() if any(_is_copy_of(p, other) for other in strange)]
-    if cloned or (not trained & groups.keys() and 2 * sum(p.numel() for p in strange) > size > 0):
+    ours = {id(p) for p in layout.parameters.values()}
+    others = [p for i, p in groups.items() if i not in ours]
+    left_out = {n: p for n, p in layout.parameters.items() if p.requires_grad and id(p) not in groups}
+    cloned = [name for name, p in left_out.items() if any(_is_copy_of(p, other) for other in others)]
+    size = sum(p.numel() for p in left_out.values())
+    flat = len(left_out) == len(layout.parameters) and any(2 * p.numel() > size for p in others)
+    if cloned or flat:
         of = f", which holds clones of {listing(cloned)}" if cloned else ""
         raise ValueError(
             f"Expected an optimizer that steps the model's own parameters but {_kinds(optimizers)} steps others{of}: "

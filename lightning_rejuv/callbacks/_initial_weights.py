@@ -22,7 +22,7 @@ _CHUNK = 1 << 24
 
 def initial_weights(
     trainer: Trainer, model: nn.Module, record: dict[str, str] | None, *, due_now: bool
-) -> dict[str, str]:
+) -> tuple[dict[str, str], bool]:
     """Write a model's parameters down at the start of a run, or find them again where it is resumed.
 
     Rank zero writes; every rank has to call it.
@@ -34,7 +34,7 @@ def initial_weights(
         due_now: whether the model is to be rejuvenated before the next update.
 
     Returns:
-        The file's ``path`` and its SHA-256 ``digest``.
+        The file's ``path`` and its SHA-256 ``digest``; and whether it is new, and this run's alone.
 
     Raises:
         MisconfigurationException: the model is at its initial weights and is to be rejuvenated now; it has
@@ -49,7 +49,7 @@ def initial_weights(
     if trainer.global_step:
         _check(trainer, record)
         assert record is not None
-        return record
+        return record, False
     if due_now:
         raise MisconfigurationException(
             'Expected a later moment for `anchor="init"`: before the first update the model is its own anchor, and '
@@ -59,12 +59,12 @@ def initial_weights(
 
 
 def forget_initial_weights(trainer: Trainer, record: dict[str, str] | None) -> None:
-    """Remove the file, if there is one: after a ``fast_dev_run``."""
+    """Remove the file, if there is one: after a ``fast_dev_run``, or where the fit is refused."""
     if record is not None and trainer.is_global_zero:
         Path(record["path"]).unlink(missing_ok=True)
 
 
-def _keep(trainer: Trainer, layout: Layout) -> dict[str, str]:
+def _keep(trainer: Trainer, layout: Layout) -> tuple[dict[str, str], bool]:
     """Write the file, named after its content so that another run does not overwrite it, whole or not at all."""
     logs = str(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
     if "://" in logs:
@@ -75,13 +75,16 @@ def _keep(trainer: Trainer, layout: Layout) -> dict[str, str]:
     directory = Path(logs).absolute()
     wholes = layout.wholes()
     record: dict[str, str] = {}
+    new = False
     if trainer.is_global_zero:
         part = directory / f"initial-weights-{os.getpid()}.part"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             _write(part, layout, wholes)
             digest = _digest(part)
-            path = part.replace(directory / f"initial-weights-{digest[:12]}.safetensors")
+            path = directory / f"initial-weights-{digest[:12]}.safetensors"
+            new = not path.exists()
+            part.replace(path)
             record = {"path": str(path), "digest": digest}
         except OSError as error:
             record = {"error": str(error)}
@@ -92,7 +95,7 @@ def _keep(trainer: Trainer, layout: Layout) -> dict[str, str]:
     record = trainer.strategy.broadcast(record)
     if "error" in record:
         raise OSError(f"The initial weights could not be written to {str(directory)!r}: {record['error']}")
-    return record
+    return record, new
 
 
 def _check(trainer: Trainer, record: dict[str, str] | None) -> None:

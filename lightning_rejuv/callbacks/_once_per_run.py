@@ -8,8 +8,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_rejuv.callbacks._trigger import Trigger
@@ -79,6 +81,28 @@ class RunRecord:
         return cls(armed, list(state["done_at"]), state["initial_weights"])
 
 
+class _UnusedKey(str):
+    """The key of a callback that no Trainer has set up yet.
+
+    A new Trainer compares the keys of its callbacks, and its message would not say what to do about two that are
+    equal.
+    """
+
+    owner: Callback
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        equal = str.__eq__(self, other)
+        if equal and isinstance(other, _UnusedKey) and other.owner is not self.owner:
+            kind = type(self.owner).__name__
+            raise MisconfigurationException(
+                f"Expected a `name` for each {kind} of a Trainer that has two or more, since checkpoints, files and "
+                f'logs are told apart by it, but two have the same: pass `{kind}(…, name="early")`, for example.'
+            )
+        return equal
+
+
 class OncePerRun(Callback):
     """Keeps the record of a run over its fits and checkpoints.
 
@@ -92,6 +116,7 @@ class OncePerRun(Callback):
         self._name = name
         # Lightning asks for it at every hook, to profile it.
         self._state_key = type(self).__qualname__ + ("" if name is None else f"-{name}")
+        self._set_up = self._trained = self._begun = False
         self._fresh = deepcopy(trigger.state_dict())
         self._begin()
 
@@ -110,10 +135,16 @@ class OncePerRun(Callback):
     @override
     def state_key(self) -> str:
         """The class and the name, nothing that is tuned between two runs."""
-        return self._state_key
+        if self._set_up:
+            return self._state_key
+        key = _UnusedKey(self._state_key)
+        key.owner = self
+        return key
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._set_up = True
+        self._trained = self._begun = False  # in this fit: whether it came to train, and to a batch
         # A second fit of the same Trainer goes on with its run.
         if stage == "fit" and not trainer.global_step:
             self._begin()
@@ -124,6 +155,28 @@ class OncePerRun(Callback):
     ) -> None:
         if self.state_key not in checkpoint["callbacks"]:
             self._begin()  # of a run without this callback
+
+    @property
+    def _at_end(self) -> bool:
+        """Whether it is done after the last update of the fit."""
+        return self._trigger.at_end
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run.armed and not self._trained:
+            rank_zero_warn(
+                "The fit had nothing left to train and ended without rejuvenating the model. Train for one batch, "
+                "resume from a checkpoint before the last update, or use `lightning_rejuv.rejuvenate`."
+            )
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if interrupted and self._begun and self._run.armed and self._at_end and not self._run.editing:
+            rank_zero_warn(
+                f"The fit was interrupted at step {trainer.global_step}, before the end at which the model was to be "
+                "rejuvenated: it was not. Resume the last checkpoint, or use `lightning_rejuv.rejuvenate` on its model."
+            )
 
     def _look(self) -> None:
         """Look at the metrics of an epoch that has ended: the module's own hook logs them after ours has run."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -15,11 +16,12 @@ from lightning_rejuv.plots import before_after, heat_map
 PREFIX = "plasticity/"
 
 
-def log_values(trainer: Trainer, values: Mapping[str, Tensor], step: int) -> None:
-    """Write measures under ``plasticity/`` to all loggers and into ``trainer.callback_metrics``."""
+def log_values(trainer: Trainer, values: Mapping[str, Tensor], step: int) -> list[str]:
+    """Write measures under ``plasticity/`` to all loggers and into ``trainer.callback_metrics``; return the names."""
     named = {PREFIX + name: value for name, value in values.items()}
     trainer.callback_metrics.update(named)
     log_scalars(trainer.loggers, named, step)
+    return list(named)
 
 
 def log_event(trainer: Trainer, name: str, text: str, step: int) -> None:
@@ -37,8 +39,8 @@ def log_maps(trainer: Trainer, layers: Mapping[str, Mapping[str, float]], step: 
             log_figure(trainer.loggers, f"plasticity_map/{measure}", figure, step)
 
 
-def log_layers(trainer: Trainer, monitor: PlasticityMonitor, step: int) -> None:
-    """Write every layer's scalars and the histograms of the neurons' scores. A collective."""
+def log_layers(trainer: Trainer, monitor: PlasticityMonitor, step: int) -> list[str]:
+    """Write every layer's scalars, whose names are returned, and histograms of the neurons' scores. A collective."""
     layers = monitor.layer_values()
     scores = monitor.dormancy_scores()
     scalars = {
@@ -49,6 +51,7 @@ def log_layers(trainer: Trainer, monitor: PlasticityMonitor, step: int) -> None:
     log_scalars(trainer.loggers, scalars, step)
     for site, values in scores.items():
         log_histogram(trainer.loggers, f"plasticity_scores/{site}", values, step)
+    return list(scalars)
 
 
 def log_rejuvenation(
@@ -67,24 +70,36 @@ def log_rejuvenation(
     log_figure(trainer.loggers, "plasticity_map/rejuvenation", figure, step)
 
 
-def custom_layout() -> dict[str, Any]:
-    """TensorBoard's custom scalars: each chart also shows the step where the model was rejuvenated."""
-    event = PREFIX + "rejuvenated"
+def custom_layout(names: Collection[str]) -> dict[str, Any]:
+    """Return TensorBoard's custom scalars; a chart of measures also shows the step of the rejuvenation.
 
-    def chart(*names: str) -> list[Any]:
-        return ["Multiline", [*(PREFIX + name + "$" for name in names), event + "$"]]
+    Args:
+        names: the scalars that have data: charts without any would show that step alone, and are left out.
 
-    return {
+    >>> custom_layout(["plasticity/relative_drift", "plasticity/rejuvenated"])["plasticity"].keys()
+    dict_keys(['drift'])
+    """
+    event = PREFIX + "rejuvenated$"
+    charts = {
         "plasticity": {
-            "entropy": chart("token_entropy", "entropy_gap"),
-            "support": chart("support_retention"),
-            "drift": chart("relative_drift", "drift_sparsity"),
-            "rank": chart("effective_rank", "stable_rank"),
-            "rollouts": chart("pass_at_.*", "zero_variance_fraction"),
-            "gradient and update": chart("gradient_norm", "update_norm", "update_ratio"),
+            "entropy": ["token_entropy$", "entropy_gap$"],
+            "support": ["support_retention$"],
+            "drift": ["relative_drift$", "drift_sparsity$"],
+            "rank": ["effective_rank$", "stable_rank$"],
+            "rollouts": ["pass_at_.*$", "zero_variance_fraction$"],
+            "gradient and update": ["gradient_norm$", "update_norm$", "update_ratio$"],
         },
         "plasticity by layer": {
-            "drift": ["Multiline", [r"plasticity_layers\.relative_drift/.*"]],
-            "dormancy score": ["Multiline", [r"plasticity_layers\.dormancy_score_low/.*"]],
+            "drift": [r"plasticity_layers\.relative_drift/.*"],
+            "dormancy score": [r"plasticity_layers\.dormancy_score_low/.*"],
         },
     }
+    layout: dict[str, Any] = {}
+    for category, of_category in charts.items():
+        measures = category == "plasticity"
+        for title, patterns in of_category.items():
+            tags = [PREFIX + pattern for pattern in patterns] if measures else patterns
+            if any(re.match(tag, name) for tag in tags for name in names):
+                chart = ["Multiline", [*tags, event] if measures else tags]
+                layout.setdefault(category, {})[title] = chart
+    return layout

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_rejuv._compat import fast_dev_run, logged_step
 from lightning_rejuv.loggers import log_scalars, log_text
@@ -44,7 +45,28 @@ def announce(
     step = f"-step={trainer.global_step}" if repeats else ""
     path = f"{_directory(trainer)}/{_named('rejuvenation', name)}{step}.json"  # a collective: on every rank
     if trainer.is_global_zero and not fast_dev_run(trainer):
-        _write(report, path)
+        try:
+            _write(report, path)
+        except Exception as error:  # of a file system anywhere; the weights are edited, and the fit goes on
+            rank_zero_warn(
+                f"The report of the rejuvenation could not be written to {path!r}: {type(error).__name__}: {error}. "
+                "It is in the callback's attribute `report`."
+            )
+
+
+def check_report_path(trainer: Trainer) -> None:
+    """Warn, at the start of the fit, where the report will not be written; a collective. Makes no directory."""
+    directory = _directory(trainer)
+    if "://" in directory or fast_dev_run(trainer) or not trainer.is_global_zero:
+        return
+    path = Path(directory).absolute()
+    there = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        rank_zero_warn(
+            f"The report of the rejuvenation cannot be written to {directory!r}: {str(there)!r} is no directory that "
+            "can be written to. It will be in the callback's attribute `report`; for a file give the Trainer another "
+            "`default_root_dir`."
+        )
 
 
 def save_rejuvenated(trainer: Trainer, name: str | None) -> None:
@@ -58,7 +80,17 @@ def save_rejuvenated(trainer: Trainer, name: str | None) -> None:
     if saver is None or fast_dev_run(trainer):
         return
     path = f"{saver.dirpath}/{_named('rejuvenated', name)}{saver.FILE_EXTENSION}"
-    trainer.save_checkpoint(path, saver.save_weights_only)
+    try:
+        trainer.save_checkpoint(path, saver.save_weights_only)
+    except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
+        if trainer.world_size > 1:
+            raise  # the other ranks are waiting for what follows the writing
+        rank_zero_warn(
+            f"The rejuvenated model could not be written to {path!r}: {type(error).__name__}: {error}. It is in the "
+            "LightningModule: write it elsewhere with `trainer.save_checkpoint`. Checkpoints that were written before "
+            "hold the weights before the rejuvenation."
+        )
+        return
     rank_zero_info(f"Its weights are in {path}; checkpoints written before it hold the weights before it.")
 
 
@@ -71,8 +103,13 @@ def _directory(trainer: Trainer) -> str:
 
 def _write(report: RejuvenationReport, path: str) -> None:
     if "://" not in path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        report.save(path)
+        part = Path(f"{path}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            report.save(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return
     files = get_filesystem(path)
     files.makedirs(path.rpartition("/")[0], exist_ok=True)

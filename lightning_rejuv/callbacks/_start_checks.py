@@ -12,16 +12,18 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_rejuv._compat import averaging_callbacks, weight_averaging
-from lightning_rejuv.access.optimizer_state import check_optimizer_state
 from lightning_rejuv.access.replica import blank
 from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.callbacks._averages import check_averages
 from lightning_rejuv.callbacks._initial_weights import INIT
 from lightning_rejuv.callbacks._module_data import check_module_data
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
+from lightning_rejuv.drift import check_finite
 from lightning_rejuv.neurons import take_apart
 from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.plan import check_pulls
+from lightning_rejuv.rejuvenate import find_copies
 
 
 def check_arguments(
@@ -55,30 +57,43 @@ def check_arguments(
 
 
 def check_start(
-    module: LightningModule, model: nn.Module, targets: Targets, calibration: Any, options: Options
+    trainer: Trainer,
+    module: LightningModule,
+    model: nn.Module,
+    targets: Targets,
+    calibration: Any,
+    options: Options,
+    *,
+    due_now: bool,
 ) -> None:
     """Refuse, at the start of the fit, what would fail when the moment comes.
 
     Args:
+        trainer: the Trainer.
         module: the LightningModule.
         model: the language model in it.
         targets: its parameters, matched with the anchor.
         calibration: the callback's batches; None for the module's.
         options: what is wanted.
+        due_now: whether the moment has come, and all of the anchor is about to be read anyway.
 
     Raises:
         MisconfigurationException: data, or a method that brings them, are missing.
-        ValueError: the model's family is not known, its data are malformed, or a pattern of ``alpha`` and the
-            parameters do not fit each other.
+        ValueError: the model's family is not known, its data are malformed, a pattern of ``alpha`` and the
+            parameters do not fit each other, the anchor is not finite, or an optimizer holds weights that
+            cannot be edited.
     """
-    check_optimizer_state(targets.layout, options.optimizer_state)
+    find_copies(targets, trainer.optimizers, options)
     if not isinstance(options.alpha, str):
         alpha_by_name(options.alpha, list(targets.fused))
+    check_pulls(targets, options)
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
     if options.reset_fraction > 0:
         take_apart(model)
     check_module_data(module, model, calibration, options)
+    if not due_now:
+        check_finite(targets.measure(), targets.description, may_be_equal=True)
 
 
 def check_neighbours(trainer: Trainer, callback: Callback, trigger: Trigger, *, ends_fit: bool) -> None:
@@ -93,16 +108,9 @@ def check_neighbours(trainer: Trainer, callback: Callback, trigger: Trigger, *, 
     Raises:
         MisconfigurationException: a callback that averages weights would undo the edit.
     """
+    check_averages(trainer, callback, ends_fit=ends_fit)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     first = not ends_fit and not trainer.global_step and trigger.due(trainer, trainer.current_epoch)
-    for other in callbacks:
-        # Before the first update WeightAveraging holds no average yet; StochasticWeightAveraging may hold one.
-        if isinstance(other, averaging_callbacks()) and not (first and isinstance(other, weight_averaging())):
-            kind = type(other).__name__
-            raise MisconfigurationException(
-                f"{kind} keeps an average of the weights, which would bring the weights before the rejuvenation back. "
-                f"Do without {kind} in this fit and use it in the next; WeightAveraging goes with `at_start=True`."
-            )
     if not (first or ends_fit) and any(isinstance(other, EarlyStopping) for other in callbacks):
         rank_zero_warn(
             "The loss rises where a model is rejuvenated and takes a while to come down again; EarlyStopping counts "

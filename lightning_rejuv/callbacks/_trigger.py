@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from inspect import signature
+from numbers import Real
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -84,6 +85,22 @@ def check_flag(name: str, value: Any) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise MisconfigurationException(f"Expected argument `{name}` to be True or False but got {value!r}.")
+
+
+def check_name(monitor: Any) -> None:
+    """Refuse what is no name of a metric."""
+    if not isinstance(monitor, str) or not monitor:
+        raise MisconfigurationException(
+            f"Expected argument `monitor` to be the name of a metric but got {monitor!r}."
+        )
+
+
+def check_threshold(threshold: Any) -> None:
+    """Refuse what is no finite number."""
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold):
+        raise MisconfigurationException(
+            f"Expected argument `threshold` to be a finite number but got {threshold!r}."
+        )
 
 
 def reloads_data(trainer: Trainer) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,10 +16,11 @@ from typing_extensions import override
 
 from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step, outermost
 from lightning_rejuv.callbacks import _plasticity_log as log
+from lightning_rejuv.callbacks._alarms import EntropyAlarms
+from lightning_rejuv.callbacks._once_per_run import OncePerRun
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures
 from lightning_rejuv.metrics._step import StepMeasures
-from lightning_rejuv.metrics.alarms import rl_alarms
 from lightning_rejuv.metrics.monitor import PlasticityMonitor
 
 
@@ -36,7 +38,8 @@ class PlasticityCallback(Callback):
 
     Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
     every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
-    steps. With them the two alarms of arXiv 2606.18487 watch ``entropy`` of the same dict, or the probe's.
+    steps. Rewards of another shape are left out, with a warning. With rollouts the two alarms of arXiv 2606.18487
+    watch ``entropy`` of the same dict, or the probe's.
 
     Args:
         monitor: what to measure.
@@ -44,7 +47,8 @@ class PlasticityCallback(Callback):
         figure_every_n_steps: steps between two sets of maps; they are drawn at the end and at a
             rejuvenation as well. 0 for no figures at all.
         per_layer: also write every layer's scalars and the histograms of the neurons' scores.
-        custom_layout: give TensorBoard a custom-scalars layout; it replaces one that the run already has.
+        custom_layout: give TensorBoard a custom-scalars layout of the charts that have data; it replaces one that
+            the run already has.
         track_updates: also measure gradient norm, gradient dormancy and update size, every n steps; takes a
             copy of the trained weights during these steps.
 
@@ -88,9 +92,11 @@ class PlasticityCallback(Callback):
         self._step_measures: StepMeasures | None = None
         self._before: dict[str, Tensor] = {}
         self._rollouts = False
-        self._entropies: dict[str, tuple[float, float]] = {}
-        self._alarmed: set[str] = set()
+        self._alarms = EntropyAlarms()
         self._rejuvenated = False
+        self._hinted = False
+        self._layout: dict[str, Any] = {}
+        self._named: set[str] = set()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,12 +104,13 @@ class PlasticityCallback(Callback):
         self.monitor.to(pl_module.device)
         self.monitor.reset()
         self._begin(first_logged_step(trainer), trainer.global_step)
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # A run that is resumed after it.
+        self._rejuvenated = any(isinstance(c, OncePerRun) and c.rejuvenated_at for c in others)
         takes_figures(trainer.loggers)
         if self.monitor.probe is not None:
             text = f"probe {self.monitor.probe.hash}: {self.monitor.probe.positions} response positions"
             log.log_event(trainer, "probe", text, self._measured_at)
-        if self.custom_layout:
-            log_layout(trainer.loggers, log.custom_layout())
         self.monitor.begin_fit(outermost(trainer), resumed=trainer.global_step > 0)
         if self.monitor.measures_model:
             self._measure(trainer, pl_module, self._measured_at)
@@ -133,10 +140,7 @@ class PlasticityCallback(Callback):
         recorded = self._detach()
         before = logged_step(trainer)
         if isinstance(outputs, Mapping) and isinstance(outputs.get("rewards"), Tensor):
-            self._rollouts = True
-            self.monitor.update(outputs["rewards"])
-            if isinstance(outputs.get("entropy"), (Tensor, float)):
-                self._watch(trainer, "rollouts", float(outputs["entropy"]), before)
+            self._take_rollouts(trainer, outputs, before)
         interval = log_interval(trainer)
         if interval and (before + 1) % interval == 0:
             self._log_rollouts(trainer, before)
@@ -179,10 +183,10 @@ class PlasticityCallback(Callback):
         """
         step = logged_step(trainer)
         self._rejuvenated = True
-        self._entropies.clear()  # what RL starts from is the edited model
+        self._alarms.begin_again()
         log.log_event(trainer, "rejuvenated", f"rejuvenated here, before step {step}: {summary}", step)
         if not self.monitor.measures_model:
-            log.log_values(trainer, {"rejuvenated": torch.tensor(1.0)}, step)
+            self._log(trainer, {"rejuvenated": torch.tensor(1.0)}, step)
         else:
             after = self._measure(trainer, pl_module, step, draw=True)
             if self.figure_every_n_steps:
@@ -190,6 +194,37 @@ class PlasticityCallback(Callback):
                 log.log_rejuvenation(trainer, self._before, after, base, step)
         if self.monitor.probe is None and self.monitor.records_forwards and self._due(trainer):
             self._attach(pl_module)
+
+    def _take_rollouts(self, trainer: Trainer, outputs: Mapping[str, Any], step: int) -> None:
+        """Add a step's rollouts; what a module returns under that name for itself is left alone."""
+        try:
+            self.monitor.update(outputs["rewards"])
+        except (TypeError, ValueError) as error:
+            if not self._hinted:
+                self._hinted = True
+                rank_zero_warn(
+                    f"The rollouts are left out of the measures: {error} For pass@k return them from `training_step` "
+                    'under "rewards" with one row for each prompt, `rewards.view(prompts, group)`; under another key '
+                    "they are not looked at."
+                )
+            return
+        self._rollouts = True
+        entropy = outputs.get("entropy")
+        if isinstance(entropy, float) or (isinstance(entropy, Tensor) and entropy.numel() == 1):
+            self._watch(trainer, "rollouts", float(entropy), step)
+
+    def _log(self, trainer: Trainer, values: Mapping[str, Tensor], step: int) -> None:
+        self._lay_out(trainer, log.log_values(trainer, values, step))
+
+    def _lay_out(self, trainer: Trainer, names: Iterable[str]) -> None:
+        """Bring the curves that have data into TensorBoard's layout, which is written anew where some are new."""
+        if not self.custom_layout or self._named.issuperset(names):
+            return
+        self._named.update(names)
+        layout = log.custom_layout(self._named)
+        if layout != self._layout:
+            self._layout = layout
+            log_layout(trainer.loggers, layout)
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether the step at hand completes another n: by level, so that none is missed."""
@@ -226,11 +261,11 @@ class PlasticityCallback(Callback):
             values = {**values, **self._step_measures.after(language_model(pl_module))}
         self._measured_at = step
         rejuvenated = torch.tensor(float(self._rejuvenated))
-        log.log_values(trainer, {**values, "rejuvenated": rejuvenated}, step)
+        self._log(trainer, {**values, "rejuvenated": rejuvenated}, step)
         if "token_entropy" in values:
             self._watch(trainer, "probe", float(values["token_entropy"]), step)
         if self.per_layer:
-            log.log_layers(trainer, self.monitor, step)
+            self._lay_out(trainer, log.log_layers(trainer, self.monitor, step))
         every = self.figure_every_n_steps
         if draw or (every and step // every > self._drawn_at // every):
             self._draw(trainer, step)
@@ -250,18 +285,14 @@ class PlasticityCallback(Callback):
         """Log what came in since the last time, where the newest batch's own values are logged."""
         values = self.monitor.compute_rollouts()
         if values:
-            log.log_values(trainer, values, step)
+            self._log(trainer, values, step)
             self.monitor.reset_rollouts()
 
     def _watch(self, trainer: Trainer, source: str, entropy: float, step: int) -> None:
-        """Raise the RL stage's alarms, each once; entropies of different sources are not compared."""
-        initial = self._entropies.get(source, (entropy, entropy))[0]
-        self._entropies[source] = (initial, entropy)
-        if not self._rollouts:
-            return
-        planned = float(trainer.estimated_stepping_batches)
-        for name, text in rl_alarms(initial, entropy, step / planned).items():
-            if name not in self._alarmed:
-                self._alarmed.add(name)
-                rank_zero_warn(text)
-                log.log_event(trainer, f"alarm/{name}", text, step)
+        """Raise the RL stage's alarms, each once."""
+        reference = self.monitor.reference if source == "probe" else None
+        base = None if reference is None else reference.values.get("token_entropy")
+        progress = step / float(trainer.estimated_stepping_batches) if self._rollouts else math.nan
+        for name, text in self._alarms.watch(source, entropy, progress, base, self._rejuvenated):
+            rank_zero_warn(text)
+            log.log_event(trainer, f"alarm/{name}", text, step)

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from typing_extensions import override
@@ -19,18 +19,20 @@ from lightning_rejuv.access.replica import Replica
 from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.callbacks._accumulation import Accumulation
+from lightning_rejuv.callbacks._averages import averaged_models, warn_of_copies
 from lightning_rejuv.callbacks._calibrating import as_in_training
 from lightning_rejuv.callbacks._initial_weights import INIT, forget_initial_weights, initial_weights
+from lightning_rejuv.callbacks._lasting import LastingEdit
 from lightning_rejuv.callbacks._module_data import module_data
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
-from lightning_rejuv.callbacks._rejuvenation_log import announce, save_rejuvenated
+from lightning_rejuv.callbacks._rejuvenation_log import announce, check_report_path, save_rejuvenated
 from lightning_rejuv.callbacks._start_checks import check_arguments, check_neighbours, check_start
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
 from lightning_rejuv.plan import Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
-from lightning_rejuv.rejuvenate import carry_out
+from lightning_rejuv.rejuvenate import apply_plan, carry_out, find_copies
 from lightning_rejuv.report import RejuvenationReport
 
 
@@ -151,41 +153,49 @@ class RejuvenationCallback(OncePerRun):
         )
         self._resize_vocabulary = resize_vocabulary
         self._accumulation = Accumulation()
+        self._new_file: dict[str, str] | None = None  # of initial weights
+        self._lasting: LastingEdit | None = None
+        self._told: set[str] = set()
 
     @property
+    @override
     def _at_end(self) -> bool:
         return self._stop_after or self._trigger.at_end
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._trained = False
+        self._new_file = self._lasting = None
+        self._told = set()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot work before any training is done."""
-        self._trained = True
+        self._trained, self._begun = True, False
         self._accumulation.begin(trainer)
         if not self._run.armed:
             return
         if not fast_dev_run(trainer):
             self._trigger.check(trainer, ends_fit=self._at_end)
         check_neighbours(trainer, self, self._trigger, ends_fit=self._at_end)
+        check_report_path(trainer)
+        warn_of_copies(trainer, pl_module, self._told)
         model = language_model(pl_module)
+        due = not self._trigger.at_end and self._trigger.due(trainer, trainer.current_epoch)
         with isolate_rng():
             if self._from_init:
-                due = not self._trigger.at_end and self._trigger.due(trainer, trainer.current_epoch)
-                self._run.initial_weights = initial_weights(
-                    trainer, model, self._run.initial_weights, due_now=due
-                )
-            targets = self._targets(trainer, model)
-            check_start(pl_module, model, targets, self._calibration, self._options)
+                record, new = initial_weights(trainer, model, self._run.initial_weights, due_now=due)
+                self._run.initial_weights = record
+                self._new_file = record if new else self._new_file
+            targets = self._targets(model, trainer.strategy.model)
+            check_start(trainer, pl_module, model, targets, self._calibration, self._options, due_now=due)
         self._stop_if_due(trainer, trainer.current_epoch)
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._begun = True
         if not self._run.armed:
             return
         self._look()
@@ -198,6 +208,8 @@ class RejuvenationCallback(OncePerRun):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._lasting is not None and not self._lasting.goes_on(trainer):
+            self._lasting = None
         if self._run.armed:
             self._accumulation.after_batch(trainer)
             self._trigger.observe_step(trainer)
@@ -233,17 +245,16 @@ class RejuvenationCallback(OncePerRun):
             rank_zero_info(f"Not rejuvenated in this fit: {type(self._trigger).__name__} did not come due.")
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run.armed and self._at_end and not self._trained:
-            rank_zero_warn(
-                "The fit had nothing left to train and ended without rejuvenating the model. Resume from a checkpoint "
-                "before the last update, or use `lightning_rejuv.rejuvenate`."
-            )
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if not self._begun:  # what was refused leaves nothing behind
+            forget_initial_weights(trainer, self._new_file)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._lasting = None  # it holds on to parameters
         if stage == "fit" and fast_dev_run(trainer):
-            forget_initial_weights(trainer, self._run.initial_weights)
+            forget_initial_weights(trainer, self._new_file)
 
     def _stop_if_due(self, trainer: Trainer, epoch: int) -> None:
         if (
@@ -253,28 +264,38 @@ class RejuvenationCallback(OncePerRun):
         ):
             trainer.should_stop = True
 
-    def _targets(self, trainer: Trainer, model: nn.Module) -> Targets:
+    def _targets(self, model: nn.Module, root: nn.Module | None = None) -> Targets:
         anchor = self._anchor
         if self._from_init:
             assert self._run.initial_weights is not None
             anchor = self._run.initial_weights["path"]
-        return open_targets(model, anchor, self._resize_vocabulary, trainer.strategy.model)
+        return open_targets(model, anchor, self._resize_vocabulary, root)
 
     def _rejuvenate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         watchers = [c for c in callbacks if isinstance(c, PlasticityCallback)]
         for watcher in watchers:
             watcher.on_before_rejuvenation(trainer, pl_module)
+        warn_of_copies(trainer, pl_module, self._told)
         started = time.perf_counter()
         model = language_model(pl_module)
         with as_in_training(trainer):
-            targets = self._targets(trainer, model)
+            targets = self._targets(model, trainer.strategy.model)
+            averages = [self._targets(average) for average in averaged_models(trainer)]
             plan, planned = self._plan(pl_module, model, targets)
+            find_copies(
+                targets, trainer.optimizers, self._options
+            )  # refuses before anything is marked as edited
+            lasting = LastingEdit(targets.layout)
             with self._run.edit():
                 report = carry_out(planned, targets, plan, self._options, trainer.optimizers, started)
+                for average in averages:
+                    apply_plan(average, plan, self._options)
                 reason = self._trigger.fired(trainer)
                 self._run.armed = self._trigger.repeats
                 self._run.done_at.append(trainer.global_step)
+        lasting.begin(trainer)
+        self._lasting = lasting
         self.report = report = trainer.strategy.broadcast(report)
         announce(trainer, report, reason, self._name, at_end=self._at_end, repeats=self._trigger.repeats)
         for watcher in watchers:

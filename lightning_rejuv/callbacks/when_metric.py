@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, MutableMapping
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -12,8 +11,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
+from lightning_rejuv._compat import log_interval
 from lightning_rejuv.callbacks._plasticity_log import PREFIX
-from lightning_rejuv.callbacks._trigger import Trigger, check_count, check_flag, planned_looks, planned_steps
+from lightning_rejuv.callbacks._trigger import (
+    Trigger,
+    check_count,
+    check_flag,
+    check_name,
+    check_threshold,
+    planned_looks,
+    planned_steps,
+)
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.names import listing
 
@@ -52,8 +60,8 @@ class WhenMetric(Trigger):
         every_n_steps: int | None = None,
         strict: bool = True,
     ) -> None:
-        _check_name(monitor)
-        _check_threshold(threshold)
+        check_name(monitor)
+        check_threshold(threshold)
         if mode not in ("min", "max"):
             raise MisconfigurationException(
                 f'Expected argument `mode` to be "min" or "max" but got {mode!r}.'
@@ -193,16 +201,30 @@ class WhenMetric(Trigger):
             raise RuntimeError(self._on_some(ranks, trainer))
         if value is None:
             if self.strict and not (self.every_n_steps and _over_ranks(trainer, self._announced, "sum")):
-                raise RuntimeError(self._unknown(self._metrics))
+                raise RuntimeError(self._unknown(self._metrics, trainer))
             return
         self._value = value
         crossed = value < self.threshold if self.mode == "min" else value > self.threshold
         self._crossed = self._crossed + 1 if crossed else 0
 
-    def _unknown(self, known: Iterable[str]) -> str:
+    def _unknown(self, known: Iterable[str], trainer: Trainer) -> str:
         expected = f"Expected a metric {self.monitor!r} to decide when to rejuvenate but"
         if self.monitor.startswith(PREFIX):
             measured = sorted(name for name in known if name.startswith(PREFIX))
+            later = next((w for w in _watchers(trainer) if self._comes_later(w)), None)
+            if later is not None:
+                every = (
+                    "a validation or an epoch"
+                    if self.every_n_steps is None
+                    else f"{self.every_n_steps} steps"
+                )
+                return (
+                    f"{expected} at this look, after step {trainer.global_step}, `PlasticityCallback` has not measured "
+                    f"it yet: it measures the model every {later.every_n_steps} steps and rollouts every "
+                    f"{log_interval(trainer)} batches, and the trigger looks after every {every}. Let the looks come "
+                    "after the measurements, or set `strict=False`, which passes over a look without the metric. If "
+                    f"the name is wrong, correct it; so far there are {measured}."
+                )
             return (
                 f"{expected} `PlasticityCallback` has measured none of that name. Known: {measured}. Correct the name; "
                 "set `strict=False` for one that is measured later."
@@ -230,11 +252,10 @@ class WhenMetric(Trigger):
         if not self.monitor.startswith(PREFIX):
             if self._validated is not None and self.every_n_steps is None:
                 raise MisconfigurationException(
-                    self._on_some(ranks, trainer) if ranks else self._unknown(known)
+                    self._on_some(ranks, trainer) if ranks else self._unknown(known, trainer)
                 )
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        watchers = [callback for callback in callbacks if isinstance(callback, PlasticityCallback)]
+        watchers = _watchers(trainer)
         if not watchers:
             raise MisconfigurationException(
                 f"{self.monitor!r} is measured by `PlasticityCallback`, which is not among the Trainer's callbacks. "
@@ -242,7 +263,7 @@ class WhenMetric(Trigger):
             )
         measured = any(name.startswith(PREFIX) for name in known)
         if measured and len(watchers) == 1 and not self._comes_later(watchers[0]):
-            raise MisconfigurationException(self._unknown(known))
+            raise MisconfigurationException(self._unknown(known, trainer))
 
     def _comes_later(self, watcher: PlasticityCallback) -> bool:
         """Whether it may be measured in training, and not at its start."""
@@ -263,23 +284,13 @@ class WhenMetric(Trigger):
         return planned if math.isinf(planned) else (planned - (not ends_fit)) // self.every_n_steps
 
 
+def _watchers(trainer: Trainer) -> list[PlasticityCallback]:
+    return [c for c in trainer.callbacks if isinstance(c, PlasticityCallback)]  # type: ignore[attr-defined]
+
+
 def _over_ranks(trainer: Trainer, value: float, how: str) -> float:
     """Reduce a number over all ranks, so that each decides alike."""
     if trainer.world_size == 1:
         return float(value)
     number = torch.tensor(float(value), device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(number, reduce_op=how))
-
-
-def _check_name(monitor: Any) -> None:
-    if not isinstance(monitor, str) or not monitor:
-        raise MisconfigurationException(
-            f"Expected argument `monitor` to be the name of a metric but got {monitor!r}."
-        )
-
-
-def _check_threshold(threshold: Any) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold):
-        raise MisconfigurationException(
-            f"Expected argument `threshold` to be a finite number but got {threshold!r}."
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_rejuv import RejuvenationCallback
 from lightning_rejuv.callbacks import AtEnd, AtEpoch, AtStart, AtStep, Every, WhenMetric
@@ -136,17 +138,24 @@ def test_resuming_what_it_left_does_not_edit_again(tmp_path):
     assert again.rejuvenated_at == [4]  # what the checkpoint says
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_run_is_not_edited(error, tmp_path):
+@pytest.mark.parametrize("moment", [{}, {"at_end": False, "when": AtStep(9), "stop_after": True}])
+@pytest.mark.parametrize(
+    ("error", "said"), [(KeyboardInterrupt, 1), (SIGTERMException, 1), (RuntimeError, 0)]
+)
+def test_an_interrupted_run_is_not_edited_and_says_so(error, said, moment, tmp_path):
     class Interrupted(Line):
         def training_step(self, batch, batch_idx):
             if self.global_step == 5:
                 raise error
             return super().training_step(batch, batch_idx)
 
-    callback, module, last = at_end(), Interrupted(), Last()
-    with pytest.raises((error, SystemExit)):
+    callback, module, last = at_end(**moment), Interrupted(), Last()
+    with warnings.catch_warnings(record=True) as caught, pytest.raises((error, SystemExit)):
+        warnings.simplefilter("always")
         fit(module, callback, last, tmp_path=tmp_path)
+    found = [str(w.message) for w in caught if "interrupted at step 5" in str(w.message)]
+    assert len(found) == said
+    assert all("it was not. Resume" in message for message in found)
     assert callback.rejuvenated_at == []
     assert equal(module.model.state_dict(), last.weights)
 
@@ -159,6 +168,18 @@ def test_a_finished_run_says_that_it_was_not_edited(tmp_path):
     with pytest.warns(UserWarning, match="nothing left to train and ended without rejuvenating"):
         fit(Line(), callback, tmp_path=tmp_path, max_steps=4, ckpt_path=tmp_path / "step=4.ckpt")
     assert callback.rejuvenated_at == []
+
+
+@pytest.mark.parametrize("moment", [{}, {"at_end": False, "at_start": True}])
+@pytest.mark.parametrize(
+    "options", [{"max_epochs": 0}, {"max_steps": 0}, {"limit_train_batches": 0}, {"limit_train_batches": 0.0}]
+)
+def test_a_fit_without_a_batch_says_that_it_was_not_edited(options, moment, tmp_path):
+    callback = at_end(**moment)
+    with pytest.warns(UserWarning, match="nothing left to train and ended without rejuvenating"):
+        fit(Line(), callback, tmp_path=tmp_path, **options)
+    assert callback.rejuvenated_at == []
+    assert callback.report is None
 
 
 STOPS = {

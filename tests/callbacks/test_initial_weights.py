@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
@@ -179,3 +180,46 @@ def test_rank_zero_writes_for_all(tmp_path):
     assert found[0][0] == found[1][0]
     (file,) = files(tmp_path)
     assert Path(found[0][0][1]) == file
+
+
+class Refusing(Callback):
+    def on_train_start(self, trainer, pl_module):
+        raise MisconfigurationException("not like this")
+
+
+REFUSALS = {
+    "by its own checks": (lambda: from_init(alpha={"nowhere.*": 0.5}), None, "no parameter fits"),
+    "for want of data": (lambda: from_init(reset_fraction=0.1), None, "does not know the family"),
+    "by another callback": (from_init, Refusing, "not like this"),
+}
+
+
+@pytest.mark.parametrize(("make", "other", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_refused_fit_leaves_no_weights_behind(make, other, message, tmp_path):
+    others = [] if other is None else [other()]
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
+        fit(Line(), make(), *others, tmp_path=tmp_path)
+    assert list(tmp_path.rglob("initial-weights*")) == []
+    fit(Line(), from_init(), tmp_path=tmp_path)
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
+        fit(Line(), make(), *others, tmp_path=tmp_path)
+    assert len(files(tmp_path)) == 1  # the other run's, which has the same initial weights
+
+
+def test_a_fit_that_fails_later_keeps_them_for_its_resume(tmp_path):
+    class Failing(Line):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 2:
+                raise RuntimeError("stop")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(Failing(), from_init(), tmp_path=tmp_path)
+    assert len(files(tmp_path)) == 1
+
+
+def test_trying_a_few_batches_leaves_the_file_of_a_run_alone(tmp_path):
+    fit(Line(), from_init(), tmp_path=tmp_path)
+    (file,) = files(tmp_path)
+    fit(Line(), from_init(), tmp_path=tmp_path, fast_dev_run=2)
+    assert files(tmp_path) == [file]

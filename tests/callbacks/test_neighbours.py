@@ -13,7 +13,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -33,28 +32,18 @@ def rejuvenation(**options):
 
 
 @pytest.mark.parametrize(
-    "averaging", [lambda: EMAWeightAveraging(decay=0.5), lambda: StochasticWeightAveraging(0.01)]
-)
-@pytest.mark.parametrize(
     "options",
-    [{"at_epoch": 1}, {"at_end": True}, {"when": Every(steps=4)}, {"at_epoch": 0, "stop_after": True}],
+    [
+        {"at_start": True},
+        {"at_epoch": 1},
+        {"at_end": True},
+        {"when": Every(steps=4)},
+        {"at_epoch": 0, "stop_after": True},
+    ],
 )
-def test_averages_would_undo_it(averaging, options, tmp_path):
+def test_stochastic_weight_averaging_would_undo_it(options, tmp_path):
     with pytest.raises(MisconfigurationException, match=r"WeightAveraging keeps an average .* in this fit"):
-        fit(Line(), rejuvenation(**options), averaging(), tmp_path=tmp_path)
-
-
-@pytest.mark.parametrize("averaging_first", [True, False])
-def test_before_the_first_update_there_is_no_average(averaging_first, tmp_path):
-    """The fit ends with the average of a run that starts from edited weights."""
-    expected, edited = Line(), Line()
-    expected.model.load_state_dict(fused(expected.model.state_dict(), line_anchor(), 0.3))
-    fit(expected, EMAWeightAveraging(decay=0.5), tmp_path=tmp_path)
-    callbacks = [EMAWeightAveraging(decay=0.5), rejuvenation(at_start=True)]
-    fit(edited, *callbacks[:: 1 if averaging_first else -1], tmp_path=tmp_path)
-    assert equal(edited.model.state_dict(), expected.model.state_dict())
-    with pytest.raises(MisconfigurationException, match="StochasticWeightAveraging keeps an average"):
-        fit(Line(), rejuvenation(at_start=True), StochasticWeightAveraging(0.01), tmp_path=tmp_path)
+        fit(Line(), rejuvenation(**options), StochasticWeightAveraging(0.01), tmp_path=tmp_path)
 
 
 def test_early_stopping_is_warned_of_where_the_loss_will_jump(tmp_path):
@@ -72,8 +61,12 @@ def test_early_stopping_is_warned_of_where_the_loss_will_jump(tmp_path):
 
 
 def test_two_need_names():
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `RejuvenationCallback`"):
-        Trainer(callbacks=[rejuvenation(at_epoch=1), rejuvenation(at_end=True)], logger=False)
+    for names in ({}, {"name": "same"}):
+        with pytest.raises(MisconfigurationException, match=r"Expected a `name` .* pass `Rejuv.*name="):
+            pair = [rejuvenation(at_epoch=1, **names), rejuvenation(at_end=True, **names)]
+            Trainer(callbacks=pair, logger=False)
+    alone = rejuvenation(at_epoch=1)
+    assert alone.state_key == rejuvenation(at_epoch=1).state_key[:] == "RejuvenationCallback"
     for name in ("a/b", "", "a b"):
         with pytest.raises(MisconfigurationException, match="Expected argument `name`"):
             rejuvenation(at_epoch=1, name=name)

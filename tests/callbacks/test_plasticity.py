@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from lightning_rejuv.callbacks import AtStart
+from lightning_rejuv.callbacks._once_per_run import OncePerRun
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, tiny_llama
@@ -215,6 +218,61 @@ def test_an_alarm_warns():
     watched = PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
     with pytest.warns(UserWarning, match=r"RL started at a token entropy of 0\.100 nats, below 0\.18"):
         fit([PlasticityCallback(watched)], Module(True, [0.1]))
+
+
+class Rejuvenates(OncePerRun):
+    """Says that the run was rejuvenated before."""
+
+    def __init__(self):
+        super().__init__(AtStart(), None)
+
+    def setup(self, *args, **kwargs):
+        self._run.done_at = [1]
+
+
+@pytest.mark.filterwarnings("ignore:Token entropy fell:UserWarning")
+@pytest.mark.parametrize("source", ["rollouts", "probe"])
+def test_no_alarm_tells_to_rejuvenate_what_was_rejuvenated(source, monkeypatch, recwarn):
+    """Nor to rejuvenate toward a base of the same entropy."""
+    monkeypatch.setattr("lightning_rejuv.metrics.alarms.PRE_RL_ENTROPY", 1e9)
+    watched = PlasticityMonitor(
+        None if source == "rollouts" else tiny_llama(seed=1), PROBE, pass_at=(1,), sites=None, rank_sites=None
+    )
+    entropy = [0.1] if source == "rollouts" else None
+    others = [Rejuvenates()] if source == "rollouts" else []
+    fit([*others, PlasticityCallback(watched, figure_every_n_steps=0)], Module(True, entropy))
+    assert not any("RL started" in str(w.message) for w in recwarn)
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        torch.ones(8),
+        torch.ones(3, 1),
+        torch.ones(2, 2, 2),
+        torch.tensor([[1.0, float("nan")]]),
+        torch.ones(0, 2),
+    ],
+)
+def test_rewards_of_another_shape_are_left_out_with_one_hint(rewards, tmp_path):
+    class Own(Module):
+        def training_step(self, rows, batch_idx):
+            return {**super().training_step(rows, batch_idx), "rewards": rewards, "entropy": torch.ones(3)}
+
+    def fitted(module, *callbacks, logger=False):
+        fit(callbacks, module, logger)
+        return module.state_dict()
+
+    logger = CSVLogger(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seen = fitted(Own(), PlasticityCallback(monitor(), 2), logger=logger)
+    hints = [str(w.message) for w in caught if "rollouts are left out" in str(w.message)]
+    assert len(hints) == 1
+    assert "`rewards.view(prompts, group)`" in hints[0]
+    assert rows_of(logger, "plasticity/relative_drift")
+    alone = fitted(Own())
+    assert all(torch.equal(alone[name], weights) for name, weights in seen.items())
 
 
 def test_hooks_are_removed_when_training_fails():

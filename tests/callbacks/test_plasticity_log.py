@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
-from tests.callbacks.test_plasticity import fit, monitor, rows_of
+from lightning_rejuv.metrics import PlasticityMonitor
+from tests.callbacks.test_plasticity import PROBE, Module, fit, monitor, rows_of
 from tests.conftest import shifted, tiny_llama
 
 
@@ -66,6 +69,42 @@ def test_tensorboard(tmp_path):
     assert [e.step for e in tags.Images("plasticity_map/relative_drift")] == [4, 6]
     assert "plasticity_scores/model.layers.1.mlp.down_proj" in tags.Tags()["histograms"]
     assert {"custom_scalars__config__", "plasticity/probe/text_summary"} <= set(tags.Tags()["tensors"])
+
+
+@pytest.mark.parametrize(
+    ("options", "rewards", "charts"),
+    [
+        ({"probe": PROBE}, False, {"entropy", "rank"}),
+        ({"anchor": "base"}, False, {"drift"}),
+        ({"anchor": "base"}, True, {"drift", "rollouts"}),
+    ],
+)
+def test_a_chart_of_the_layout_has_data_beside_the_step_of_the_rejuvenation(
+    tmp_path, options, rewards, charts
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    if "anchor" in options:
+        options = {"anchor": Module().model.state_dict(), "sites": None, "rank_sites": None}
+    logger = TensorBoardLogger(tmp_path)
+    watched = PlasticityMonitor(**options, pass_at=(1, 2))
+    callback = PlasticityCallback(watched, 2, figure_every_n_steps=0, custom_layout=True)
+    fit([callback, Rejuvenation()], Module(rewards), logger=logger)
+    events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    written = [
+        Layout.FromString(e.tensor_proto.string_val[0]) for e in events.Tensors("custom_scalars__config__")
+    ]
+    titles = [[chart.title for category in layout.category for chart in category.chart] for layout in written]
+    assert set(titles[-1]) == charts  # TensorBoard takes the last one
+    assert all(len(a) < len(b) for a, b in pairwise(titles))
+    for category in written[-1].category:
+        for chart in category.chart:
+            *measures, event = chart.multiline.tag
+            assert any(re.match(tag, name) for tag in measures for name in events.Tags()["scalars"])
+            assert re.match(event, "plasticity/rejuvenated")
+    assert {e.value for e in events.Scalars("plasticity/rejuvenated")} == {0.0, 1.0}
 
 
 def test_without_a_logger_it_goes_on_and_says_so_once(monkeypatch, caplog):

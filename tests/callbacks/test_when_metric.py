@@ -276,3 +276,24 @@ def test_a_value_at_the_threshold_has_not_crossed_it(mode, tmp_path):
             self.log("level", 0.5 + (beyond if self.current_epoch == 1 else 0.0), batch_size=1)
 
     assert fired_at(WhenMetric("level", 0.5, mode=mode), tmp_path, Level()) == [8]
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_a_look_before_the_first_measurement_names_both_intervals(every, tmp_path):
+    """Where the name may be right nobody is told to correct it."""
+    base = tiny_llama()
+    watching = PlasticityCallback(
+        PlasticityMonitor(probe=[batch(seed=5)], sites=None, rank_sites=None),
+        7,
+        figure_every_n_steps=0,
+        track_updates=True,
+    )
+    trigger = WhenMetric("plasticity/update_ratio", 1e9, every_n_steps=every)
+    callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+    with pytest.raises(RuntimeError, match="has not measured it yet") as caught:
+        fit(Calibrated(sharpened(base), base), watching, callback, tmp_path=tmp_path)
+    looks = "a validation or an epoch" if every is None else "1 steps"
+    message = str(caught.value)
+    assert "the model every 7 steps and rollouts every 50 batches" in message
+    assert f"the trigger looks after every {looks}" in message
+    assert "`strict=False`" in message

@@ -34,3 +34,24 @@ def test_a_collapsed_model_of_the_monitor():
 )
 def test_alarms(initial, now, progress, expected):
     assert set(rl_alarms(initial, now, progress)) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "rejuvenated", "advice"),
+    [
+        (0.30, False, "Rejuvenate, or take an earlier checkpoint."),
+        (0.30, True, "take an earlier checkpoint, or a smaller `alpha`."),
+        (0.17, False, None),  # the base lies below it as well
+        (0.17, True, None),
+        (None, False, "Rejuvenate, or take an earlier checkpoint."),
+        (None, True, None),
+    ],
+)
+def test_the_absolute_alarm_goes_by_the_base_and_by_what_was_done(base, rejuvenated, advice):
+    alarms = rl_alarms(0.15, 0.15, 0.1, base_entropy=base, rejuvenated=rejuvenated)
+    assert list(alarms) == ([] if advice is None else ["low_entropy"])
+    if advice is not None:
+        assert alarms["low_entropy"].endswith(advice)
+        assert ("Rejuvenate" in alarms["low_entropy"]) is not rejuvenated
+    falls = rl_alarms(0.15, 0.01, 0.1, base_entropy=base, rejuvenated=rejuvenated)
+    assert "entropy_fall" in falls

@@ -1,0 +1,63 @@
+"""Whether the edit lasts: something that holds the old weights may write them back in the next steps."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_rejuv.access.layout import Layout
+
+_STEPS = 10
+_SAMPLE = 512
+_PARAMETERS = 16
+
+
+class LastingEdit:
+    """Watches some elements of the edited parameters over the optimizer steps after an edit.
+
+    An optimizer step that takes back more than half of the edit is none that a gradient makes: an optimizer, or
+    a callback, holds the weights in a place that is not known here, and that is said. Sharded parameters are not
+    watched.
+
+    Args:
+        layout: the parameters, before the edit.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        parameters = [] if layout.sharded else list(layout.parameters.values())
+        self._parameters = parameters[:: max(1, len(parameters) // _PARAMETERS)]
+        self._now = self._sample()
+        self._edit = torch.empty(0)
+        self._steps = 0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Take note of the edit, which has been made."""
+        before, self._now = self._now, self._sample()
+        self._edit = before - self._now
+        self._steps = trainer.global_step
+
+    def goes_on(self, trainer: Trainer) -> bool:
+        """Look after a batch; return whether to look again."""
+        if trainer.global_step - self._steps > _STEPS or not self._edit.any():
+            return False
+        before, self._now = self._now, self._sample()
+        back = float((self._now - before) @ self._edit / self._edit.square().sum())
+        if back <= 0.5:
+            return True
+        kinds = sorted({type(getattr(o, "optimizer", o)).__name__ for o in trainer.optimizers})
+        rank_zero_warn(
+            f"The update to step {trainer.global_step} took {back:.0%} of the rejuvenation back: something holds the "
+            f"weights from before it, the state of the optimizer ({', '.join(kinds)}) or a callback. Rejuvenate the "
+            "model before this fit (`lightning_rejuv.rejuvenate`), or do without what holds them."
+        )
+        return False
+
+    @torch.no_grad()
+    def _sample(self) -> Tensor:
+        parts = []
+        for parameter in self._parameters:
+            flat = parameter.detach().flatten()
+            parts.append(flat[:: max(1, flat.numel() // _SAMPLE)].float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0)

@@ -1,0 +1,185 @@
+"""Averages of the weights: Lightning's are edited with the model, those of others are named."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_rejuv import RejuvenationCallback
+from lightning_rejuv.callbacks import AtStep
+from tests.callbacks.modules import Line, equal, fit, line_anchor
+from tests.callbacks.test_distributed import in_two_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
+DECAY = 0.8
+
+
+def rejuvenation(**options):
+    return RejuvenationCallback(line_anchor(), **options, alpha=0.3, reset_fraction=0)
+
+
+class Track(Callback):
+    """The weights after every step, and those that a validation sees."""
+
+    def __init__(self):
+        self.stepped, self.validated = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.stepped.append(copy.deepcopy(pl_module.model.state_dict()))
+
+    def on_validation_start(self, trainer, pl_module):
+        self.validated.append(len(self.stepped))
+
+
+def mixed(a, b, share):
+    """share * a + (1 - share) * b, in float64."""
+    return {n: share * a[n].double() + (1 - share) * b[n].double() for n in a}
+
+
+def expected(steps, start, edit_before, decay, first):
+    """The average, anew: of weights that the edit has brought to where they would be on its side."""
+    average, begun = {n: w.double() for n, w in start.items()}, False
+    for number, weights in enumerate(steps):
+        if number == edit_before:
+            average = mixed(average, line_anchor(), 0.3)
+        if number >= first:
+            average = mixed(average, weights, decay) if begun else {n: w.double() for n, w in weights.items()}
+            begun = True
+    return average if len(steps) > edit_before else mixed(average, line_anchor(), 0.3)
+
+
+def close(state, values):
+    return all(torch.allclose(state[n].double(), w, atol=1e-6) for n, w in values.items())
+
+
+@pytest.mark.parametrize("first", [0, 3, 100], ids=["from the first step", "later", "never"])
+@pytest.mark.parametrize(
+    ("moment", "before"), [({"at_start": True}, 0), ({"when": AtStep(5)}, 5), ({"at_end": True}, 12)]
+)
+def test_the_average_is_edited_with_the_model(moment, before, first, tmp_path):
+    module, track = Line(), Track()
+    start = copy.deepcopy(module.model.state_dict())
+    averaging = EMAWeightAveraging(decay=DECAY, update_starting_at_step=first)
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(module, averaging, track, rejuvenation(**moment), saver, tmp_path=tmp_path)
+    value = expected(track.stepped, start, before, DECAY, first)
+    assert close(module.model.state_dict(), value)
+    if "at_end" in moment:
+        saved = torch.load(tmp_path / "rejuvenated.ckpt", weights_only=True)["state_dict"]
+        assert close({n.removeprefix("model."): w for n, w in saved.items()}, value)
+
+
+def test_at_the_end_the_average_has_to_come_first(tmp_path):
+    for moment in ({"at_end": True}, {"at_epoch": 1, "stop_after": True}):
+        with pytest.raises(MisconfigurationException, match="Expected EMAWeightAveraging before Rejuv"):
+            fit(Line(), rejuvenation(**moment), EMAWeightAveraging(), tmp_path=tmp_path)
+
+
+def test_it_is_resumed_as_if_it_had_not_been_interrupted(tmp_path):
+    def callbacks():
+        return EMAWeightAveraging(decay=DECAY), rejuvenation(when=AtStep(3))
+
+    whole, resumed = Line(), Line()
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
+    fit(whole, *callbacks(), saver, tmp_path=tmp_path)
+    fit(resumed, *callbacks(), tmp_path=tmp_path, ckpt_path=tmp_path / "step=5.ckpt")
+    assert equal(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_on_two_ranks(tmp_path):
+    def work():
+        module, track = Line(), Track()
+        start = copy.deepcopy(module.model.state_dict())
+        options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+        averaging = EMAWeightAveraging(decay=DECAY)
+        fit(module, averaging, track, rejuvenation(at_epoch=1), tmp_path=tmp_path, **options)
+        return close(module.model.state_dict(), expected(track.stepped, start, 4, DECAY, 0))
+
+    assert in_two_ranks(work) == {0: (True, None), 1: (True, None)}
+
+
+class Shadow(Callback):
+    """An average of one's own."""
+
+    def __init__(self, hold):
+        self.hold = hold
+
+    def on_fit_start(self, trainer, pl_module):
+        self.kept = self.hold(pl_module)
+
+
+HOLDS = {
+    "a copy of the module": lambda m: copy.deepcopy(m.model),
+    "tensors by name": lambda m: {n: p.detach().clone() for n, p in m.named_parameters()},
+    "a list of tensors": lambda m: [p.detach().clone() for p in m.parameters()],
+    "an object": lambda m: Holder().take(m),
+}
+
+
+class Holder:
+    def take(self, module):
+        self.shadow_params = [p.detach().clone() for p in module.parameters()]
+        return self
+
+
+def warned_of(tmp_path, module, *callbacks):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, *callbacks, tmp_path=tmp_path, max_epochs=2)
+    return [str(w.message) for w in caught if "second set" in str(w.message)]
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS.keys())
+def test_copies_in_other_callbacks_are_named(hold, tmp_path):
+    (message,) = warned_of(tmp_path, Line(), Shadow(hold), rejuvenation(at_epoch=1))
+    assert "`Shadow.kept`" in message
+    (message,) = warned_of(tmp_path, Line(), rejuvenation(at_epoch=1), Shadow(hold))
+
+
+def test_what_is_no_copy_is_not_named(tmp_path):
+    holds = (lambda m: m, lambda m: m.model, lambda m: m.trainer, lambda m: {"a": 1, "b": [torch.zeros(3)]})
+    shadows = [type(f"Shadow{n}", (Shadow,), {})(hold) for n, hold in enumerate(holds)]
+    assert warned_of(tmp_path, Line(), *shadows, rejuvenation(at_epoch=1)) == []
+
+
+def test_an_average_inside_the_module_is_named(tmp_path):
+    module = Line()
+    module.ema = AveragedModel(module.model)
+    module.language_model = module.model
+    (message,) = warned_of(tmp_path, module, rejuvenation(at_epoch=1))
+    assert "`Line.ema`" in message
+
+
+class Undoing(torch.optim.Adam):
+    """Writes back weights that it holds in a form which nobody else knows."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                packed = getattr(self, "packed", {}).get(p)
+                if packed is not None:
+                    p.data.copy_(packed.float() / 1024)
+        self.packed = {
+            p: (p.detach() * 1024).round().to(torch.int32) for g in self.param_groups for p in g["params"]
+        }
+        return loss
+
+
+@pytest.mark.parametrize(("kind", "times"), [(Undoing, 1), (torch.optim.Adam, 0)])
+def test_an_edit_that_does_not_last_is_said(kind, times, tmp_path):
+    module = Line()
+    module.configure_optimizers = lambda: kind(module.parameters(), lr=0.02)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, rejuvenation(at_epoch=1), tmp_path=tmp_path)
+    found = [str(w.message) for w in caught if "of the rejuvenation back" in str(w.message)]
+    assert len(found) == times
+    assert all("Undoing" in message for message in found)
