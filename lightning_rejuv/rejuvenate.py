@@ -149,6 +149,7 @@ def rejuvenate(
     if not (replicated or targets.layout.sharded):
         plan = make_plan(model, targets, data, options)
         return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
+    options = hand_round(options)  # a seed that differs would round differently
     plan, planned = make_plan_on_rank_zero(model, targets, data, options)
     return hand_round(carry_out(planned, targets, plan, options, optimizers, started))
 
