@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_rejuv._compat import unwrap
-from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_
+from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_, reset_neurons
 from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
 from lightning_rejuv.access.optimizer_weights import WeightCopies
 from lightning_rejuv.access.replica import Replica
-from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
@@ -61,15 +60,16 @@ def rejuvenate(
 ) -> RejuvenationReport:
     """Restore the plasticity of an over-trained model, in place, between SFT and RL.
 
-    *Base-anchored fusion* replaces every parameter by ``alpha * sft + (1 - alpha) * base``. Then the
-    *attribution-targeted reset* returns the neurons that push hardest on over-confident tokens to the
+    *Base-anchored fusion* replaces every parameter and floating buffer by ``alpha * sft + (1 - alpha) * base``.
+    Then the *attribution-targeted reset* returns the neurons that push hardest on over-confident tokens to the
     base: ``omega * base + (1 - omega) * fused`` (Liu et al. 2026, arXiv 2606.09932, §3). Everything is
     checked and computed before the first weight changes; modes, ``requires_grad``, gradients, hooks and
     random states are left as they were.
 
     Args:
         model: the SFT model. Fusion works on any module, the reset on the decoders that
-            :mod:`lightning_rejuv.neurons` knows, and with ``loss`` on any module.
+            :mod:`lightning_rejuv.neurons` knows, and with ``loss`` on any module. Of a LightningModule it is the
+            language model inside; Fabric's wrapper and DistributedDataParallel are taken off.
         anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
             adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
@@ -79,7 +79,8 @@ def rejuvenate(
             responses), ``"kl_balance"``, ``"entropy_ratio"``; see
             :func:`lightning_rejuv.find_alpha.find_alpha`. Or a number, 0 to 1; 1 is reset alone. Or a mapping
             of name patterns to numbers (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
-        reset_fraction: share of all neurons that is reset, 0 to 1; 0 is fusion alone.
+        reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
+            are reset where fewer have a positive score, and the report says so. 0 is fusion alone.
         omega: weight of the base on a reset neuron; 1 overwrites it.
         positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
             are not un-taught; or ``"entropy_gap"``, the paper's rule.
@@ -90,7 +91,7 @@ def rejuvenate(
             and absolute otherwise; ``"random"`` is the control: as many neurons of each matrix as the
             quantity's own ranking takes, drawn at random.
         scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
-        budget: ``"share"``, exactly ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
+        budget: ``"share"``, ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
             over positions of the top ``reset_fraction`` at each.
         sampler: for a rule of alpha: called with the model while it holds the weights to sample from; returns
             responses that it sampled, as batches in the form of ``calibration``. By default the model's
@@ -112,11 +113,13 @@ def rejuvenate(
 
     Where parameters are sharded (FSDP, FSDP2, tensor parallel, DeepSpeed ZeRO) every process calls this with
     the same arguments, and each edits its own shards. For the reset and for a search of alpha rank zero
-    gathers a whole copy of the model; fusion with a number needs none.
+    gathers a whole copy of the model; fusion with a number needs none. A model in DistributedDataParallel is planned
+    once as well, on rank zero, with its data and options; a bare module where this is called.
 
     Raises:
         ValueError: an argument out of range, a calibration set that is empty or has empty responses, an
-            anchor that does not match or equals the model, NaN or infinity in either, quantised weights, a
+            anchor that does not match, equals the model or shares its memory, NaN or infinity in either, weights
+            that are quantised, offloaded or parametrised, adapters whose base is not what SFT started from, a
             family that the neuron map does not know. Nothing has been changed then.
         FileNotFoundError: the anchor's path does not exist.
         RejuvenationError: reading the anchor failed in the middle of the edit; it says what was changed.
@@ -152,6 +155,7 @@ def rejuvenate(
     if not (replicated or targets.layout.sharded):
         plan = make_plan(model, targets, data, options)
         return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
+    options = hand_round(options)  # a seed that differs would round differently
     plan, planned = make_plan_on_rank_zero(model, targets, data, options)
     return hand_round(carry_out(planned, targets, plan, options, optimizers, started))
 
@@ -322,24 +326,6 @@ def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]
             if name is not None and len(reset.index):
                 parts.setdefault(name, []).append((reset.group, dim, reset.index))
     return parts
-
-
-def reset_neurons(
-    shard: Shard, anchor: Tensor, group: NeuronGroup, dim: int, index: Tensor, omega: float = 1.0
-) -> None:
-    """Return neurons to the base: rows or columns of a weight, or entries of a bias.
-
-    Args:
-        shard: the part of the parameter that this process holds.
-        anchor: the anchor's tensor, whole.
-        group: whose neurons they are.
-        dim: the dimension of ``group.matrix(parameter)`` that counts them.
-        index: 1-D int64, which along ``dim``.
-        omega: weight of the base on them.
-    """
-    piece = shard.expert(group.expert)
-    if piece is not None:
-        lerp_(piece.values, piece.of(group.matrix(anchor)), omega, dim=dim, index=piece.here(index, dim))
 
 
 def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState) -> list[str]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
@@ -291,7 +288,7 @@ def finish_report(
         rounding_lost=lost[1] / lost[0] if lost[0] else None,
         optimizer_state_left=unsliced,
         seconds=seconds,
-        peak_memory=peak_memory(targets),
+        peak_memory=targets.peak_memory(),
     )
 
 
@@ -301,16 +298,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def peak_memory(targets: Targets) -> int | None:
-    """Return the most memory, in bytes, that the process has held so far: on the model's device."""
-    device = next(iter(targets.parameters.values())).device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

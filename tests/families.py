@@ -76,6 +76,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2,
     "gptj": {**_GPT2, "rotary_dim": 4},
     "gpt_bigcode": {**_GPT2, "multi_query": True},
+    "gpt_bigcode/per_head": {**_GPT2, "multi_query": False},
+    "phi3/single": {"num_key_value_heads": 1},
     "mpt": {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
     "falcon": {"multi_query": True, "parallel_attn": True, "new_decoder_architecture": False},
     "falcon/per_head": {"multi_query": False, "parallel_attn": False, "new_decoder_architecture": False},

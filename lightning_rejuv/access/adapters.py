@@ -42,7 +42,9 @@ def adapter_of(module: nn.Module) -> str:
 
 def holds_adapter(module: nn.Module) -> bool:
     """Whether the active adapter is on a layer: another one, which is not active, may be on more layers."""
-    return is_lora(module) and adapter_of(module) in (*module.lora_A, *_embeddings(module))  # type: ignore[misc]
+    if not is_lora(module) or not module.active_adapters:
+        return False
+    return adapter_of(module) in (*module.lora_A, *_embeddings(module))  # type: ignore[misc]
 
 
 def check_config(config: Mapping[str, Any], what: str) -> None:
@@ -85,12 +87,12 @@ def check_adapters(model: nn.Module) -> None:
             DoRA of linear layers, or the base under it is quantised.
     """
     tuners = {name: module for name, module in model.named_modules() if is_tuner(module)}
-    for adapter in dict.fromkeys(adapter_of(module) for module in tuners.values()):
+    active = dict.fromkeys(adapter_of(module) for module in tuners.values() if module.active_adapters)
+    for adapter in active:
         check_config(config_of(model, adapter), f"the adapter {adapter!r}")
     for name, module in tuners.items():
         _check_layer(name, module)
     if not any(holds_adapter(module) for module in tuners.values()):
-        active = {adapter_of(module) for module in tuners.values()}
         raise ValueError(
             f"Expected an active adapter on some layers but {listing(active)} is on none. Call `set_adapter`."
         )

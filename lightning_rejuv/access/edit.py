@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.forward import without_autocast_cache
+
+if TYPE_CHECKING:
+    from lightning_rejuv.neurons import NeuronGroup
 
 # Tensors whose dtypes differ are lerped through float32 in pieces, so that no second copy of a large
 # tensor is ever held.
@@ -139,6 +144,24 @@ def lerp_counting_lost_(
         counted = count_lost(before, piece, base_piece)
         changed, lost = changed + counted[0], lost + counted[1]
     return changed, lost
+
+
+def reset_neurons(
+    shard: Shard, anchor: Tensor, group: NeuronGroup, dim: int, index: Tensor, omega: float = 1.0
+) -> None:
+    """Return neurons to the base: rows or columns of a weight, or entries of a bias.
+
+    Args:
+        shard: the part of the parameter that this process holds.
+        anchor: the anchor's tensor, whole.
+        group: whose neurons they are.
+        dim: the dimension of ``group.matrix(parameter)`` that counts them.
+        index: 1-D int64, which along ``dim``.
+        omega: weight of the base on them.
+    """
+    piece = shard.expert(group.expert)
+    if piece is not None:
+        lerp_(piece.values, piece.of(group.matrix(anchor)), omega, dim=dim, index=piece.here(index, dim))
 
 
 class Blend:

@@ -177,9 +177,9 @@ def _saved_modules(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Modules that PEFT trains as a whole (``modules_to_save``), and the originals beside them."""
     for module in model.modules():
         if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-            adapter = adapter_of(module)
-            if adapter in module.modules_to_save:  # type: ignore[operator]
-                yield module.modules_to_save[adapter], module.original_module  # type: ignore[index, misc]
+            for adapter in module.active_adapters:  # type: ignore[union-attr]
+                if adapter in module.modules_to_save:  # type: ignore[operator]
+                    yield module.modules_to_save[adapter], module.original_module  # type: ignore[index, misc]
 
 
 def _trained_in_place(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -82,6 +82,11 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
     """
     layout = targets.layout
     built = blank(model, layout)
+    if added := set(targets.buffers.fused).difference(name for name, _ in built.named_buffers()):
+        raise ValueError(
+            f"Expected the buffers that the config of {type(model).__name__} describes but got {listing(added)} as "
+            "well. Set `reset_fraction=0` and a number for `alpha`."
+        )
     chief = dist.get_rank() == 0
     if chief:
         built.to_empty(device=_roomy_device(layout))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.access.buffers import Buffers, beside, find_buffers
@@ -53,6 +55,18 @@ class Targets:
         if name in self.buffers.fused:
             return self.anchor_of(name)
         return Shard.whole(self.layout.parameters[name].detach()).of(self.anchor_of(name))
+
+    def peak_memory(self) -> int | None:
+        """Return the most memory, in bytes, that the process has held so far: on the model's device."""
+        device = next(iter(self.parameters.values())).device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        try:
+            import resource
+        except ImportError:  # not on Windows
+            return None
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024
 
 
 def open_targets(

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from lightning_rejuv.neurons.group import Kind
 from lightning_rejuv.neurons.layouts import (
     Layout,
+    bigcode_qkv,
     falcon_qkv,
     gate_up,
     gate_up_interleaved,
@@ -70,7 +71,7 @@ FAMILIES: dict[str, Rules] = {
     "phi3": {**_GLM, "self_attn.qkv_proj": qkv},
     "opt": {**_ATTENTION, "self_attn.out_proj": "o", "fc1": "up", "fc2": "down"},
     "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
+    "gpt_bigcode": {**_GPT2, "attn.c_attn": bigcode_qkv},
     "gptj": {
         **{"attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v", "attn.out_proj": "o"},
         **{"mlp.fc_in": "up", "mlp.fc_out": "down"},

@@ -26,7 +26,7 @@ def gate_up_interleaved(_config: Any, rows: int) -> dict[Kind, Tensor]:
 
 
 def qkv(config: Any, rows: int) -> dict[Kind, Tensor]:
-    """All query rows, then all key rows, then all value rows (Phi-3, GPT-2, MPT, GPT-BigCode).
+    """All query rows, then all key rows, then all value rows (Phi-3, GPT-2, MPT).
 
     Queries fill what keys and values leave, so that grouped and single key/value heads come out right.
     """
@@ -53,6 +53,11 @@ def falcon_qkv(config: Any, rows: int) -> dict[Kind, Tensor]:
             config.num_kv_heads, config.num_attention_heads // config.num_kv_heads + 2, -1
         )
         return {"q": order[:, :-2].flatten(), "k": order[:, -2].flatten(), "v": order[:, -1].flatten()}
+    return qkv(config, rows) if config.multi_query else qkv_per_head(config, rows)
+
+
+def bigcode_qkv(config: Any, rows: int) -> dict[Kind, Tensor]:
+    """GPT-BigCode's two: one key/value head for all, after all queries; or a query, a key and a value per head."""
     return qkv(config, rows) if config.multi_query else qkv_per_head(config, rows)
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lightning_rejuv import rejuvenate
-from tests.conftest import greedy_batch, sharpened, tiny_llama
+from lightning_rejuv.names import canonical_name
+from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
+from tests.families import tiny
 from tests.processes import run_in_processes
 from tests.sharding import LAYOUTS, whole
 
@@ -107,3 +109,34 @@ def test_training_goes_on_as_on_a_single_process(layout, memory, tmp_path):
 
     for weights in run_in_processes(train_sharded, tmp_path, size):
         close(weights, expected)
+
+
+@pytest.mark.parametrize("layout", ["fsdp2", "fsdp1"])
+@pytest.mark.parametrize(
+    "options", [OPTIONS["fusion"], {**OPTIONS["both"], "positions": "entropy_gap"}], ids=["fusion", "both"]
+)
+def test_buffers_that_every_process_holds_are_fused_alike(layout, options, tmp_path):
+    size, shard = LAYOUTS[layout]
+    base = tiny("deepseek_v3")
+    sft = shifted(base, 0.05)
+    generator = torch.Generator().manual_seed(3)
+    for model in (base, sft):
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator))
+    expected = copy.deepcopy(sft)
+    data = [batch(vocabulary=61)]
+    report = rejuvenate(expected, base, data, **options)
+    assert len(report.buffers_fused) == 1
+
+    def edit(rank):
+        model = shard(copy.deepcopy(sft))
+        ours = rejuvenate(model, base, data, **options)
+        buffers = {canonical_name(name): buffer.tolist() for name, buffer in model.named_buffers()}
+        return whole(model), buffers, ours.to_dict()
+
+    for weights, buffers, theirs in run_in_processes(edit, tmp_path, size):
+        assert weights == {name: p.tolist() for name, p in expected.named_parameters()}
+        assert buffers == {name: b.tolist() for name, b in expected.named_buffers()}
+        assert theirs["buffers_fused"] == report.buffers_fused
+        assert theirs["comparison"] == report.to_dict()["comparison"]
