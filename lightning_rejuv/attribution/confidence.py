@@ -35,9 +35,18 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
     Args:
         model: in eval mode, on the batch's device.
         batch: a calibration batch.
+
+    Raises:
+        TypeError: the model returns no logits over a vocabulary that holds the targets.
     """
     logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
     targets = batch.targets[batch.response]
+    if int(targets.max()) >= logits.shape[-1]:
+        raise TypeError(
+            f"Expected {type(model).__name__} to be a language model, with a logit for each token of its vocabulary, "
+            f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model set `reset_fraction=0` "
+            "and a number for `alpha` (fusion alone), or pass `loss` for the reset."
+        )
     entropy, log_prob = [], []
     for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
         exact = rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -174,9 +174,10 @@ def test_as_an_attribute_of_a_module(llama):
 def test_probe_hash():
     same = PlasticityMonitor(probe=copy.deepcopy(PROBE)).probe
     assert same.hash == PlasticityMonitor(probe=PROBE).probe.hash
-    for key in ("input_ids", "labels", "attention_mask"):
+    for key, at, value in (("input_ids", 0, 7), ("labels", -1, -100), ("attention_mask", 0, 0)):
         other = copy.deepcopy(PROBE)
-        other[1][key][0, -1] += 1 if key != "labels" else 2
+        assert other[1][key][1, at] != value
+        other[1][key][1, at] = value
         assert PlasticityMonitor(probe=other).probe.hash != same.hash
     assert same.positions == sum(int(response_mask(b["labels"]).sum()) for b in PROBE)
 
