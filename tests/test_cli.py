@@ -384,3 +384,19 @@ def test_as_a_process(models, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "whole and loadable" in done.stdout
     assert done.stderr == ""
+
+
+def test_without_transformers_what_needs_it_says_how_to_install_it(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    common = ["--base", str(models[0]), "--sft", str(models[1])]
+    (tmp_path / "c.jsonl").write_text('{"prompt": "w1", "response": "w2"}')
+    install = "needs transformers, which is not installed. Run `pip install lightning-rejuv[hf]`."
+    assert main(["verify", str(models[1])]) == 0
+    assert f"not checked: The architecture {install}" in capsys.readouterr().out
+    fuse = ["rejuvenate", *common, *_FUSION, "--quiet", "--out", str(tmp_path / "fused")]
+    assert main(fuse) == 0  # fusion reads and writes files
+    calibrated = ["--calibration", str(tmp_path / "c.jsonl")]
+    for command in (["rejuvenate", *common, "--out", str(tmp_path / "out")], ["diagnose", *common]):
+        assert main([*command, *calibrated]) == 3
+        assert install in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lightning_rejuv._compat import require
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
 from lightning_rejuv.handoff.refusals import says_tied, vocabulary_size
@@ -79,9 +80,10 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
     try:
+        require("transformers", "Loading it")
         from transformers import AutoTokenizer
-    except ImportError:
-        yield Finding("tokenizer", None, f"{size} tokens; transformers is not installed: not loaded")
+    except ImportError as error:
+        yield Finding("tokenizer", None, f"{size} tokens; not loaded: {error}")
         return
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)

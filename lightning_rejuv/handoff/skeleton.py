@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_rejuv._compat import require
 from lightning_rejuv.handoff.checkpoint import CONFIG, read_json
 from lightning_rejuv.handoff.disk_names import to_disk_layout
 
@@ -33,7 +34,7 @@ def expected_tensors(directory: Path) -> Expected | None:
         ImportError: transformers is not installed.
         ValueError: the config does not make a model.
     """
-    import transformers
+    transformers = require("transformers", "The architecture")
 
     kind = read_json(directory / CONFIG).get("model_type")
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:

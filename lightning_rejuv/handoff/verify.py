@@ -118,10 +118,11 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
     try:
         from lightning_rejuv.handoff.skeleton import expected_tensors
-    except ImportError:
-        yield Finding("architecture", None, "transformers is not installed: not checked")
+
+        expected = expected_tensors(checkpoint.path)
+    except ImportError as error:
+        yield Finding("architecture", None, f"not checked: {error}")
         return
-    expected = expected_tensors(checkpoint.path)
     if expected is None:
         yield Finding("architecture", None, "transformers does not know this model: not checked")
         return

@@ -269,7 +269,8 @@ def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, toke
 
 def test_a_rendered_text_gets_no_special_token_of_the_tokenizer(tmp_path, tokenizer):
     with_processor(tokenizer, ["<s>"], ["</s>"])
-    tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w5 {% endif %}"
+    prompted = "{% if add_generation_prompt %}w5 {% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}" + prompted
     (batch,) = tokenize(read(tmp_path, tokenizer, {"messages": TALK}), tokenizer)
     assert batch["input_ids"][0].tolist() == tokenizer.apply_chat_template(TALK, return_dict=False)
 
