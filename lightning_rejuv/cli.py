@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rejuv.arguments import USAGE, parse
-from lightning_rejuv.process import Interruption, complain, emit, flush, prepare_streams
+from lightning_rejuv.process import Interruption, complain, emit, prepare_streams
 
 _FAULTS, _REFUSED, _IO = 1, 3, 4
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 parsed = parse(arguments)
             finally:
-                flush()
+                emit("")  # what argparse printed
             return _run(parsed, interruption)
     except SystemExit:
         raise
@@ -64,9 +64,11 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
         except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
             raise RuntimeError(f"a library ended the process with SystemExit({error.code!r})") from error
     if parsed.json:
-        emit(json.dumps(report.to_dict(), indent=1))  # as ASCII, which every terminal and pipe can hold
+        emit(
+            json.dumps(report.to_dict(), indent=1) + "\n"
+        )  # as ASCII, which every terminal and pipe can hold
     elif not parsed.quiet:
-        emit(str(report))
+        emit(f"{report}\n")
     return code
 
 
@@ -174,7 +176,7 @@ def _check_device(device: str | None) -> None:
     try:
         check_device(device)
     except ValueError as error:
-        raise _UsageError(f"argument --device: {error}") from error
+        raise _UsageError(str(error)) from error
 
 
 def _alpha(text: str) -> Any:

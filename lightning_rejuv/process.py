@@ -11,10 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the command to stop.
+
+    A class of its own: where KeyboardInterrupt itself passes through code that C runs as a string (imports do so),
+    Python kills itself at its end, whatever exit code was returned.
+    """
+
+
 class Interruption:
     """The signals that ask the command to stop.
 
-    Each raises KeyboardInterrupt, so that what was half written is removed. An extension module may swallow that
+    Each raises :class:`Interrupted`, so that what was half written is removed. An extension module may swallow that
     (torch does while it imports NumPy): :meth:`check` raises it again.
     """
 
@@ -30,10 +38,10 @@ class Interruption:
         """Stop if a signal has come.
 
         Raises:
-            KeyboardInterrupt: one has.
+            Interrupted: one has.
         """
         if self.signals:
-            raise KeyboardInterrupt
+            raise Interrupted
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -51,7 +59,7 @@ class Interruption:
 
     def _stop(self, number: int, _: object) -> None:
         self.signals.append(number)
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 def prepare_streams() -> None:
@@ -63,33 +71,24 @@ def prepare_streams() -> None:
             # It is closed (`>&-`): the next file that is opened, the weights perhaps, would take its number, and
             # what a library prints would be written into it.
             os.open(os.devnull, os.O_RDWR)
+    # Python has no stream for a closed descriptor, and libraries (tqdm) do not expect that.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode is no reason to fail
 
 
 def emit(text: str) -> None:
-    """Print to standard output. That nobody reads on (`| head`) is no error.
+    """Print to standard output, now: at the interpreter's end a failure would have no exit code of ours.
+
+    That nobody reads on (`| head`) is no error.
 
     Raises:
         OSError: standard output cannot be written to.
     """
     try:
-        print(text)
-        flush()
-    except BrokenPipeError:
-        _silence()
-
-
-def flush() -> None:
-    """Write what is buffered, now: at the interpreter's end a failure would have no exit code of ours.
-
-    Raises:
-        OSError: standard output cannot be written to.
-    """
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.write(text)
+        sys.stdout.flush()
     except BrokenPipeError:
         _silence()
     except OSError as error:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
 
 import pytest
 import torch
 
+import lightning_rejuv
+from lightning_rejuv import handoff
 from lightning_rejuv.cli import main
 from tests.handoff.checkpoints import known_pair, pair, tensors
 
@@ -191,12 +197,124 @@ def test_a_full_disk_and_an_interrupt(models, tmp_path, capsys, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
 
 
-def test_wrong_usage_is_exit_code_2(capsys):
-    for arguments in ([], ["fuse"], ["rejuvenate"], ["verify"], ["rejuvenate", "--dtype", "int8"]):
+def test_wrong_usage_is_exit_code_2_and_one_line(capsys):
+    for arguments in (
+        ["fuse"],
+        ["rejuvenate"],
+        ["verify"],
+        ["rejuvenate", "--dtype", "int8"],
+        ["verify", "--x"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
-    capsys.readouterr()
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "typical use" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"lightning-rejuv {lightning_rejuv.__version__}\n"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
+@pytest.mark.parametrize("command", ["rejuvenate", "diagnose"])
+def test_a_device_that_is_not_there_is_wrong_usage_before_anything_is_read(device, command, capsys):
+    out = ["--out", "nowhere/out"] if command == "rejuvenate" else []
+    nothing = ["--base", "nowhere", "--sft", "nowhere", "--calibration", "nowhere.jsonl"]
+    assert main([command, *nothing, *out, "--device", device]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(
+        "lightning-rejuv: error: Expected argument `device` to be a device that torch can use"
+    )
+    assert repr(device) in printed
+    assert printed.count("\n") == 1
+
+
+class _Panic(BaseException):
+    """As an extension module's panic: no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (IndexError("index out of range\nin self"), 3, "IndexError: index out of range in self"),
+        (KeyError("x"), 3, "KeyError: 'x'"),
+        (_Panic("rust"), 3, "_Panic: rust"),
+        (AssertionError(), 3, "AssertionError:"),
+        (SystemExit(0), 3, "SystemExit(0)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 3, "There is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 3, "There is not enough memory"),
+        (MemoryError(), 3, "There is not enough memory"),
+        (RuntimeError("CUDA error: device-side assert\nCompile with\n"), 3, "RuntimeError: CUDA error"),
+        (ImportError("needs x. Run `pip install x`."), 3, "error: needs x. Run `pip install x`."),
+        (ValueError("Expected a b"), 3, "error: Expected a b"),
+        (PermissionError(13, "Permission denied", "f"), 4, "Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_error_is_one_line_and_a_documented_exit_code(error, code, text, capsys, monkeypatch):
+    def fail(*_):
+        warnings.warn("a library's advice", stacklevel=1)
+        raise error
+
+    monkeypatch.setattr(handoff, "verify", fail)
+    assert main(["verify", "x"]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert text in printed.err
+    assert printed.err.count("\n") == 1
+    assert ("--traceback" in printed.err) == (code == 3 and type(error) not in (ValueError, ImportError)) or (
+        "memory" in text
+    )
+    assert main(["verify", "x", "--traceback"]) == code
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed
+    assert text in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_it_even_where_a_library_swallows_it(number, models, tmp_path, capsys, monkeypatch):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    fuse = ["rejuvenate", "--base", str(models[0]), "--sft", str(models[1]), "--alpha", "0.5"]
+    fuse += ["--reset-fraction", "0", "--quiet", "--out", str(tmp_path / "out")]
+
+    def swallowing(*_):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    monkeypatch.setattr("lightning_rejuv.handoff.rejuvenate.check_room", swallowing)
+    assert main(fuse) == 128 + number
+    assert "interrupted: nothing is left under the output's name" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+# A flag, what it is given, and what it is given beside.
+_FUSION = ("--alpha", "0.5", "--reset-fraction", "0")
+_IDLE = {
+    "fusion alone": [("--calibration", "c.jsonl"), ("--compute-dtype", "bfloat16"), ("--seed", "1")],
+    "a float32 output": [("--stochastic-rounding",)],
+    "diagnose": [("--device", "cpu"), ("--compute-dtype", "float32"), ("--verifier", "a:b")],
+}
+
+
+@pytest.mark.parametrize(("route", "flag"), [(route, flag) for route in _IDLE for flag in _IDLE[route]])
+def test_a_flag_without_an_effect_is_refused_by_name(route, flag, models, tmp_path, capsys):
+    common = ["--base", str(models[0]), "--sft", str(models[1])]
+    fuse = ["rejuvenate", *common, *_FUSION, "--out", str(tmp_path / "out")]
+    assert main([*(["diagnose", *common] if route == "diagnose" else fuse), *flag]) == 3
+    name = "calibration" if flag[0] == "--verifier" else flag[0].removeprefix("--")
+    assert name.replace("-", "_") in capsys.readouterr().err.replace("-", "_")
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_teaches(capsys):
@@ -223,15 +341,40 @@ def test_an_adapter_in_and_out_and_merged(tmp_path, capsys):
     base, adapter = map(str, write_adapter(tmp_path, "lora"))
     out = str(tmp_path / "out")
     fuse = ["rejuvenate", "--sft", adapter, "--quiet"]
-    assert main([*fuse, "--out", out]) == 3
-    assert "the reset and `--alpha auto` need a whole model" in capsys.readouterr().err
-    fuse += ["--reset-fraction", "0", "--alpha", "0.5"]
-    assert main([*fuse, "--out", out]) == 0
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-    assert main([*fuse, "--out", str(tmp_path / "x"), "--dtype", "float32"]) == 3
+    for more in (["--alpha", "auto"], ["--reset-fraction", "0.02"], ["--reset-fraction", "nan"]):
+        assert main([*fuse, "--out", out, *more]) == 3
+        assert "the reset and `--alpha auto` need a whole model" in capsys.readouterr().err
+    assert main([*fuse, "--out", out]) == 0  # alpha is 0.4 where nothing is said
+    half = [*fuse, "--reset-fraction", "0", "--alpha", "0.5"]
+    assert main([*half, "--out", str(tmp_path / "half")]) == 0
+    update, whole = tensors(tmp_path / "out"), tensors(tmp_path / "adapter")
+    for name, tensor in whole.items():
+        share = 0.4 if "lora_B" in name else 1.0
+        torch.testing.assert_close(update[name], share * tensor, msg=name)
+        torch.testing.assert_close(
+            tensors(tmp_path / "half")[name], (0.5 if share < 1 else 1) * tensor, msg=name
+        )
+    assert json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["alpha"] == 0.4
     assert main([*fuse, "--out", str(tmp_path / "x"), "--merge"]) == 3
     assert main([*fuse, "--out", str(tmp_path / "m"), "--merge", "--base", base]) == 0
+    assert json.loads((tmp_path / "m" / "rejuvenation.json").read_text())["alpha"] == 0.4
     assert main(["verify", str(tmp_path / "m"), "--quiet"]) == 0
+    capsys.readouterr()
+    models_only = [("--calibration", "c.jsonl"), ("--device", "cpu"), ("--compute-dtype", "float32")]
+    merged_only = [("--dtype", "float32"), ("--stochastic-rounding",), ("--seed", "1")]
+    merge = ["--merge", "--base", base]
+    for route, flags in (([], models_only + merged_only), (merge, [*models_only, ("--seed", "1")])):
+        for flag in flags:
+            assert main([*fuse, *route, "--out", str(tmp_path / "x"), *flag]) == 3
+            assert f"Expected no `{flag[0]}`" in capsys.readouterr().err
+    assert main([*fuse, *merge, "--out", str(tmp_path / "x"), "--stochastic-rounding"]) == 3
+    assert "half type" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    rounded = ["--dtype", "bfloat16", "--stochastic-rounding", "--seed"]
+    for seed in ("1", "2"):
+        assert main([*fuse, *merge, "--out", str(tmp_path / seed), *rounded, seed]) == 0
+    one, two = tensors(tmp_path / "1"), tensors(tmp_path / "2")
+    assert not all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 @pytest.mark.slow
@@ -241,3 +384,19 @@ def test_as_a_process(models, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "whole and loadable" in done.stdout
     assert done.stderr == ""
+
+
+def test_without_transformers_what_needs_it_says_how_to_install_it(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    common = ["--base", str(models[0]), "--sft", str(models[1])]
+    (tmp_path / "c.jsonl").write_text('{"prompt": "w1", "response": "w2"}')
+    install = "needs transformers, which is not installed. Run `pip install lightning-rejuv[hf]`."
+    assert main(["verify", str(models[1])]) == 0
+    assert f"not checked: The architecture {install}" in capsys.readouterr().out
+    fuse = ["rejuvenate", *common, *_FUSION, "--quiet", "--out", str(tmp_path / "fused")]
+    assert main(fuse) == 0  # fusion reads and writes files
+    calibrated = ["--calibration", str(tmp_path / "c.jsonl")]
+    for command in (["rejuvenate", *common, "--out", str(tmp_path / "out")], ["diagnose", *common]):
+        assert main([*command, *calibrated]) == 3
+        assert install in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

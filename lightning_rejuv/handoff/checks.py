@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lightning_rejuv._compat import require
 from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
 from lightning_rejuv.handoff.models import CustomCode, load_tokenizer
@@ -84,9 +85,9 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
     try:
-        import transformers  # noqa: F401
-    except ImportError:
-        yield Finding("tokenizer", None, f"{size} tokens; transformers is not installed: not loaded")
+        require("transformers", "Loading it")
+    except ImportError as error:
+        yield Finding("tokenizer", None, f"{size} tokens; not loaded: {error}")
         return
     try:
         tokenizer = load_tokenizer(checkpoint.path)

@@ -70,7 +70,7 @@ def _values(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
             yield where, json.loads(line.decode("utf-8"), strict=False)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"Expected {where} to be UTF-8 but {error.reason} at its byte {error.start}."
+                f"Expected {where} to be UTF-8 but its byte {error.start} is not ({error.reason})."
             ) from error
         except (ValueError, RecursionError) as error:
             hint = " The file holds one JSON array; write one object a line." if line.strip() == b"[" else ""

@@ -9,7 +9,6 @@ import torch
 
 from lightning_rejuv.handoff.device import check_device
 from lightning_rejuv.handoff.stream import DTYPES
-from lightning_rejuv.names import listing
 from lightning_rejuv.options import Options
 
 # The options that only the reset has.
@@ -52,7 +51,7 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
     if idle:
         alone = "" if asked.searches_alpha else " and a number for `alpha`"
         raise ValueError(
-            f"Expected no {listing([f'`{name}`' for name in idle])} with `reset_fraction=0`{alone}: it would have no "
+            f"Expected no {', '.join(f'`{name}`' for name in idle)} with `reset_fraction=0`{alone}: it would have no "
             "effect. Leave it out, or pass a `reset_fraction` above 0."
         )
     if asked.runs_the_model and beside["calibration"] is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lightning_rejuv._compat import require
 from lightning_rejuv.anchor.conversion import sources
 from lightning_rejuv.handoff.checkpoint import CONFIG, Checkpoint, read_json
 from lightning_rejuv.handoff.models import CustomCode, load_config
@@ -21,7 +22,7 @@ def skeleton(directory: Path) -> Any | None:
         CustomCode: the config needs code of its own.
         ValueError: the config does not make a model.
     """
-    import transformers
+    transformers = require("transformers", "The architecture")
 
     kind = read_json(directory / CONFIG).get("model_type")
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:

@@ -121,8 +121,8 @@ def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
         from lightning_rejuv.handoff.skeleton import loads, skeleton
 
         model = skeleton(checkpoint.path)
-    except ImportError:
-        yield Finding("architecture", None, "transformers is not installed: not checked")
+    except ImportError as error:
+        yield Finding("architecture", None, f"not checked: {error}")
         return
     except ValueError as error:
         if not custom:

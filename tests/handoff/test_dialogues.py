@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 import torch
 
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_tokenizer
 from tests.handoff.checkpoints import write_tokenizer
 
@@ -107,3 +108,224 @@ def test_a_rendered_prompt_gets_no_second_start_token(tmp_path, tokenizer):
     first, second = (tokenize([d], tokenizer)[0]["input_ids"] for d in (plain, rendered))
     assert torch.equal(first, second)
     assert int((first == start).sum()) == 1
+
+
+# What stands before and after a text, by a tokenizer's post-processor; each with the special tokens there are.
+PROCESSORS = {
+    "nothing": ([], []),
+    "bos": (["<s>"], []),
+    "eos": ([], ["</s>"]),
+    "both": (["<s>"], ["</s>"]),
+    "as BERT": (["<|user|>"], ["<|assistant|>"]),
+    "two before": (["<s>", "<|user|>"], ["</s>"]),
+}
+
+
+def with_processor(tokenizer, before, after):
+    from tokenizers.processors import TemplateProcessing
+
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*before, *after}]
+    text = " ".join([*before, "$A", *after])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(text, special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize("prompt", ["w1 w2 ", "w1 <s> w2 ", ""])
+def test_prompt_and_response_are_one_text(kind, prompt, tmp_path, tokenizer):
+    """What the tokenizer makes of both as one text, with one EOS: none stands between them."""
+    before, after = PROCESSORS[kind]
+    with_processor(tokenizer, before, after)
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": prompt, "response": "w3 w4"})
+    (batch,) = tokenize([dialogue], tokenizer)
+    words = [*before, *prompt.split(), "w3", "w4", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == words
+    labels = batch["labels"][0]
+    assert tokenizer.convert_ids_to_tokens(labels[labels != -100].tolist()) == ["w3", "w4", "</s>"]
+    if after == ["</s>"]:
+        assert batch["input_ids"][0].tolist() == tokenizer(f"{prompt}w3 w4")["input_ids"]
+
+
+@pytest.mark.parametrize("flags", [{"add_bos_token": True}, {"add_eos_token": True}, {}])
+def test_a_sentencepiece_like_tokenizer_with_flags(flags, tmp_path):
+    """The response begins as in the whole text: without the space that is put before a text of its own."""
+    from transformers import LlamaTokenizer
+
+    words = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b", "ab", "▁ab", ":"]
+    tokenizer = LlamaTokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b"), ("▁", "ab")],
+        **flags,
+    )
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": "a:", "response": "b a"})
+    (batch,) = tokenize([dialogue], tokenizer)
+    start = ["<s>"] if tokenizer("a")["input_ids"][0] == 1 else []
+    tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    assert tokens == [*start, "▁a", ":", "b", "▁a", "</s>"]
+
+
+@pytest.mark.parametrize("end", ["</s>", "<|assistant|>", "<|assistant|>\n", "</s> \n", "w9", "w9\n"])
+def test_a_turn_ends_once(end, tmp_path, tokenizer):
+    """With any special token, or one of generation_config.json's EOS (w9 here), perhaps before a line break."""
+    (tmp_path / "tokenizer" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [tokenizer.convert_tokens_to_ids("w9")]})
+    )
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": "w1 ", "response": f"w3 {end}"})
+    assert dialogue.response == f"w3 {end}"
+    (batch,) = tokenize([dialogue], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == ["w1", "w3", end.strip()]
+
+
+@pytest.mark.parametrize("end", ["<pad>", "<s>", "<unk>", "w9", "<|added|>"])
+def test_what_ends_no_turn_is_ended(end, tmp_path, tokenizer):
+    """Tokens that begin, fill or stand for something; a word; and an added token that is not special."""
+    tokenizer.add_tokens(["<|added|>"])
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": "w1 ", "response": f"w3 {end}"})
+    assert dialogue.response == f"w3 {end}</s>"
+
+
+def test_a_tokenizer_without_eos_takes_the_models_or_its_own_last_token(tmp_path, tokenizer):
+    tokenizer.eos_token = None
+    line = {"prompt": "w1 ", "response": "w3"}
+    assert read(tmp_path, tokenizer, line)[0].response == "w3"
+    with_processor(tokenizer, *PROCESSORS["as BERT"])
+    assert read(tmp_path, tokenizer, line)[0].response == "w3<|assistant|>"
+    file = tmp_path / "tokenizer" / "generation_config.json"
+    file.write_text('{"eos_token_id": 2}')
+    assert read(tmp_path, tokenizer, line)[0].response == "w3</s>"
+    for malformed in ("{", "[]", '{"eos_token_id": [null, "x", -1, 10000]}'):
+        file.write_text(malformed)
+        assert read(tmp_path, tokenizer, line)[0].response == "w3<|assistant|>"
+
+
+TOOLS = [{"type": "function", "function": {"name": "w8", "parameters": {"default": None}}}]
+TOOL_TEMPLATE = (
+    "{% if tools %}w9 {{ tools[0]['function']['name'] }} {% endif %}{% if documents %}{{ documents[0]['text'] }} "
+    "{% endif %}{% for m in messages %}<|{{ m['role'] }}|> {% if m['role'] == 'assistant' and thinking_on "
+    "is defined and thinking_on %}w7 {% endif %}{% if m['content'] %}{{ m['content'] }} {% endif %}"
+    "{% if m['tool_calls'] is defined %}{{ m['tool_calls'][0]['function']['name'] }} {% endif %}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+TALK = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w3"}]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tools_and_what_else_the_template_reads_are_given_to_it(tools, tmp_path, tokenizer):
+    tokenizer.chat_template = TOOL_TEMPLATE
+    line = {"messages": TALK, "tools": tools, "documents": [{"text": "w5"}], "id": 3, "namespace": "x"}
+    (found,) = read(tmp_path, tokenizer, line)
+    assert (found.prompt, found.response) == ("w9 w8 w5 <|user|> w1 <|assistant|> ", "w3 </s>")
+    for more in ({"thinking_on": True}, {"chat_template_kwargs": {"thinking_on": True}}):
+        (found,) = read(tmp_path, tokenizer, {"messages": TALK, **more})
+        assert (found.prompt, found.response) == ("<|user|> w1 <|assistant|> ", "w7 w3 </s>")
+    for nothing in (None, [], ""):
+        assert read(tmp_path, tokenizer, {"messages": TALK, "tools": nothing})[0].prompt.startswith(
+            "<|user|>"
+        )
+
+
+def test_a_call_of_a_tool_is_a_response(tmp_path, tokenizer):
+    tokenizer.chat_template = TOOL_TEMPLATE
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w8"}}]}
+    plain = {"role": "user", "content": "w1", "tool_calls": None}  # a table's null
+    (found,) = read(tmp_path, tokenizer, {"messages": [plain, call], "tools": TOOLS})
+    assert (found.prompt, found.response) == ("w9 w8 <|user|> w1 <|assistant|> ", "w8 </s>")
+    result = {"role": "tool", "content": "w2"}
+    (found,) = read(tmp_path, tokenizer, {"messages": [plain, call, result, TALK[1]], "tools": TOOLS})
+    assert found.prompt.endswith("<|assistant|> w8 </s><|tool|> w2 <|assistant|> ")
+    with pytest.raises(ValueError, match="to end with the assistant's"):
+        read(tmp_path, tokenizer, {"messages": [plain, call, result], "tools": TOOLS})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tools": "["}, "Expected `tools` in line 1 .* JSON of one"),
+        ({"tools": {"type": "function"}}, "Expected `tools` in line 1 .* list of objects"),
+        ({"tools": ["f"]}, "Expected `tools` in line 1 .* list of objects"),
+        ({"chat_template_kwargs": [1]}, "Expected `chat_template_kwargs` in line 1"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "cannot render line 1"),
+    ],
+)
+def test_what_a_template_cannot_be_given_is_refused_by_its_line(more, message, tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, tokenizer, {"messages": TALK, **more})
+
+
+def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, tokenizer):
+    first = json.dumps({"prompt": "w1", "response": "w2"})
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="cannot render line 2 .* roles must alternate"):
+        read(tmp_path, tokenizer, first, {"messages": TALK})
+    # As templates that leave earlier thinking out: the last turn is rendered in another way than it is prompted.
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> w7 {% endif %}"
+    )
+    with pytest.raises(ValueError, match="line 2 .* does not begin with its prompt"):
+        read(tmp_path, tokenizer, first, {"messages": TALK})
+
+
+def test_a_rendered_text_gets_no_special_token_of_the_tokenizer(tmp_path, tokenizer):
+    with_processor(tokenizer, ["<s>"], ["</s>"])
+    prompted = "{% if add_generation_prompt %}w5 {% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}" + prompted
+    (batch,) = tokenize(read(tmp_path, tokenizer, {"messages": TALK}), tokenizer)
+    assert batch["input_ids"][0].tolist() == tokenizer.apply_chat_template(TALK, return_dict=False)
+
+
+# Python's str.splitlines() ends a line at each of these; JSON Lines does not.
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\u0085", "\v", "\f", "\x1c", "\x1d", "\x1e", "\r"])
+def test_a_line_ends_at_a_line_feed_only(inside, tmp_path, tokenizer):
+    file = tmp_path / "x.jsonl"
+    text = json.dumps({"prompt": "w1 ? w5 ", "response": "w2"}).replace("?", inside)
+    file.write_bytes(f"{text}\n{text}\r\n\n \n{text}".encode())
+    assert [d.prompt for d in read_dialogues(file, tokenizer)] == [f"w1 {inside} w5 "] * 3
+
+
+def test_a_byte_order_mark_and_gzip_are_read(tmp_path, tokenizer):
+    text = json.dumps({"prompt": "w1", "response": "wé"}, ensure_ascii=False)
+    plain, packed = tmp_path / "x.jsonl", tmp_path / "x.jsonl.gz"
+    plain.write_bytes(text.encode("utf-8-sig"))
+    packed.write_bytes(gzip.compress(f"{text}\n{text}\n".encode()))
+    assert read_dialogues(plain, tokenizer) == read_dialogues(packed, tokenizer)[:1]
+    assert len(read_dialogues(packed, tokenizer)) == 2
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(ValueError, match=r"x\.jsonl\.gz' to be a whole gzip file"):
+        read_dialogues(packed, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b'{"prompt": "w1", "response": "w2"}\n{"prompt": "\xff"}',
+            "line 2 of .* to be UTF-8 but its byte 12",
+        ),
+        ('{"prompt": "w1", "response": "w2"}'.encode("utf-16"), r"x\.jsonl' to be JSONL .* text in UTF-16"),
+        (b"\x28\xb5\x2f\xfd1234", "Zstandard"),
+        (b"PAR1....PAR1", "a Parquet file"),
+        (b'[\n{"prompt": "w1", "response": "w2"}\n]', "one JSON array; write one object a line"),
+        (b'[{"prompt": "w1", "response": "w2"}]', "line 1 .* of the form"),
+        (b"", "the file is empty"),
+        (b"[" * 100_000, "line 1 .* to be JSON"),
+    ],
+)
+def test_files_of_another_form_are_refused_by_name(content, message, tmp_path, tokenizer):
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_dialogues(file, tokenizer)
+
+
+def test_a_pair_longer_than_the_context_is_refused_by_its_number(tmp_path, tokenizer):
+    dialogues = read(tmp_path, tokenizer, *({"prompt": "w1 ", "response": "w2 " * n} for n in (5, 6)))
+    assert tokenize(dialogues, tokenizer, context=8)[0]["input_ids"].shape == (2, 8)
+    with pytest.raises(
+        ValueError, match="Expected pair 2 to fit into the model's 7 positions but it has 8 tokens"
+    ):
+        tokenize(dialogues, tokenizer, context=7)
+    assert context_of({"max_position_embeddings": 7}) == context_of({"n_positions": 7}) == 7
+    assert context_of({"text_config": {"max_position_embeddings": 7}}) == 7
+    assert context_of({}) is context_of({"max_position_embeddings": None}) is None

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+
+import pytest
+import torch
+
+from lightning_rejuv.handoff import merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
+from lightning_rejuv.handoff.options import applied, check_options
+from lightning_rejuv.options import Options
+from tests.handoff.checkpoints import known_pair, tensors
+
+FIXED = {"alpha": 0.5, "reset_fraction": 0.1}
+# One that differs from the default and shows in the weights, and what is needed for it to show.
+OPTIONS = {
+    "alpha": (0.2, FIXED),
+    "reset_fraction": (0.4, FIXED),
+    "omega": (0.5, FIXED),
+    "positions": ("entropy_gap", FIXED),
+    "positions_per_response": (4, FIXED),
+    "quantity": ("target_logit", FIXED),
+    "rank_by": ("random", FIXED),
+    "scope": ("module", FIXED),
+    "budget": ("union", {**FIXED, "quantity": "target_logit", "positions_per_response": 4}),
+    "alpha_target": (1e-6, {"alpha": "auto", "reset_fraction": 0}),
+    "calibration": ("other.jsonl", FIXED),
+    "dtype": ("bfloat16", FIXED),
+    "rounding": ("stochastic", {**FIXED, "dtype": "bfloat16"}),
+    "seed": (1, {**FIXED, "rank_by": "random"}),
+}
+# These show elsewhere, and have tests of their own.
+OTHERS = {"base", "sft", "out", "device", "compute_dtype", "bar"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base and an SFT model, and two calibration sets with tokens that the base does not expect, too."""
+    root = tmp_path_factory.mktemp("models")
+    base, sft, calibration = known_pair(root)
+    lines = calibration.read_text().splitlines()
+    strange = [
+        json.dumps({"prompt": f"w{i} w{i + 3}", "response": f"w{i + 9} w1 w{i + 2}"}) for i in range(6)
+    ]
+    calibration.write_text("\n".join([*lines[:6], *strange]))
+    (root / "other.jsonl").write_text("\n".join(reversed([*lines[6:], *strange[:2]])))
+    return base, sft, calibration
+
+
+def run(models, out, **options):
+    base, sft, calibration = models
+    given = {"calibration": calibration, **options}
+    given["calibration"] = base.parent / given["calibration"]
+    report = rejuvenate_checkpoint(base, sft, out, **given)
+    found = tensors(out)
+    shutil.rmtree(out)
+    return found, report
+
+
+@pytest.fixture(scope="module")
+def usual(models, tmp_path_factory):
+    """What is written with options that several tests begin with, made once."""
+    made = {}
+
+    def get(options):
+        key = json.dumps(options)
+        if key not in made:
+            made[key] = run(models, tmp_path_factory.mktemp("usual") / "out", **options)
+        return made[key]
+
+    return get
+
+
+def test_every_option_has_a_test():
+    assert {*OPTIONS, *OTHERS} == set(inspect.signature(rejuvenate_checkpoint).parameters)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_is_ignored_on_disk(name, models, usual, tmp_path):
+    value, needed = OPTIONS[name]
+    without, before = usual(needed)
+    found, report = run(models, tmp_path / "out", **{**needed, name: value})
+    assert not all(
+        found[n].dtype == tensor.dtype and torch.equal(found[n], tensor) for n, tensor in without.items()
+    )
+    said = report.options[name]
+    assert said.endswith(value) if name == "calibration" else said == value
+    changed = {key for key in report.options if report.options[key] != before.options[key]}
+    assert changed == {name}
+
+
+def test_where_and_in_which_dtype_models_run(models, usual, tmp_path):
+    _, report = usual(FIXED)
+    assert (report.options["device"], report.options["compute_dtype"]) == ("cpu", "float32")
+    _, half = run(models, tmp_path / "out", **FIXED, compute_dtype="bfloat16")
+    assert half.options["compute_dtype"] == "bfloat16"
+    assert half.attribution["entropy_sft"] != report.attribution["entropy_sft"]
+
+
+def test_the_report_holds_what_was_applied(models, usual, tmp_path):
+    fields = {*vars(Options()), "calibration", "device", "dtype", "compute_dtype"} - {"optimizer_state"}
+    _, whole = usual(FIXED)
+    base, sft, _ = models
+    alone = rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0)
+    assert set(whole.options) == set(alone.options) == fields
+    nothing_done_with = {name for name, value in alone.options.items() if value is None}
+    assert nothing_done_with == {
+        *("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget"),
+        *("calibration", "device", "compute_dtype", "dtype", "alpha_target"),
+    }
+    assert json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["options"] == alone.options
+
+
+IDLE = {
+    "omega": 0.5,
+    "positions": "entropy_gap",
+    "positions_per_response": 2,
+    "quantity": "target_logit",
+    "rank_by": "random",
+    "scope": "layer",
+    "calibration": "c.jsonl",
+    "device": "cuda",
+    "compute_dtype": "bfloat16",
+    "seed": 1,
+    "alpha_target": 1.0,
+    "rounding": "stochastic",
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_what_has_no_effect_on_a_fusion_is_refused_by_name(name, models, tmp_path):
+    base, sft, _ = models
+    with pytest.raises(ValueError, match=f"`?{name}"):
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, **{name: IDLE[name]})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "Expected argument `device`"),
+        ({"compute_dtype": "int8"}, "Expected argument `compute_dtype`"),
+        ({"dtype": "int8"}, "Expected argument `dtype`"),
+        ({"seed": 2**70}, "Expected argument `seed`"),
+        ({"seed": "x"}, "Expected argument `seed`"),
+        ({"rounding": "up"}, "Expected argument `rounding`"),
+        ({"alpha": "support_retention"}, "needs no verifier"),
+        ({"calibration": None}, "Expected calibration data"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_a_file_is_opened(options, message, tmp_path):
+    given = {"calibration": "nowhere.jsonl", **options}
+    with pytest.raises(ValueError, match=message):
+        rejuvenate_checkpoint(tmp_path / "nowhere", tmp_path / "nowhere", tmp_path / "out", **given)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer_state", "stochastic_rounding", "loss", "verifier", "resize_vocabulary"]
+)
+def test_options_that_a_directory_has_none_of_are_unknown(name, tmp_path):
+    for function in (rejuvenate_checkpoint, merge_adapter, rejuvenate_adapter):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            function(base="base", sft="sft", out="out", **{name: "keep"})
+
+
+def test_a_partial_effect_is_an_effect():
+    """Alpha is searched without a reset: models run, and only what the reset has is idle."""
+    beside = {"calibration": "c.jsonl", "device": "cpu", "dtype": None, "compute_dtype": "bfloat16"}
+    searched = Options(alpha="auto", reset_fraction=0, seed=3)
+    check_options(searched, beside)
+    found = applied(searched, beside)
+    assert (found["seed"], found["compute_dtype"], found["omega"]) == (3, "bfloat16", None)
+    with pytest.raises(ValueError, match=r"Expected no `omega`, `scope` with `reset_fraction=0`: it"):
+        check_options(Options(alpha="auto", reset_fraction=0, omega=0.5, scope="layer"), beside)
