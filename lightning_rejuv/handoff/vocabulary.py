@@ -124,7 +124,9 @@ def _same_tokens(one: Path, two: Path) -> bool:
         return False
     if files[0] == "tokenizer.json":  # it holds everything
         return _same_bytes(one / files[0], two / files[0])
-    return all(_same_bytes(one / name, two / name) for name in (*files, *_BESIDE)) and _added(one) == _added(two)
+    return all(_same_bytes(one / name, two / name) for name in (*files, *_BESIDE)) and _added(one) == _added(
+        two
+    )
 
 
 def _same_bytes(one: Path, two: Path) -> bool:
