@@ -108,7 +108,10 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "Qwen2VL": {"vision_config": _QWEN_VISION, "text_config": {**_TEXT, "rope_scaling": _ROPE}},
     "Qwen2_5_VL": {"vision_config": _QWEN_VISION, "text_config": {**_TEXT, "rope_scaling": _ROPE}},
     "Qwen3VL": {"vision_config": _QWEN_VISION, "text_config": {**_TEXT, "rope_scaling": _ROPE}},
-    "Qwen3VLMoe": {"vision_config": _QWEN_VISION, "text_config": {**_TEXT, **_EXPERTS, "rope_scaling": _ROPE}},
+    "Qwen3VLMoe": {
+        "vision_config": _QWEN_VISION,
+        "text_config": {**_TEXT, **_EXPERTS, "rope_scaling": _ROPE},
+    },
     "SmolVLM": {"vision_config": _VISION, "text_config": {"model_type": "llama", **_TEXT}},
     "VipLlava": {
         "vision_config": {"model_type": "clip_vision_model", **_VISION},
