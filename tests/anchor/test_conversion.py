@@ -94,12 +94,16 @@ def test_constants_of_older_releases_and_multi_token_prediction_may_stand_in_the
     names = match(model, anchor)
     assert all(torch.equal(anchor.tensor(names[n]), p) for n, p in model.named_parameters())
     rewrite(tmp_path, lambda state: {**state, "model.layers.0.extra.weight": torch.ones(2)})
-    with pytest.raises(ValueError, match=r"tensors that the model does not have: \['model.layers.0.extra.weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"tensors that the model does not have: \['model.layers.0.extra.weight'\]"
+    ):
         match(model, Anchor.open(tmp_path).read_as(model))
 
 
 @pytest.mark.parametrize(("said", "fits"), [(1, True), (0, False)])
-def test_the_layer_after_the_last_is_for_multi_token_prediction_where_the_config_says_so(said, fits, tmp_path):
+def test_the_layer_after_the_last_is_for_multi_token_prediction_where_the_config_says_so(
+    said, fits, tmp_path
+):
     from tests.handoff.checkpoints import edit_config
 
     model = make("deepseek_v3", 0)

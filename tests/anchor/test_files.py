@@ -17,7 +17,9 @@ _META = {"format": "pt"}
 _INDEX = "model.safetensors.index.json"
 
 
-def shards(path, state, value, names=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
+def shards(
+    path, state, value, names=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+):
     parts = [dict(list(state.items())[:3]), dict(list(state.items())[3:])]
     for name, part in zip(names, parts, strict=True):
         save_file({k: torch.full_like(v, value) for k, v in part.items()}, path / name, _META)
@@ -46,7 +48,12 @@ def named(path, state, value):
         (whole, lambda p, s, v: whole(p, s, v, "consolidated.safetensors")),
         (lambda p, s, v: shards(p, s, v, ("a.safetensors", "b.safetensors")), shards),
         (whole, shards, named),
-        (whole, lambda p, s, v: torch.save({k: torch.full_like(t, v) for k, t in s.items()}, p / "pytorch_model.bin")),
+        (
+            whole,
+            lambda p, s, v: torch.save(
+                {k: torch.full_like(t, v) for k, t in s.items()}, p / "pytorch_model.bin"
+            ),
+        ),
     ],
 )
 def test_both_routes_read_what_transformers_loads(layout, tmp_path):
