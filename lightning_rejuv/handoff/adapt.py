@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.access.edit import lerp_
-from lightning_rejuv.handoff.adapter import Adapter, check_given, open_adapter
+from lightning_rejuv.anchor.tensors import is_head
+from lightning_rejuv.handoff.adapter import Adapter, check_given, check_trained, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -25,6 +25,8 @@ from lightning_rejuv.handoff.header import build_header
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.sidecar import copy_sidecar, links_out
+from lightning_rejuv.handoff.skeleton import names_on_disk
+from lightning_rejuv.handoff.tied_head import tied_embedding
 from lightning_rejuv.handoff.write_report import check_apart, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import bridge, listing
@@ -56,9 +58,9 @@ def rejuvenate_adapter(
         FileExistsError: the output exists.
     """
     check_given(alpha)
-    source, target = Path(sft), Path(out)
+    source, target = Path(sft).expanduser(), Path(out).expanduser()
     check_free(target)
-    check_apart(target, source, *([Path(base)] if base else []))
+    check_apart(target, source, *([Path(base).expanduser()] if base else []))
     adapter, warnings = open_adapter(source), links_out(source)
     dora = [module for module, lora in adapter.loras.items() if lora.dora]
     if dora:
@@ -71,6 +73,7 @@ def rejuvenate_adapter(
     alphas = alpha_by_name(alpha, names)
     files, theirs = adapter.files, open_checkpoint(base, "base") if base and adapter.whole else None
     replaced = _replaced(adapter, theirs)
+    check_trained(adapter, theirs, {stored: name for stored, (_, name) in replaced.items()})
     factors = {
         lora.parts[part]: alphas[f"{lora.module}.weight"]
         for lora in adapter.loras.values()
@@ -138,19 +141,23 @@ def _replaced(adapter: Adapter, base: Checkpoint | None) -> Mapping[str, tuple[s
     return {stored: (name, names[name]) for name, stored in adapter.whole.items()}
 
 
-def base_names(names: list[str], base: Checkpoint) -> dict[str, Any]:
-    """Return the base's names on disk of some of the model's parameters.
+def base_names(names: list[str], base: Checkpoint) -> dict[str, str]:
+    """Return the base's names on disk of some of the model's parameters; a tied head's is its embedding's.
 
     Raises:
-        ValueError: the base's files hold a parameter under another name or in another layout.
+        ValueError: the base's files hold a parameter in another layout, or do not hold it.
     """
-    rename = bridge([[name] for name in names], base.place.keys())
-    if rename is None:
-        missing = [name for name in names if name not in base.place]
+    embedding = tied_embedding(base) if any(map(is_head, names)) else None
+    wanted = [name for name in names if not (embedding and is_head(name))]
+    rename: Callable[[str], str] | None = bridge([[name] for name in wanted], base.place.keys())
+    if wanted and rename is None:
+        loaded = names_on_disk(base)
+        rename = loaded.__getitem__ if all(name in loaded for name in wanted) else None
+    if wanted and rename is None:
+        missing = [name for name in wanted if name not in base.place]
         raise ValueError(
             f"Expected the base {str(base.path)!r} to hold {listing(missing)} but its tensors are "
-            f"{listing(base.place)}. If it stores them in another layout, merge the adapter with PEFT and "
-            "pass the "
+            f"{listing(base.place)}. If it stores them in another layout, merge the adapter with PEFT and pass the "
             "merged model; if it is another model, pass the one that the adapter was trained on."
         )
-    return {name: rename(name) for name in names}
+    return {name: rename(name) if rename and name in wanted else str(embedding) for name in names}

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rejuv.access.adapters import check_config
-from lightning_rejuv.handoff.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint, PathLike, read_json
+from lightning_rejuv.handoff.checkpoint import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    Checkpoint,
+    PathLike,
+    read_json,
+    reading,
+)
 from lightning_rejuv.handoff.header import read_header
 from lightning_rejuv.names import listing
 from lightning_rejuv.options import Options
@@ -66,7 +73,7 @@ class Adapter:
 
 def is_adapter(path: PathLike) -> bool:
     """Whether a directory holds a PEFT adapter instead of a model."""
-    return (Path(path) / ADAPTER_CONFIG).is_file()
+    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 
 def check_given(alpha: Any) -> None:
@@ -91,7 +98,7 @@ def open_adapter(path: PathLike) -> Adapter:
         FileNotFoundError: a file is missing.
         ValueError: it is not LoRA, or of a kind whose fusion with the base is not a scaled adapter.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     config = read_json(root / ADAPTER_CONFIG)
     if not (root / ADAPTER).is_file():
         raise FileNotFoundError(
@@ -124,6 +131,38 @@ def open_adapter(path: PathLike) -> Adapter:
     whole |= {n: stored for n, stored in frozen.items() if n.removesuffix(".weight") not in parts}
     loras = {module: _lora(root, module, found, config, place) for module, found in parts.items()}
     return Adapter(Checkpoint(root, {}, {ADAPTER: header}, place, None), config, loras, whole)
+
+
+def check_trained(adapter: Adapter, base: Checkpoint | None, replaced: dict[str, str]) -> None:
+    """Refuse an adapter that changes nothing: every update is zero and every whole tensor is the base's.
+
+    Args:
+        adapter: the adapter.
+        base: the base, for whole tensors.
+        replaced: the base's names on disk of whole tensors, by their names in the adapter's file.
+
+    Raises:
+        ValueError: there is nothing to pull back.
+    """
+    with reading(adapter.files, base or adapter.files) as (files, theirs):
+        for lora in adapter.loras.values():
+            first, second = (
+                ("lora_embedding_A", "lora_embedding_B") if lora.embedding else ("lora_A", "lora_B")
+            )
+            product = all(bool(files.read(lora.parts[part]).any()) for part in (first, second))
+            bias = "lora_B.bias" in lora.parts and bool(files.read(lora.parts["lora_B.bias"]).any())
+            if product or bias or lora.dora:
+                return
+        for stored in adapter.whole.values():
+            if stored not in replaced:
+                return
+            ours, other = files.tensor(stored), theirs.tensor(replaced[stored])
+            if ours.shape != other.shape or bool((ours.double() != other.double()).any()):
+                return
+    raise ValueError(
+        f"The adapter {str(adapter.files.path)!r} changes nothing: the SFT model equals its base in every parameter, "
+        "so that there is nothing to pull back. Was it saved before it was trained?"
+    )
 
 
 def _lora(

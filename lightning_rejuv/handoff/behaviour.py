@@ -23,7 +23,7 @@ from lightning_rejuv.handoff.checkpoint import Checkpoint
 from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
-from lightning_rejuv.handoff.reset import anchor_for
+from lightning_rejuv.handoff.reset import anchor_for, loadable
 from lightning_rejuv.sampling import sample_with_generate
 
 TextVerifier = Callable[[str, str], Any]
@@ -85,7 +85,7 @@ def measure_behaviour(
     Raises:
         ValueError: malformed calibration data, or no sampled response that the verifier accepts.
     """
-    model = load_model(sft.path, device, dtype)
+    model = load_model(loadable(sft, scratch), device, dtype)
     tokenizer = load_tokenizer(sft.path)
     pairs = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
     batches = batches_for(model, pairs)

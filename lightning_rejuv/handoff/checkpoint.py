@@ -40,6 +40,7 @@ class Checkpoint:
         place: the file name and the entry of every tensor, by its name on disk.
         index: the index file's content, None where one file holds everything.
         left_out: weight files in the directory that no loader reads: of an earlier save, or of a variant.
+        renamed: whether ``place`` has other names than the files.
         made: what puts tensors together that stand in ``place`` and in no file, by name.
     """
 
@@ -49,6 +50,7 @@ class Checkpoint:
     place: dict[str, tuple[str, Entry]]
     index: dict[str, Any] | None
     left_out: tuple[str, ...] = ()
+    renamed: bool = False
     made: Mapping[str, Callable[[Read], Tensor]] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry:

@@ -150,7 +150,7 @@ def _renamed(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
     index = checkpoint.index
     if index is not None:
         index = {**index, "weight_map": {names[n]: file for n, file in index["weight_map"].items()}}
-    return replace(checkpoint, shards=shards, place=place, index=index)
+    return replace(checkpoint, shards=shards, place=place, index=index, renamed=True)
 
 
 def _unwrapped(names: Iterable[str]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def names_once_loaded(model: Any, sft: Checkpoint, base: Checkpoint) -> Loaded:
     made = _Made(base)
     ours: dict[str, str] = {}
     theirs: dict[str, str] = {}
-    alike = set()
+    done = set()
     for source in sources(model, sft.place):
         if source.converter is None:
             ours[source.names[0]] = source.target
@@ -58,15 +58,19 @@ def names_once_loaded(model: Any, sft: Checkpoint, base: Checkpoint) -> Loaded:
         ours |= dict(zip(source.names, common, strict=True))
         other = parts.get(source.target)
         if other is not None and other.patterns == source.patterns:
-            alike.add(source.target)
+            done.add(source.target)
             theirs |= dict(zip(common, other.names, strict=True))
         else:
-            inside = [parts.get(name) for name in source.tensors(_without_memory(sft))]
-            theirs |= made.add(source, _taken_apart(model, source, inside))
+            inside = source.tensors(_without_memory(sft)).keys()
+            found = made.add(source, _taken_apart(model, source, [parts.get(name) for name in inside]))
+            theirs |= found
+            done |= inside if found else set()
     for source in parts.values():
+        if source.target in done:
+            continue
         if source.converter is None:
             theirs[source.target] = source.names[0]
-        elif source.target not in alike:
+        else:
             theirs |= made.add(source, source.tensors)
     return Loaded(ours, theirs, made.checkpoint())
 

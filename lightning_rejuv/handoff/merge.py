@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
+from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapt import base_names
-from lightning_rejuv.handoff.adapter import Adapter, Lora, check_given, open_adapter
+from lightning_rejuv.handoff.adapter import Adapter, Lora, check_given, check_trained, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
     ADAPTER,
     INDEX,
@@ -38,6 +39,7 @@ from lightning_rejuv.handoff.stream import (
     output_size,
     rows_of,
 )
+from lightning_rejuv.handoff.tied_head import check_still_tied, tied_embedding
 from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
@@ -81,13 +83,15 @@ def merge_adapter(
     check_given(alpha)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
-    root, source, target = Path(base), Path(sft), Path(out)
+    root, source, target = (Path(path).expanduser() for path in (base, sft, out))
     check_free(target)
     check_apart(target, root, source)
     adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
     check_fusable(theirs, "base")
     warnings = (*links_out(root), *links_out(source))
-    touched = _touched(adapter, theirs)
+    touched, heads = _touched(adapter, theirs)
+    _check_tied(adapter, theirs, touched, heads)
+    check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
     _check_tokens(source, theirs)
     recipe = Recipe(
         alpha_by_name(alpha, list(touched)), DTYPES[dtype] if dtype else None, rounding == "stochastic", seed
@@ -187,12 +191,37 @@ class _MergedRows:
         return self._held[1]
 
 
-def _touched(adapter: Adapter, base: Checkpoint) -> dict[str, Lora | str]:
-    """For every tensor of the base that SFT changed: the update, or the name of what replaces it."""
+def _check_tied(
+    adapter: Adapter, base: Checkpoint, touched: dict[str, Lora | str], heads: list[tuple[str, Lora | str]]
+) -> None:
+    name = tied_embedding(base)
+    if name is None or (name not in touched and not heads):
+        return
+    with reading(base, adapter.files) as (reader, files):
+
+        def rows(update: Lora | str | None) -> _MergedRows | None:
+            return None if update is None else _MergedRows(adapter, {name: update}, reader, files)
+
+        head = heads[0][1] if heads else None
+        saved = any(is_head(f"{module}.weight") for module in adapter.config.get("modules_to_save") or ())
+        alone = name not in touched and (isinstance(head, Lora) or saved)
+        check_still_tied(
+            base, reader, name, {"embedding": rows(touched.get(name)), "head": rows(head)}, alone
+        )
+
+
+def _touched(
+    adapter: Adapter, base: Checkpoint
+) -> tuple[dict[str, Lora | str], list[tuple[str, Lora | str]]]:
+    """For every tensor of the base that SFT changed: the update, or the name of what replaces it.
+
+    Apart from them, with the embedding's name, those of a head that the base ties to its embedding.
+    """
     wanted = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
     names = base_names(wanted, base)
     transposed = bool(adapter.config.get("fan_in_fan_out"))
     touched: dict[str, Lora | str] = {}
+    heads: list[tuple[str, Lora | str]] = []
     for module, lora in adapter.loras.items():
         name = names[f"{module}.weight"]
         if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or transposed)):
@@ -204,11 +233,17 @@ def _touched(adapter: Adapter, base: Checkpoint) -> dict[str, Lora | str]:
         columns = adapter.files.entry(lora.parts[prefix + "A"]).shape[1]
         shape = (columns, rows) if lora.embedding or transposed else (rows, columns)
         _check_shape(name, shape, base)
-        touched[name] = lora
+        if is_head(f"{module}.weight") and not is_head(name):
+            heads.append((name, lora))
+        else:
+            touched[name] = lora
     for name, stored in adapter.whole.items():
         _check_shape(names[name], adapter.files.entry(stored).shape, base)
-        touched[names[name]] = stored
-    return touched
+        if is_head(name) and not is_head(names[name]):
+            heads.append((names[name], stored))
+        else:
+            touched[names[name]] = stored
+    return touched, heads
 
 
 def _check_shape(name: str, shape: tuple[int, ...], base: Checkpoint) -> None:

@@ -17,7 +17,6 @@ from lightning_rejuv.handoff.checkpoint import (
     PathLike,
     left_out,
     open_checkpoint,
-    read_json,
 )
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
 from lightning_rejuv.handoff.options import applied, check_options
@@ -215,7 +214,7 @@ def rejuvenate_checkpoint(
 def _write_beside(partial: Path, sft: Checkpoint, recipe: Recipe, size: int, report: HandoffReport) -> None:
     copy_sidecar(sft.path, partial, recipe.dtype)
     if sft.index is not None:
-        same = recipe.dtype is None and sft.index == read_json(sft.path / INDEX)
+        same = recipe.dtype is None and not sft.renamed
         write_file(partial / INDEX, index_bytes(sft.path) if same else new_index(sft.index, size))
     write_report(partial, sft.path, report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokeni
 from lightning_rejuv.handoff.directory import write_file
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
-from lightning_rejuv.handoff.pairing import Pairing
+from lightning_rejuv.handoff.pairing import Pair, Pairing
 from lightning_rejuv.handoff.pattern import Pattern
-from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes
+from lightning_rejuv.handoff.sidecar import copy_sidecar
 from lightning_rejuv.handoff.stream import FusionStream, Recipe
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.options import Options
@@ -69,7 +70,7 @@ def plan_on_disk(
     # Before the model, which takes minutes to load: a line that is refused is refused at once.
     tokenizer = load_tokenizer(sft.path)
     batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
-    model = load_model(sft.path, device, dtype)
+    model = load_model(loadable(sft, scratch), device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     plan = make_plan(model, targets, Data(batches), options)
     found: dict[str, Any] = {
@@ -106,11 +107,19 @@ def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     return selected
 
 
+def loadable(sft: Checkpoint, scratch: Path) -> Path:
+    """Return the directory of the SFT model, or of a copy under names that load where it was renamed."""
+    if not sft.renamed:
+        return sft.path
+    _write(sft, sft, {name: Pair(name, None) for name in sft.place}, scratch / "sft")
+    return scratch / "sft"
+
+
 def anchor_for(
     model: nn.Module, sft: Checkpoint, base: Checkpoint, pairing: Pairing, dtype: torch.dtype, scratch: Path
 ) -> Anchor:
-    """Open the base's files where they hold the model's own names and shapes, else a copy that does."""
-    anchor = Anchor.open(base.path)
+    """Open the base's files where transformers would load them into the model, else a copy that it would."""
+    anchor = Anchor.open(base.path).read_as(model)
     try:
         match(model, anchor)
         plain = pairing.rows is None or pairing.rows.identity
@@ -118,15 +127,16 @@ def anchor_for(
         plain = False
     if plain:
         return anchor
-    _aligned(sft, base, pairing, scratch)
-    return Anchor.open(load_model(scratch, "cpu", dtype))
+    # The base with the SFT model's names, vocabulary and tying: a fusion with alpha 0.
+    _write(sft, base, pairing.pairs, scratch / "base")
+    return Anchor.open(load_model(scratch / "base", "cpu", dtype))
 
 
-def _aligned(sft: Checkpoint, base: Checkpoint, pairing: Pairing, target: Path) -> None:
-    """Write the base with the SFT model's names, vocabulary and tying: a fusion with alpha 0."""
+def _write(sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path) -> None:
+    """Write what the SFT model's names stand for in the base, or in itself where they have no pair."""
+    target.mkdir()
     with FileWriter(target) as writer:
-        recipe = Recipe(dict.fromkeys(pairing.pairs, 0.0))
-        FusionStream(sft, base, pairing.pairs, recipe).write(writer, lambda _: None)
+        FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer, lambda _: None)
     copy_sidecar(sft.path, target, None)
     if sft.index is not None:
-        write_file(target / INDEX, index_bytes(sft.path))
+        write_file(target / INDEX, json.dumps(sft.index).encode())

@@ -84,3 +84,13 @@ def missing_names(checkpoint: Checkpoint) -> set[str]:
     except (ImportError, ValueError):
         return set()
     return set() if model is None else loads(model, checkpoint)["missing"]
+
+
+def names_on_disk(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the names on disk by those in memory, of tensors that loading only renames; none where unknown."""
+    try:
+        model = skeleton(checkpoint.path)
+    except (ImportError, ValueError):
+        return {}
+    found = sources(model, checkpoint.place) if model is not None else []
+    return {source.target: source.names[0] for source in found if source.converter is None}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,25 +17,16 @@ from torch import Tensor
 from lightning_rejuv._compat import require
 from lightning_rejuv.handoff.checkpoint import read_json
 from lightning_rejuv.handoff.models import CustomCode, from_local
-from lightning_rejuv.handoff.provenance import hash_file
 
 _VOCABULARY_TENSOR = re.compile(
     r"(?:^|\.)(?:embed_tokens|embed_tokens_per_layer|wte|embed_in|word_embeddings|tok_embeddings|embedding"
     r"|embeddings|shared|lm_head|embed_out|output|head|predictions\.decoder)\.(?:weight|bias)$"
 )
-_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.txt",
-    "tokenizer_config.json",
-)
-# Everything that says which token has which id: vocabularies, merges, code.
-_TOKENIZER_FILE = re.compile(
-    r"\.(?:model|tiktoken|vocab|bpe|py)$|^(?:vocab|merges|tokenizer\.|spiece|added_tokens|special_tokens)"
-)
-_NAMES_TOKENS = ("added_tokens_decoder", "additional_special_tokens", "tokenizer_class", "auto_map")
+# What holds a tokenizer's tokens, by name or by ending; and what adds some to them.
+_TOKENS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKEN_ENDINGS = (".model", ".spm", ".tiktoken", ".bpe")
+_BESIDE = ("merges.txt", "added_tokens.json", "special_tokens_map.json")
+_SETTINGS = "tokenizer_config.json"
 
 
 def is_vocabulary_tensor(name: str, shape: tuple[int, ...], size: int | None) -> bool:
@@ -74,21 +67,84 @@ def token_ids(directory: Path) -> dict[str, int] | None:
 
     Raises:
         CustomCode: the tokenizer needs code of its own.
-        ValueError: the tokenizer is malformed.
+        ValueError: the tokenizer is malformed, a link of it points nowhere, or a library that it needs is not
+            installed.
     """
-    if (directory / "tokenizer.json").is_file():
+    files = token_files(directory)
+    if not files:
+        return None
+    if files[0] == "tokenizer.json":
         try:
             return _fast_ids(json.loads((directory / "tokenizer.json").read_bytes()))
         except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{str(directory / 'tokenizer.json')!r} is not a tokenizer: {error!r:.500}."
             ) from error
-    if not any((directory / name).is_file() for name in _FILES):
-        return None
     require("transformers", "A tokenizer without `tokenizer.json`")
     from transformers import AutoTokenizer
 
-    return dict(from_local(AutoTokenizer, directory).get_vocab())
+    try:
+        tokenizer = from_local(AutoTokenizer, directory)
+    except CustomCode:
+        raise
+    except Exception as error:  # whatever a missing library or a malformed file leads to
+        raise ValueError(
+            f"Expected to read the tokenizer's {files[0]!r} in {str(directory)!r} with transformers but loading it "
+            f"ended with: {_first_sentence(error)} Install what it needs (`pip install transformers sentencepiece "
+            "tiktoken protobuf`), or load the tokenizer elsewhere and save it again, which writes tokenizer.json."
+        ) from error
+    return dict(tokenizer.get_vocab())
+
+
+def token_files(directory: Path) -> list[str]:
+    """Return the files that hold a tokenizer's tokens, the one that counts first; none where there is no tokenizer.
+
+    Raises:
+        ValueError: one is a link to a file that does not exist.
+    """
+    others = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.name.endswith(_TOKEN_ENDINGS) and path.name not in _TOKENS
+    )
+    for name in (*_TOKENS, *others, *_BESIDE, _SETTINGS):
+        path = directory / name
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"Expected the tokenizer's file {name!r} in {str(directory)!r} but it is a link to "
+                f"{os.readlink(path)!r}, which does not exist. Copy the file itself, or download the model again."
+            )
+    found = [name for name in (*_TOKENS, *others) if (directory / name).is_file()]
+    return found or [_SETTINGS] * (directory / _SETTINGS).is_file()
+
+
+def _first_sentence(error: Exception) -> str:
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return text if text.endswith(".") else text + "."
+
+
+def _same_tokens(one: Path, two: Path) -> bool:
+    """Whether two tokenizers are the same by their files alone, which no library is needed for."""
+    files = token_files(one)
+    if not files or files != token_files(two):
+        return False
+    if files[0] == "tokenizer.json":  # it holds everything
+        return _same_bytes(one / files[0], two / files[0])
+    code = {path.name for directory in (one, two) for path in directory.glob("*.py")}
+    same = all(_same_bytes(one / name, two / name) for name in (*files, *_BESIDE, *code))
+    return same and _added(one) == _added(two)
+
+
+def _same_bytes(one: Path, two: Path) -> bool:
+    if one.is_file() != two.is_file():
+        return False
+    return not one.is_file() or filecmp.cmp(one, two, shallow=False)
+
+
+def _added(directory: Path) -> Any:
+    path = directory / _SETTINGS
+    content = read_json(path) if path.is_file() else {}
+    return [content.get(key) for key in ("added_tokens_decoder", "tokenizer_class", "auto_map")]
 
 
 def _fast_ids(content: Mapping[str, Any]) -> dict[str, int]:
@@ -132,20 +188,6 @@ def row_map(sft: Mapping[str, int], base: Mapping[str, int], sft_rows: int, base
     return RowMap(rows, int(shared.sum()), int((~shared).sum()), int(moved.sum()))
 
 
-def _same_tokenizer(first: Path, second: Path) -> bool:
-    """Whether two tokenizers are made of the same files, byte for byte; their settings may differ."""
-    found = []
-    for directory in (first, second):
-        names = {
-            path.name for path in directory.iterdir() if _TOKENIZER_FILE.search(path.name) and path.is_file()
-        }
-        found.append({name: hash_file(directory / name) for name in names})
-        settings = directory / "tokenizer_config.json"
-        config = read_json(settings) if settings.is_file() else {}
-        found[-1] |= {key: json.dumps(config.get(key), sort_keys=True) for key in _NAMES_TOKENS}
-    return found[0] == found[1]
-
-
 def match_rows(sft: Path, base: Path, sft_rows: int, base_rows: int) -> RowMap:
     """Match the rows of two checkpoints' vocabularies by their tokenizers.
 
@@ -153,14 +195,16 @@ def match_rows(sft: Path, base: Path, sft_rows: int, base_rows: int) -> RowMap:
         ValueError: the numbers of rows differ and a tokenizer is missing, so that nothing says which row is
             which token; or a tokenizer needs code of its own, and the two are not made of the same files.
     """
+    if _same_tokens(sft, base):
+        rows = torch.arange(sft_rows)
+        rows[base_rows:] = -1
+        return RowMap(rows, min(sft_rows, base_rows), max(0, sft_rows - base_rows), 0)
     try:
         ids, base_ids = token_ids(sft), token_ids(base)
     except CustomCode as error:
-        if sft_rows == base_rows and _same_tokenizer(sft, base):
-            return RowMap(torch.arange(sft_rows), sft_rows, 0, 0)
         raise CustomCode(
             f"The vocabularies of {str(sft)!r} and {str(base)!r} cannot be compared without running {error} "
-            "Fusion needs both vocabularies as `tokenizer.json`, or the same tokenizer files and as many rows in both."
+            "Fusion needs both vocabularies as `tokenizer.json`, or the same tokenizer files in both."
         ) from error
     if ids is None or base_ids is None:
         if sft_rows != base_rows:

@@ -99,6 +99,38 @@ def test_a_tied_model_stays_tied(tmp_path):
         fuse(base, sft)
 
 
+@pytest.mark.parametrize("which", ["base", "sft"])
+@pytest.mark.parametrize("said", [False, None])
+def test_a_head_that_is_stored_nowhere_is_refused_and_found(which, said, models):
+    from transformers import AutoModelForCausalLM
+
+    path = dict(zip(("base", "sft"), models, strict=True))[which]
+    resave(path, lambda state: {n: t for n, t in state.items() if n != "lm_head.weight"})
+    config = json.loads((path / "config.json").read_text())
+    if said is None:  # what its kind does counts
+        del config["tie_word_embeddings"]
+    (path / "config.json").write_text(json.dumps(config))
+    _, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert info["missing_keys"] == {"lm_head.weight"}
+    with pytest.raises(ValueError, match=rf"{which}' does not tie the head .* hold no \['lm_head.weight'\]"):
+        fuse(*models)
+    assert not verify(path)
+    assert "lm_head.weight" in str(verify(path))
+
+
+def test_files_that_no_loader_reads_are_named_in_the_report(models):
+    base, sft = models
+    resave(base, lambda state: state)
+    for number in (1, 2):
+        (base / f"model-0000{number}-of-00002.safetensors").write_bytes(b"of an earlier save")
+    (sft / "model.fp16.safetensors").write_bytes(b"a variant")
+    _, report = fuse(base, sft)
+    assert len(report.warnings) == 2
+    assert "the SFT model holds weight files" in report.warnings[0]
+    assert "['model.fp16.safetensors']" in report.warnings[0]
+    assert "model-00002-of-00002.safetensors" in report.warnings[1]
+
+
 def test_integer_and_boolean_buffers_and_old_constants_come_from_the_sft_model(tmp_path):
     base, sft = pair(tmp_path, tokenizer=False)
     mask, other = torch.ones(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, dtype=torch.bool)
