@@ -82,6 +82,7 @@ def _claim(partial: Path) -> int:
             if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                 raise
             raise _taken(partial, "a link or a file") from error
+        locked = False
         try:
             if not ours and os.fstat(descriptor).st_uid != os.geteuid():
                 raise _taken(partial, "another user's directory")
@@ -91,11 +92,14 @@ def _claim(partial: Path) -> int:
                 raise BlockingIOError(
                     f"Another process is writing into {str(partial)!r}: wait for it, or choose another output."
                 ) from None
+            locked = True
             # Between opening and locking, its former owner may have renamed it to the final name.
             if _is_same(partial, descriptor):
                 _empty(descriptor)
                 return descriptor
         except BaseException:
+            if locked and ours and _is_same(partial, descriptor):
+                os.rmdir(partial)
             os.close(descriptor)
             raise
         os.close(descriptor)
