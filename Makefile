@@ -2,6 +2,8 @@
 #
 #   PYTHON=python3.12 make test          another interpreter
 #   TORCH="torch" make demo              another torch: on a CUDA machine this takes the CUDA build
+#   VENV=~/envs/mine make test           an environment of yours: it is used as it is, nothing is installed into it
+#   VENV=~/envs/mine make install        … until you say so
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,38 +12,58 @@ TORCH  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo to
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Says which checkout made the environment, from the start, so that a set-up that was cut off goes on.
+MADE  := $(VENV)/.made-by-make
+OURS  := $(or $(filter $(CURDIR),$(shell cat $(MADE) 2>/dev/null)),$(if $(filter .venv,$(VENV)),$(wildcard $(STAMP))))
+# What a target works with: our own environment, brought up to date; or somebody else's, which is only looked at.
+ENV   := $(if $(OURS),$(STAMP),$(if $(wildcard $(BIN)/python),look,$(STAMP)))
+NEEDS := torch lightning torchmetrics safetensors
 
-.PHONY: demo demo-full test slow lint docs clean help
+.PHONY: demo demo-full test slow lint docs install look clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*## /\t/' | expand -t 14
 
-demo: $(STAMP)   ## base -> excessive SFT -> rejuvenation -> RL on the retail desk: a table, a picture, TensorBoard
+demo demo-full: NEEDS += transformers matplotlib tensorboard
+test slow: NEEDS += transformers matplotlib tensorboard pytest hypothesis scipy sklearn
+test lint: NEEDS += ruff mypy
+docs: NEEDS := mkdocs material mkdocstrings
+
+demo: $(ENV)   ## base -> excessive SFT -> rejuvenation -> RL on the retail desk: a table, a picture, TensorBoard
 	$(BIN)/python -m examples.sft_to_rl.demo $(ARGS)
 
-demo-full: $(STAMP)  ## both tasks, five seeds
+demo-full: $(ENV)  ## both tasks, five seeds
 	$(BIN)/python -m examples.sft_to_rl.demo --full $(ARGS)
 
-test: $(STAMP) lint  ## the quick tests, doctests, types and style
+test: $(ENV) lint  ## the quick tests, doctests, types and style
 	$(BIN)/python -m pytest $(ARGS)
 
-slow: $(STAMP)   ## the tests that take minutes
+slow: $(ENV)   ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: $(STAMP)   ## ruff and mypy
+lint: $(ENV)   ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)   ## build the documentation into site/; warnings are errors
+docs: $(ENV)   ## build the documentation into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
-clean:           ## remove what was built, but not runs/
-	rm -rf $(VENV) site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-
-$(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+install:         ## install everything into VENV (.venv), whoever made it
+	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && echo "$(CURDIR)" > $(MADE); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+
+look:
+	@$(BIN)/python -c 'import importlib.util, sys; \
+	missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]; \
+	sys.exit("$(VENV) was not made by this Makefile, so that nothing is installed into it, and it has no " \
+	         + ", ".join(missing) + ". Run `make install VENV=$(VENV)`, or leave VENV out." if missing else 0)' $(NEEDS)
+
+clean:           ## remove what was built, but not runs/ nor an environment that was not made here
+	rm -rf $(if $(OURS),$(VENV)) site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml
+	@$(MAKE) --no-print-directory install
 	@touch $@

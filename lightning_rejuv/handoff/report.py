@@ -22,7 +22,7 @@ class HandoffReport:
         form: ``"model"`` or ``"adapter"``.
         inputs: for each role its path and the SHA-256 of its files.
         outputs: the SHA-256 of every weight file.
-        options: what was asked for.
+        options: those that were applied; None for one that nothing was done with.
         alpha: weight of the SFT model in the fusion; or one for each pattern of names.
         tensors: what was measured, by name on disk; empty where the base was not read.
         vocabulary: rows that are shared, moved and new in the SFT model; None where nothing differs.

@@ -1,0 +1,99 @@
+"""How the package is installed: where type checkers find it, what a wheel holds, and what make leaves alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """The source tree without what is beside the package and the tests."""
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "Makefile"):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    for name in ("lightning_rejuv", "tests", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.json", "*.png")
+        shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=ignored)
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("kind", ["editable", "wheel"])
+def test_what_pip_installs(kind, source, tmp_path):
+    pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools 77")
+    build = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(tmp_path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True, env=_plain()
+    )
+    with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        if kind == "editable":
+            # One path and no import hook: mypy and pyright follow the one and do not see the other.
+            (path,) = names
+            assert path.endswith(".pth")
+            assert Path(wheel.read(path).decode().strip()).samefile(source)
+            return
+        assert {name.split("/")[0] for name in names} == {"lightning_rejuv"}
+        assert {"lightning_rejuv/py.typed", "lightning_rejuv/__main__.py"} <= names
+        modules = {str(p.relative_to(source)) for p in (source / "lightning_rejuv").rglob("*.py")}
+        assert {name for name in names if name.endswith(".py")} == modules
+        assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("complete", [True, False])
+def test_make_installs_nothing_into_an_environment_that_it_did_not_make(complete, source, tmp_path):
+    binaries, log = tmp_path / "env" / "bin", tmp_path / "log"
+    binaries.mkdir(parents=True)
+    # Without its site, the interpreter has none of the packages.
+    python = f"{sys.executable} {'' if complete else '-S'}"
+    for name in ("python", "ruff", "mypy"):
+        run = f'exec {python} "$@"' if name == "python" else "true"
+        (binaries / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n{run}\n')
+        (binaries / name).chmod(0o755)
+    done = _make(source, "lint", f"VENV={tmp_path / 'env'}")
+    assert "pip" not in log.read_text()
+    assert sorted(p.name for p in (tmp_path / "env").iterdir()) == ["bin"]
+    if complete:
+        assert done.returncode == 0, done.stderr
+        assert log.read_text().count("ruff") >= 2
+    else:
+        assert done.returncode != 0
+        assert f"Run `make install VENV={tmp_path / 'env'}`" in done.stderr
+    assert _make(source, "clean", f"VENV={tmp_path / 'env'}").returncode == 0
+    assert (binaries / "python").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_keeps_its_own_environment_up_to_date(source):
+    assert "venv .venv" in _make(source, "-n", "lint").stdout  # there is none
+    (source / ".venv").mkdir()
+    (source / ".venv" / ".installed").touch()
+    os.utime(source / "pyproject.toml", (0, 0))
+    assert "pip" not in _make(source, "-n", "lint").stdout
+    os.utime(source / ".venv" / ".installed", (0, 0))
+    (source / "pyproject.toml").touch()
+    assert "pip install" in _make(source, "-n", "lint").stdout
+    assert "rm -rf .venv" in _make(source, "-n", "clean").stdout
+
+
+def _plain() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MAKE", "VENV", "PYTHONPATH"))
+    }
+
+
+def _make(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments], cwd=source, capture_output=True, text=True, check=False, env=_plain()
+    )
