@@ -6,8 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from lightning_rejuv import rejuvenate
+from lightning_rejuv.access.layout import Layout, layout_of
+from lightning_rejuv.drift import measure_drift
 from tests.conftest import shifted, tiny_llama
 from tests.processes import run_in_processes
 from tests.sharding import tensor_parallel
@@ -34,3 +39,27 @@ def test_what_rounding_loses_is_that_of_a_single_process(tmp_path):
         return rejuvenate(model, base, alpha=0.5, reset_fraction=0).rounding_lost
 
     assert run_in_processes(edit, tmp_path) == pytest.approx([lost / changed] * 2)
+
+
+def test_the_sums_of_shards_and_of_copies_are_those_of_a_single_process(tmp_path):
+    """DTensors that are sharded, that are replicated, and a plain parameter, side by side."""
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+
+    base = make()
+    expected = measure_drift(Layout(dict(shifted(base).named_parameters())), base.get_parameter)
+
+    def measure(rank):
+        net = shifted(base)
+        mesh = init_device_mesh("cpu", (2,))
+        for layer, placement in zip(net, (Shard(0), Replicate()), strict=False):
+            layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [placement]))
+        found = measure_drift(layout_of(net), base.get_parameter)
+        return {name: (drift.difference, drift.base) for name, drift in found.items()}
+
+    for found in run_in_processes(measure, tmp_path):
+        assert found.keys() == expected.keys()
+        for name, drift in expected.items():
+            assert found[name] == pytest.approx((drift.difference, drift.base), rel=1e-6)
