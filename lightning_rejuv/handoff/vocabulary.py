@@ -157,7 +157,7 @@ def match_rows(sft: Path, base: Path, sft_rows: int, base_rows: int) -> RowMap:
         if sft_rows == base_rows and _same_tokenizer(sft, base):
             return RowMap(torch.arange(sft_rows), sft_rows, 0, 0)
         raise CustomCode(
-            f"The vocabularies of {str(sft)!r} and {str(base)!r} cannot be compared without running {error} "
+            f"The vocabularies of {str(sft)!r} and {str(base)!r} cannot be compared: {error} "
             "Fusion needs both vocabularies as `tokenizer.json`, or the same tokenizer files and as many rows in both."
         ) from error
     if ids is None or base_ids is None:
