@@ -40,4 +40,4 @@ def test_initial_weights(tmp_path, victim):
     trainer = Trainer(max_epochs=1, accelerator="cpu", default_root_dir=logs, callbacks=[callback], **quiet)
     trainer.fit(module)
     (file,) = logs.glob("initial-weights-*.safetensors")
-    assert set(load_file(file)) == set(module.model.state_dict())
+    assert set(load_file(file)) == set(module.state_dict())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_rejuv._compat import require
 from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
-from lightning_rejuv.handoff.models import CustomCode, load_tokenizer
+from lightning_rejuv.handoff.models import CustomCode, from_local
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
 from lightning_rejuv.handoff.vocabulary import token_ids
 
@@ -66,7 +66,7 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
     try:
         ids = token_ids(checkpoint.path)
     except CustomCode as error:
-        yield Finding("tokenizer", None, f"not checked: {error}")
+        yield Finding("tokenizer", None, f"not checked: custom code. {error}")
         return
     if ids is None:
         yield Finding("tokenizer", None, "there is none: a trainer will ask for one")
@@ -85,14 +85,14 @@ def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
     try:
-        require("transformers", "Loading it")
+        transformers = require("transformers", "Loading it")
     except ImportError as error:
         yield Finding("tokenizer", None, f"{size} tokens; not loaded: {error}")
         return
     try:
-        tokenizer = load_tokenizer(checkpoint.path)
+        tokenizer = from_local(transformers.AutoTokenizer, checkpoint.path)
     except CustomCode as error:
-        yield Finding("tokenizer", None, f"not checked: {error}")
+        yield Finding("tokenizer", None, f"not checked: custom code. {error}")
         return
     except Exception as error:  # whatever a malformed file leads to
         yield Finding("tokenizer", False, f"transformers cannot load it: {error}")

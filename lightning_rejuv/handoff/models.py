@@ -37,8 +37,8 @@ def from_local(auto: Any, directory: Path, **options: Any) -> Any:
         if "trust_remote_code" not in str(error):
             raise
         raise CustomCode(
-            f"custom code: {_naming(directory, auto.__name__)} names code of the checkpoint's own for "
-            f"{auto.__name__} (`auto_map`), which is never run. Use a checkpoint of a class that transformers has."
+            f"{_naming(directory, auto.__name__)} names custom code for {auto.__name__} (`auto_map`), which is never "
+            "run. Use a checkpoint whose classes are transformers' own."
         ) from error
 
 

@@ -203,7 +203,7 @@ def match_rows(sft: Path, base: Path, sft_rows: int, base_rows: int) -> RowMap:
         ids, base_ids = token_ids(sft), token_ids(base)
     except CustomCode as error:
         raise CustomCode(
-            f"The vocabularies of {str(sft)!r} and {str(base)!r} cannot be compared without running {error} "
+            f"The vocabularies of {str(sft)!r} and {str(base)!r} cannot be compared: {error} "
             "Fusion needs both vocabularies as `tokenizer.json`, or the same tokenizer files in both."
         ) from error
     if ids is None or base_ids is None:

@@ -77,7 +77,7 @@ def test_a_model_of_custom_code(tmp_path, model_type):
     assert found
     if model_type == "custom_x":
         assert "not checked: custom code" in findings(sft)["architecture"]
-        with pytest.raises(CustomCode, match=r"sft/config.json' names code of the checkpoint's own"):
+        with pytest.raises(CustomCode, match=r"sft/config.json' names custom code"):
             load_model(sft, "cpu", torch.float32)
         with pytest.raises(ValueError, match="never run"):
             rejuvenate_checkpoint(
@@ -108,10 +108,10 @@ def test_a_tokenizer_of_custom_code(tmp_path):
     assert "not checked: custom code" in found["tokenizer"]
     assert "unknown" in found["vocabulary"]
     assert verify(sft)
-    with pytest.raises(CustomCode, match=r"sft/tokenizer_config.json' names code"):
+    with pytest.raises(CustomCode, match=r"sft/tokenizer_config.json' names custom code"):
         load_tokenizer(sft)
     (sft / "tokenization_x.py").write_text("# another vocabulary")
-    with pytest.raises(ValueError, match=r"sft' and .*base' cannot be compared .*tokenizer_config.json'"):
+    with pytest.raises(ValueError, match=r"sft' and .*base' cannot be compared: .*tokenizer_config.json'"):
         rejuvenate_checkpoint(base, sft, tmp_path / "refused", **FUSION)
     assert not (tmp_path / "refused").exists()
 

@@ -137,39 +137,57 @@ def test_the_hasher_stops_with_an_error(tmp_path, monkeypatch):
     wait_for_the_threads()
 
 
+def forked(base, sft, out):
+    """Rejuvenate in a process of its own; it exits with 0 where it is done, with 130 where it is interrupted."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        os._exit(code)
+
+
+def exit_code(child, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("it hangs")
+        time.sleep(0.001)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3], ids=["once", "three times"])
 def test_interrupts_at_random_moments(tmp_path, times):
     base, sft = pair(tmp_path, hidden_size=256, num_hidden_layers=8, vocab_size=8000)
-    out, draw, left = tmp_path / "out", random.Random(times), []
-
-    def handler(*_):
-        left.append(1)
-        if len(left) >= times:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGALRM, handler)
+    out, draw = tmp_path / "out", random.Random(times)
     began = time.perf_counter()
-    rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+    assert exit_code(forked(base, sft, out)) == 0
     whole = time.perf_counter() - began
     shutil.rmtree(out)
-    interrupted = 0
-    try:
-        for _ in range(150):
-            left.clear()
-            try:
-                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-4, whole), draw.uniform(1e-4, 3e-3))
-                rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                assert verify(out)
-                shutil.rmtree(out)
-            except KeyboardInterrupt:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                interrupted += 1
-                assert not out.exists()
-            wait_for_the_threads()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert interrupted > 50
+    codes = []
+    for _ in range(100):
+        child = forked(base, sft, out)
+        time.sleep(draw.uniform(0, 0.8 * whole))
+        for _ in range(times):
+            os.kill(child, signal.SIGINT)  # not waited for: it exists until then
+            time.sleep(draw.uniform(0, 0.005))
+        codes.append(exit_code(child))
+        assert out.exists() == (codes[-1] == 0), codes[-1]
+        if codes[-1] == 0:
+            assert verify(out)
+            shutil.rmtree(out)
+    assert codes.count(130) > 30
+    if times == 1:
+        assert set(codes) <= {0, 130}
