@@ -154,7 +154,7 @@ def lora_targets(
             bases[names[id(parameter)]] = base.detach()
             inside.add(id(parameter))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
-    bases.update(_bases_of_trained(trained, anchor))
+    bases.update(_bases_of_trained(model, trained, anchor))
     edited.update(trained)
 
     def measure() -> dict[str, Drift]:
@@ -202,7 +202,9 @@ def _saved_modules(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield module.modules_to_save[adapter_of(module)], module.original_module  # type: ignore[index, misc]
 
 
-def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: AnchorSource | None) -> dict[str, Tensor]:
+def _bases_of_trained(
+    model: nn.Module, trained: dict[str, nn.Parameter], anchor: AnchorSource | None
+) -> dict[str, Tensor]:
     if not trained:
         return {}
     if anchor is None:
@@ -210,7 +212,7 @@ def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: AnchorSource | N
             f"The parameters {listing(trained)} were trained in place, so that their base values are not in the "
             "adapter. Pass the base as `anchor`."
         )
-    source = Anchor.open(anchor)
+    source = Anchor.open(anchor).read_as(model)
     plain = {
         name: canonical_name(name).removeprefix(_PREFIX).replace(".base_layer.", ".") for name in trained
     }
