@@ -126,7 +126,7 @@ def open_targets(
 
 
 def _adapted_targets(model: nn.Module, anchor: AnchorSource | None, layout: Layout) -> Targets:
-    source = None if anchor is None else Anchor.open(anchor)
+    source = None if anchor is None else Anchor.open(anchor).read_as(model)
     edited, base_under, measure, pulls = lora_targets(model, source)
     buffers = find_buffers(model, source, name_in_base)
 

@@ -52,7 +52,7 @@ class Anchor(ABC):
         """Return this anchor with the names and layouts that a model's own tensors have.
 
         A directory may hold them otherwise: experts one by one, older names. They are read as transformers would
-        load them into the model. An anchor in memory has them already.
+        load them into the model. An anchor in memory usually has them already.
         """
         return self
 

@@ -57,16 +57,19 @@ def says_tied(config: Mapping[str, Any]) -> bool | None:
 
 
 def ties(config: Mapping[str, Any]) -> bool | None:
-    """Return whether a config ties embeddings: what it says, or what its kind does where it says nothing."""
-    said = says_tied(config)
-    if said is not None or not isinstance(config.get("model_type"), str):
-        return said
-    try:
-        from transformers import CONFIG_MAPPING
+    """Return whether a config ties embeddings: what it says, or what its kind does where it says nothing.
 
-        return bool(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).tie_word_embeddings)
-    except Exception:  # transformers is not installed, does not know the kind, or refuses the config
-        return None
+    >>> ties({"tie_word_embeddings": False})
+    False
+    """
+    if "tie_word_embeddings" not in config and isinstance(config.get("model_type"), str):
+        try:
+            from transformers import CONFIG_MAPPING
+
+            return bool(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).tie_word_embeddings)
+        except Exception:  # transformers is not installed, does not know the kind, or refuses the config
+            return says_tied(config)
+    return says_tied(config)
 
 
 def layers_after_the_last(config: Mapping[str, Any], last: int) -> int:

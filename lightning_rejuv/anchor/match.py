@@ -45,9 +45,7 @@ def match(
     >>> match(net, Anchor.open({"net.weight": torch.eye(2), "net.bias": torch.zeros(2)}))
     {'weight': 'net.weight', 'bias': 'net.bias'}
     """
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(canonical_name(name))
+    aliases = _aliases(model)
     sizes: dict[int, tuple[torch.Size, bool]] = {}
     known: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -91,6 +89,19 @@ def match(
             f"{listing(extra)}. The model's parameters are {listing(found)}."
         )
     return found
+
+
+def names_fit(model: nn.Module, anchor: Anchor) -> bool:
+    """Whether an anchor has a tensor for every parameter of a model, by the names as they are."""
+    return bool(bridges(list(_aliases(model).values()), set(anchor.names())))
+
+
+def _aliases(model: nn.Module) -> dict[int, list[str]]:
+    """Return every parameter's canonical names: one, or several where it is tied."""
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(canonical_name(name))
+    return aliases
 
 
 def _tied_heads(aliases: Collection[Sequence[str]], anchor: Anchor) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from lightning_rejuv._compat import persistent_buffers
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
 from lightning_rejuv.anchor.conversion import architecture, as_loaded
 from lightning_rejuv.anchor.files import CONFIG, INDEX, SINGLE, read_json, weight_files
+from lightning_rejuv.anchor.match import names_fit
 from lightning_rejuv.names import canonical_name, listing
 
 _METADATA = ".metadata"
@@ -94,6 +95,10 @@ class _TensorAnchor(Anchor):
     @property
     def description(self) -> str:
         return self._description
+
+    def read_as(self, model: nn.Module) -> Anchor:
+        # A state dict may be what somebody read from the files of a directory.
+        return self if names_fit(model, self) else as_loaded(self, model)
 
     def names(self) -> list[str]:
         return list(self._tensors)

@@ -72,6 +72,38 @@ def test_a_tensor_is_put_together_when_it_is_asked_for(tmp_path):
     assert untouched.read_as(plain) is untouched
 
 
+def test_a_state_dict_of_names_on_disk_is_read_the_same_way(tmp_path):
+    for family in ("mixtral", "Llava"):
+        model = make(family, 0)
+        model.save_pretrained(tmp_path / family)
+        anchor = Anchor.open(load_file(tmp_path / family / "model.safetensors")).read_as(model)
+        names = match(model, anchor)
+        assert all(torch.equal(anchor.tensor(names[n]), p) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "Llava"])
+def test_a_module_around_the_model_and_biases_under_adapters(family, tmp_path):
+    base = make(family, 0)
+    base.save_pretrained(tmp_path)
+    outer = torch.nn.ModuleDict({"model": make(family, 1)})
+    anchor = Anchor.open(tmp_path).read_as(outer)
+    names = match(outer, anchor)
+    theirs = dict(base.named_parameters())
+    assert all(torch.equal(anchor.tensor(names[f"model.{n}"]), p) for n, p in theirs.items())
+    peft = pytest.importorskip("peft", reason="peft is not installed (it comes with the dev extra's trl)")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], bias="all")
+    adapted = peft.get_peft_model(make(family, 0), config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.1)
+    report = rejuvenate(adapted, tmp_path, alpha=0.0, reset_fraction=0)
+    assert report is not None
+    for name, parameter in adapted.named_parameters():
+        if name.endswith("bias"):
+            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            assert torch.equal(parameter, theirs[plain]), name
+
+
 def rewrite(path, change):
     state = load_file(path / "model.safetensors")
     save_file(change(state) or state, path / "model.safetensors", {"format": "pt"})
