@@ -36,8 +36,9 @@ def batches_for(model: nn.Module, data: Iterable[Any] | None, what: str = "calib
     Raises:
         ValueError: as ``as_batches``; or a token lies outside the vocabulary, where on a GPU it would end the
             process; a pair is longer than the model's context; or a tensor that the model takes is not supported.
-        TypeError: as ``as_batches``.
+        TypeError: as ``as_batches``; or the model is a classifier.
     """
+    _check_language_model(model)
     batches = as_batches(data, what)
     size, limit = vocabulary_size(model), context_length(model)
     for batch in batches:
@@ -112,6 +113,15 @@ def vocabulary_size(model: nn.Module) -> int:
     except NotImplementedError:
         return 0
     return int(getattr(table, "num_embeddings", 0))
+
+
+def _check_language_model(model: nn.Module) -> None:
+    name = type(language_model(model)).__name__
+    if name.endswith(("Classification", "QuestionAnswering")):
+        raise TypeError(
+            f"Expected a language model, which returns logits [batch, time, vocabulary], but got {name}. Set "
+            "`reset_fraction=0` and a number for `alpha` (fusion alone), or pass `loss` for the reset."
+        )
 
 
 def _check_inputs(model: nn.Module, batch: Batch) -> None:

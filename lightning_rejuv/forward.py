@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -43,12 +44,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         with (
             torch.random.fork_rng(devices),
             without_autocast_cache(),
-            torch.compiler.set_stance("force_eager"),
+            _without_compiled_graphs(),
         ):
             yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _without_compiled_graphs() -> AbstractContextManager[object]:
+    # Where nothing has been compiled, the compiler is not worth the seconds that its import takes.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
