@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -105,7 +105,14 @@ def check_gradients_possible(model: nn.Module) -> None:
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether a model's ``forward`` has an argument of this name, below wrappers that pass on whatever they get."""
-    return name in inspect.signature(language_model(model).forward).parameters
+    return name in _arguments(language_model(model))
+
+
+def _arguments(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # a scripted model does not tell
+        return {"inputs": inspect.Parameter("inputs", inspect.Parameter.VAR_KEYWORD)}
 
 
 def taken_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +123,7 @@ def taken_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tenso
     if len(inputs) == 1:
         return inputs
     inner = language_model(model)
-    parameters = inspect.signature(inner.forward).parameters
+    parameters = _arguments(inner)
     if not is_hugging_face(inner) and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return inputs
     return {name: tensor for name, tensor in inputs.items() if name == "input_ids" or name in parameters}

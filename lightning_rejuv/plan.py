@@ -147,7 +147,8 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
             elif resets_neurons:
                 blend.at(1.0)
                 assert data.loss is not None
-                attribution = attribute_loss(model, groups, data.calibration or (), data.loss)
+                assert data.calibration is not None  # not by its truth: a stream has no length
+                attribution = attribute_loss(model, groups, data.calibration, data.loss)
     return Plan(
         alpha=search.alpha if search else given,
         alphas=alphas,

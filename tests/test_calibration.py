@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, rejuvenate
 from lightning_rejuv import bounded as bounds
-from lightning_rejuv import rejuvenate
 from lightning_rejuv.attribution import attribute_loss, confidence
 from lightning_rejuv.bounded import MAX_STREAMED
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.neurons import output_rows
+from tests.callbacks.modules import Module, fit
 from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
 
 
@@ -129,6 +130,14 @@ class Endless:
         raise AssertionError("read without a bound")
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return iter(Endless(self.data))
+
+
 def test_a_stream_without_end_is_read_up_to_a_bound_that_is_said():
     stream = Endless(batch())
     with pytest.warns(
@@ -140,12 +149,8 @@ def test_a_stream_without_end_is_read_up_to_a_bound_that_is_said():
 
 
 def test_a_data_loader_over_a_stream_has_no_length_either():
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(Endless(batch()))
-
     with pytest.warns(UserWarning, match="few dozen"):
-        as_batches(torch.utils.data.DataLoader(Stream(), batch_size=None))
+        as_batches(torch.utils.data.DataLoader(Stream(batch()), batch_size=None))
 
 
 def test_a_list_is_used_much_further_than_a_stream_and_to_its_end(monkeypatch):
@@ -170,8 +175,24 @@ def test_samples_without_end_are_bounded(monkeypatch):
 
 
 def test_batches_of_another_loss_are_bounded():
-    net = nn.Sequential(nn.Linear(2, 2))
+    net, base = (nn.Sequential(nn.Linear(2, 2)) for _ in range(2))
     stream = Endless(torch.ones(1, 2))
     with pytest.warns(UserWarning, match="few dozen"):
         found = attribute_loss(net, output_rows(net), stream, lambda m, x: m(x).sum())
     assert found.positions == MAX_STREAMED
+    options = {"alpha": 0.5, "reset_fraction": 0.5, "loss": lambda m, x: m(x).sum()}
+    with pytest.warns(UserWarning, match="few dozen"):
+        rejuvenate(
+            net, base, torch.utils.data.DataLoader(Stream(torch.ones(1, 2)), batch_size=None), **options
+        )
+
+
+def test_a_fit_with_a_stream_without_end_says_so_and_goes_on(tmp_path):
+    base = tiny_llama()
+    loader = torch.utils.data.DataLoader(Stream(greedy_batch(base, rows=16)), batch_size=None)
+    callback = RejuvenationCallback(base, at_start=True, calibration=loader, alpha=0.5)
+    with pytest.warns(UserWarning, match="calibration data hold more than 128 responses"):
+        fit(Module(sharpened(base), base), callback, tmp_path=tmp_path, max_epochs=1)
+    assert callback.report.alpha == 0.5
+    with pytest.warns(UserWarning, match="probe data hold more than 128 responses"):
+        PlasticityMonitor(probe=loader)

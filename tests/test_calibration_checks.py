@@ -10,8 +10,10 @@ from torch import nn
 
 from lightning_rejuv import RejuvenationCallback, rejuvenate
 from lightning_rejuv.calibration_checks import batches_for, context_length
+from lightning_rejuv.cli import main
 from tests.callbacks.modules import Module, fit
 from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
+from tests.handoff.checkpoints import edit_config, known_pair
 from tests.test_sampling import gpt2
 
 
@@ -48,6 +50,18 @@ def test_the_callback_refuses_it_at_the_start(tmp_path):
     with pytest.raises(ValueError, match="at most 16 tokens"):
         fit(module, callback, tmp_path=tmp_path)
     assert module.trainer.global_step == 0
+
+
+@pytest.mark.parametrize("command", ["rejuvenate", "diagnose"])
+def test_the_commands_refuse_it_and_write_nothing(tmp_path, capsys, command):
+    base, sft, calibration = known_pair(tmp_path)
+    for path in (base, sft):
+        edit_config(path, max_position_embeddings=4)
+    out = ["--out", str(tmp_path / "out")] if command == "rejuvenate" else []
+    given = ["--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
+    assert main([command, *given, *out]) == 3
+    assert "at most 4 tokens, the context of LlamaForCausalLM, but row" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def _model(**config):

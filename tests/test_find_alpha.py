@@ -101,6 +101,37 @@ def test_a_verifier_that_accepts_nothing(pair):
         rejuvenate(pair[1], pair[0], verifier=lambda b: torch.zeros(len(b["input_ids"])), **options)
 
 
+@pytest.mark.parametrize("answer", [lambda b: True, lambda b: torch.ones(7), lambda b: torch.ones(48, 8)])
+def test_a_verifier_that_does_not_answer_for_each_row(pair, answer):
+    options = {"alpha": "support_retention", "reset_fraction": 0, "sampler": sample, "verifier": answer}
+    with pytest.raises(ValueError, match="one bool for each of the 48 rows of sampled batch 0 but got shape"):
+        rejuvenate(pair[1], pair[0], **options)
+
+
+def test_what_the_verifier_keeps_is_kept_of_every_tensor_by_row(pair):
+    """A list does as an answer; what is no tensor by row stays as it is."""
+    base, sft = pair
+    extras = {
+        "solved": torch.arange(48),
+        "attention_mask": torch.ones(48, 8),
+        "task": "any",
+        "count": torch.tensor(3),
+    }
+    found = [
+        rejuvenate(
+            copy.deepcopy(sft),
+            base,
+            alpha="support_retention",
+            reset_fraction=0,
+            sampler=lambda m, more=more: [{**sample(m)[0], **more}],
+            verifier=verify,
+            alpha_target=0.2,
+        ).search.curve
+        for more, verify in (({}, verifier), (extras, lambda b: (b["input_ids"][:, -1] % 2 == 0).tolist()))
+    ]
+    assert found[0] == found[1]
+
+
 def test_the_default_sampler_continues_every_prompt_and_labels_up_to_the_end(pair):
     base, _ = pair
     base.generation_config.eos_token_id = [7, 9]

@@ -18,18 +18,15 @@ BF16 = torch.bfloat16
 @pytest.fixture
 def pair():
     base = tiny_llama()
-    return base, sharpened(base)
+    return base, sharpened(base, 0.05)
 
 
 def calibration(base):
-    return [greedy_batch(base, seed=seed) for seed in range(2)]
+    return [greedy_batch(base, rows=8, seed=seed) for seed in range(2)]
 
 
 def autocast(cached=True):
     return torch.autocast("cpu", BF16, cache_enabled=cached)
-
-
-ALPHA = {"alpha_target": 0.1}  # far from 0 and 1
 
 
 def equal(a, b):
@@ -44,15 +41,15 @@ def test_under_autocast_every_alpha_runs_its_own_weights(pair, quantity):
         model = copy.deepcopy(sft)
         with autocast(cached):
             model(**greedy_batch(base))  # fills the cache with the weights before
-            options = {**ALPHA, "quantity": quantity, "positions": "entropy_gap"}
+            options = {"quantity": quantity, "positions": "entropy_gap"}
             reports.append(rejuvenate(model, base, calibration(base), **options))
         models.append(model)
     assert reports[0].search.curve == reports[1].search.curve
     assert reports[0].comparison == reports[1].comparison
     assert equal(*models)
-    plain = rejuvenate(copy.deepcopy(sft), base, calibration(base), **ALPHA, positions="entropy_gap")
-    assert reports[0].alpha == pytest.approx(plain.alpha, abs=0.1)
-    assert 0 < reports[0].alpha < 0.9
+    plain = rejuvenate(copy.deepcopy(sft), base, calibration(base), positions="entropy_gap")
+    assert reports[0].alpha == pytest.approx(plain.alpha, abs=0.03)
+    assert 0.3 < plain.alpha < 0.5
 
 
 @pytest.mark.parametrize("options", [{"reset_fraction": 0}, {}], ids=["fusion", "reset"])
@@ -76,7 +73,7 @@ def test_a_model_that_enters_autocast_itself_inside_another(pair):
         inner = torch.autocast("cpu", BF16, cache_enabled=cached)
         model.forward = inner(model.forward)
         with autocast():
-            found.append(rejuvenate(model, base.state_dict(), calibration(base), **ALPHA))
+            found.append(rejuvenate(model, base.state_dict(), calibration(base)))
     assert found[0].search.curve == found[1].search.curve
     assert found[0].comparison == found[1].comparison
 
@@ -116,21 +113,21 @@ def test_a_monitor_measures_under_autocast_what_it_measures_without_its_cache(pa
 def test_mixed_precision_of_a_trainer_finds_the_alpha_of_autocast(pair, tmp_path):
     base, sft = pair
     module = Module(copy.deepcopy(sft), base)
-    callback = RejuvenationCallback(base, at_start=True, calibration=calibration(base), **ALPHA)
+    callback = RejuvenationCallback(base, at_start=True, calibration=calibration(base))
     trainer: Trainer = fit(module, callback, tmp_path=tmp_path, precision="bf16-mixed", max_epochs=1)
     assert trainer.precision == "bf16-mixed"
     with autocast(cached=False):
-        expected = rejuvenate(copy.deepcopy(sft), base, calibration(base), **ALPHA)
+        expected = rejuvenate(copy.deepcopy(sft), base, calibration(base))
     assert callback.report.search.curve == expected.search.curve
 
 
 def test_in_inference_mode_a_rejuvenation_is_the_same(pair):
     base, sft = pair
     inside = copy.deepcopy(sft)
-    expected = rejuvenate(sft, base, calibration(base), **ALPHA)
+    expected = rejuvenate(sft, base, calibration(base))
     with torch.inference_mode():
         data, anchor = calibration(base), copy.deepcopy(base)
-        report = rejuvenate(inside, anchor, data, **ALPHA)
+        report = rejuvenate(inside, anchor, data)
     assert report.search.curve == expected.search.curve
     assert equal(inside, sft)
     assert not any(p.is_inference() for p in inside.parameters())
@@ -176,7 +173,7 @@ def test_a_compiled_model_is_rejuvenated_as_the_model_in_it(pair, quantity):
         ),
         ("SequenceClassification", {"sampler": None}, "got LlamaForSequenceClassification.*fusion alone"),
         ("TokenClassification", {"alpha": 0.5}, "got LlamaForTokenClassification.*pass `loss`"),
-        ("PooledClassifier", {"sampler": None}, r"PooledClassifier .* \(3, 9, V\) here, but got \(3, 2\)"),
+        ("PooledClassifier", {"sampler": None}, r"PooledClassifier .* \(8, 9, V\) here, but got \(8, 2\)"),
         (
             "TokenClassifier",
             {"sampler": None},

@@ -107,6 +107,23 @@ def test_blend_restores_every_bit_also_after_an_error():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_blend_under_autocast_runs_the_weights_that_it_has_put_in(dtype):
+    net = torch.nn.Linear(3, 3, bias=False)
+    own, base, x = net.weight.detach().clone(), torch.randn(3, 3), torch.randn(2, 3)
+    expected = {alpha: x.to(dtype) @ torch.lerp(base, own, alpha).to(dtype).T for alpha in (1.0, 0.3, 0.0)}
+    with torch.autocast("cpu", dtype):
+        net(x)  # what was cached before
+        with Blend(dict(net.named_parameters()), {"weight": base}.__getitem__) as blend:
+            for alpha in (0.3, 0.0, 1.0, 0.3):
+                blend.at(alpha)
+                for _ in range(2):
+                    torch.testing.assert_close(net(x), expected[alpha])
+            assert not torch.is_autocast_cache_enabled()
+        torch.testing.assert_close(net(x), expected[1.0])
+        assert torch.is_autocast_cache_enabled()
+
+
 def test_stochastic_rounding_is_right_on_average_and_never_far():
     param = torch.full((40000,), 1.0, dtype=torch.bfloat16)
     base = torch.full((40000,), 1.0078125, dtype=torch.bfloat16)  # the next bfloat16 after 1
