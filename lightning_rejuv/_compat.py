@@ -110,7 +110,7 @@ def _inside(module: nn.Module, outer: nn.Module) -> bool:
 
 
 def unwrap(module: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
-    """Take a model out of what Fabric, DistributedDataParallel or a LightningModule put around it.
+    """Take a model out of what Fabric, (Distributed)DataParallel or a LightningModule put around it.
 
     Args:
         module: a model, bare or wrapped. Lightning is not imported: where nobody has, there is nothing of it.
@@ -129,7 +129,7 @@ def unwrap(module: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
     if isinstance(model, fabric):
         root, model = model._forward_module, model.module
         replicated = _replicates(root)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         replicated, model = _replicates(model), model.module
     for name in ("lightning.pytorch", "pytorch_lightning"):
         kind = getattr(sys.modules.get(name), "LightningModule", None)

@@ -153,3 +153,17 @@ def test_measuring_under_fsdp2_leaves_no_full_parameters_behind(tmp_path):
         assert sharded
         for name, value in values.items():
             torch.testing.assert_close(value, expected[name].item(), rtol=1e-4, atol=1e-6)
+
+
+def test_fabrics_wrapper_is_taken_off_and_saved_buffers_are_known():
+    from lightning.fabric import Fabric
+
+    from lightning_rejuv._compat import persistent_buffers, unwrap
+
+    net = nn.Sequential(nn.BatchNorm1d(2))
+    net.register_buffer("constant", torch.ones(1), persistent=False)
+    assert unwrap(Fabric(accelerator="cpu", devices=1).setup(net)) == (net, net, False)
+    assert unwrap(nn.DataParallel(net))[1] is net
+    assert unwrap(net) == (net, net, False)
+    saved = {name for name in net.state_dict() if name not in dict(net.named_parameters())}
+    assert {name for name, _ in persistent_buffers(net)} == saved

@@ -22,6 +22,7 @@ from lightning_rejuv.access.adapters import (
     is_tuner,
     parameters_of_adapters,
 )
+from lightning_rejuv.access.refusals import check_anchor
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.drift import Drift
 from lightning_rejuv.functional.relative_drift import _relative_drift_update
@@ -152,7 +153,7 @@ def lora_targets(
             edited[names[id(parameter)]] = parameter
             bases[names[id(parameter)]] = base.detach()
     trained = _trained_in_place(model)
-    bases.update(_bases_of_trained(trained, anchor))
+    bases.update(_bases_of_trained(model, trained, anchor))
     edited.update(trained)
 
     def measure() -> dict[str, Drift]:
@@ -198,7 +199,9 @@ def _trained_in_place(model: nn.Module) -> dict[str, nn.Parameter]:
     return trained
 
 
-def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: Anchor | None) -> dict[str, Tensor]:
+def _bases_of_trained(
+    model: nn.Module, trained: dict[str, nn.Parameter], anchor: Anchor | None
+) -> dict[str, Tensor]:
     if not trained:
         return {}
     if anchor is None:
@@ -210,4 +213,5 @@ def _bases_of_trained(trained: dict[str, nn.Parameter], anchor: Anchor | None) -
     missing = set(plain.values()) - set(anchor.names())
     if missing:
         raise ValueError(f"The anchor ({anchor.description}) does not hold {listing(missing)}.")
+    check_anchor(model, anchor, anchor, plain.values())
     return {name: anchor.tensor(there) for name, there in plain.items()}

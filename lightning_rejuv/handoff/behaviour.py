@@ -92,7 +92,7 @@ def measure_behaviour(
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"
     lengths = _Lengths(sample_with_generate(batches, seed))
-    with evaluation_mode(model), Blend(targets.parameters, targets.base_of) as blend:
+    with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
         blend.at(0.0)
         entropy_base = _entropy(model, batches)
         blend.at(1.0)

@@ -83,6 +83,9 @@ class HandoffReport:
         if found.get("neurons"):
             share = found["neurons_reset"] / found["neurons"]
             yield f"  neurons reset    {found['neurons_reset']} of {found['neurons']} ({share:.2%})"
+            asked = found.get("neurons_asked")
+            if asked not in (None, found["neurons_reset"]):
+                yield f"    asked for      {asked}; only those with a positive score are reset"
         if "entropy_sft" in found:
             entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
             yield f"  token entropy    {entropies}, before the fusion, teacher-forced"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
+from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
 from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
 from lightning_rejuv.handoff.directory import write_file
@@ -73,10 +74,12 @@ def plan_on_disk(
     model = load_model(loadable(sft, scratch), device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     plan = make_plan(model, targets, Data(batches), options)
+    neurons = sum(reset.group.count for reset in plan.resets)
     found: dict[str, Any] = {
         "calibration": str(calibration),
         "dialogues": sum(len(batch["input_ids"]) for batch in batches),
-        "neurons": sum(reset.group.count for reset in plan.resets),
+        "neurons": neurons,
+        "neurons_asked": count_of(options.reset_fraction, neurons) if options.budget == "share" else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
         "search": asdict(plan.search) if plan.search else None,
     }

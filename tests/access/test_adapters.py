@@ -213,3 +213,16 @@ def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(tmp_pa
     rejuvenate(whole, base, alpha=0.3, reset_fraction=0)
     rejuvenate(model, base, alpha=0.3, reset_fraction=0)
     _close(merged(model), whole)
+
+
+def test_a_base_that_lies_under_the_adapter_itself_moves_along():
+    """PEFT puts its layers into the base that it is given: that module is no anchor of what is trained in place."""
+    base = tiny_llama()
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"]))
+    base.model.norm.weight.requires_grad_(True)
+    with torch.no_grad():
+        base.model.norm.weight += 1.0
+    with pytest.raises(
+        ValueError, match=r"shares its memory with the model: \['base_model.model.model.norm.weight'\]"
+    ):
+        rejuvenate(model, base, alpha=0.5, reset_fraction=0)

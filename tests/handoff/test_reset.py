@@ -42,6 +42,7 @@ def test_the_written_model_is_what_the_library_makes_in_memory(family, tmp_path)
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **OPTIONS)
     expected, memory = rejuvenated_in_memory(base, sft, calibration)
     assert report.attribution["neurons_reset"] == memory.neurons_reset > 0
+    assert report.attribution["neurons_asked"] == memory.neurons_asked
     out = dict(load(tmp_path / "out").named_parameters())
     theirs = dict(load(base).named_parameters())
     back = 0
