@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_rejuv import rejuvenate
+from tests.access.test_optimizer_weights import Master
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 from tests.processes import run_in_processes
 from tests.sharding import LAYOUTS, whole
@@ -103,6 +104,37 @@ def test_training_goes_on_as_on_a_single_process(layout, memory, tmp_path):
     def train_sharded(rank):
         model = shard(copy.deepcopy(sft))
         assert run(model).optimizer_state_left == []
+        return whole(model)
+
+    for weights in run_in_processes(train_sharded, tmp_path, size):
+        close(weights, expected)
+
+
+@pytest.mark.parametrize(("layout", "memory"), [*cases(["a copy"], quick="a copy")])
+def test_copies_of_the_weights_are_edited_as_on_a_single_process(layout, memory, tmp_path):
+    size, shard = LAYOUTS[layout]
+    base = tiny_llama()
+    sft = sharpened(base)
+    data = [greedy_batch(base)]
+
+    def run(model):
+        optimizer = Master(model.parameters(), lr=1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(**data[0]).loss.backward()
+            optimizer.step()
+        rejuvenate(model, base, data, alpha=0.6, reset_fraction=0.1, optimizer=optimizer)
+        optimizer.zero_grad()
+        model(**data[0]).loss.backward()
+        optimizer.step()  # writes the master over the parameter
+
+    single = copy.deepcopy(sft)
+    run(single)
+    expected = {name: p.tolist() for name, p in single.named_parameters()}
+
+    def train_sharded(rank):
+        model = shard(copy.deepcopy(sft))
+        run(model)
         return whole(model)
 
     for weights in run_in_processes(train_sharded, tmp_path, size):
