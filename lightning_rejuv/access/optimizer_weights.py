@@ -22,6 +22,7 @@ _COPIES = ("master_param", "master_params", "fp32_param", "slow_buffer", "slow_p
 # A state no farther from the parameters than half their length is a copy of them. Running means of a gradient
 # or of its square are not near them.
 _NEAR = 0.5
+_PIECE = 1 << 24
 # Optimizers that wrap another one call it so.
 _WRAPPED = ("optimizer", "base_optimizer", "base", "_optimizer")
 
@@ -142,15 +143,13 @@ def _near(optimizer: Optimizer, sharded: bool) -> set[str]:
         for key, held in state.items():
             if not isinstance(held, Tensor) or not held.is_floating_point():
                 continue
-            ours = _local(parameter)
-            theirs = _local(held)
+            ours, theirs = _local(parameter), _local(held)
             if theirs.shape != ours.shape:
                 ours = ours.flatten()[::stride]
             if theirs.shape == ours.shape and theirs.numel():
                 distance, norm = sums.setdefault(key, [0.0, 0.0])
-                ours = ours.float()
-                distance += float((theirs.to(ours.device).float() - ours).square().sum(dtype=torch.float64))
-                sums[key] = [distance, norm + float(ours.square().sum(dtype=torch.float64))]
+                more, length = _distance(theirs, ours)
+                sums[key] = [distance + more, norm + length]
             elif key in _COPIES:
                 sums.setdefault(key, [0.0, 0.0])
     if sharded and dist.is_available() and dist.is_initialized():
@@ -167,6 +166,17 @@ def _near(optimizer: Optimizer, sharded: bool) -> set[str]:
         for key, (distance, norm) in sums.items()
         if key in _COPIES or (key == "z" and averages) or (norm and distance <= _NEAR**2 * norm)
     }
+
+
+def _distance(held: Tensor, parameter: Tensor) -> tuple[float, float]:
+    """Return the squared distance of two tensors, and the squared length of the second; in pieces, to save memory."""
+    distance = norm = 0.0
+    pieces = (tensor.reshape(-1).split(_PIECE) for tensor in (held, parameter))
+    for theirs, ours in zip(*pieces, strict=True):
+        wide = ours.float()
+        distance += float((theirs.to(ours.device).float() - wide).square().sum(dtype=torch.float64))
+        norm += float(wide.square().sum(dtype=torch.float64))
+    return distance, norm
 
 
 def _local(tensor: Tensor) -> Tensor:

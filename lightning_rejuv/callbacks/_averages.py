@@ -80,26 +80,26 @@ def _copies(trainer: Trainer, module: LightningModule) -> Iterator[str]:
         if isinstance(callback, (OncePerRun, PlasticityCallback, *weight_averaging())):
             continue
         for name, value in vars(callback).items():
-            shapes = _shapes(value, own)
-            if shapes and not wanted - shapes:
+            held = Counter(t.shape for t in _tensors(value) if id(t) not in own)
+            if held and not wanted - held:
                 yield f"`{type(callback).__name__}.{name}`"
     for path, child in module.named_modules():
         if isinstance(child, AveragedModel):
             yield f"`{type(module).__name__}.{path}`"
 
 
-def _shapes(value: Any, own: set[int], depth: int = 0) -> Counter[Any]:
-    """Count the shapes of the tensors in an attribute that are no parameters of the module itself."""
+def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Go through the tensors in an attribute, and in what is inside it."""
     if isinstance(value, Tensor):
-        return Counter() if id(value) in own else Counter([value.shape])
-    if isinstance(value, Trainer) or depth > 2:
-        return Counter()
-    if isinstance(value, nn.Module):
-        return sum((_shapes(p, own) for p in value.parameters()), Counter())
-    if isinstance(value, Mapping):
-        inside: Any = value.values()
-    elif isinstance(value, (list, tuple)):
-        inside = value
-    else:
-        inside = vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, type) else ()
-    return sum((_shapes(v, own, depth + 1) for v in list(inside)), Counter())
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif depth <= 2 and not isinstance(value, (type, Trainer, str, bytes, int, float)):
+        if isinstance(value, Mapping):
+            inside: Any = value.values()
+        elif isinstance(value, (list, tuple)):
+            inside = value
+        else:
+            inside = getattr(value, "__dict__", {}).values()
+        for part in list(inside):
+            yield from _tensors(part, depth + 1)

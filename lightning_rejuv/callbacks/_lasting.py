@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_rejuv.access.layout import Layout
+from lightning_rejuv.access.targets import Targets
 
 _STEPS = 10
 _SAMPLE = 512
@@ -22,11 +22,11 @@ class LastingEdit:
     watched.
 
     Args:
-        layout: the parameters, before the edit.
+        targets: the parameters, before the edit.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        parameters = [] if layout.sharded else list(layout.parameters.values())
+    def __init__(self, targets: Targets) -> None:
+        parameters = [] if targets.layout.sharded else list(targets.parameters.values())
         self._parameters = parameters[:: max(1, len(parameters) // _PARAMETERS)]
         self._now = self._sample()
         self._edit = torch.empty(0)

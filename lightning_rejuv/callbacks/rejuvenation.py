@@ -286,7 +286,7 @@ class RejuvenationCallback(OncePerRun):
             find_copies(
                 targets, trainer.optimizers, self._options
             )  # refuses before anything is marked as edited
-            lasting = LastingEdit(targets.layout)
+            lasting = LastingEdit(targets)
             with self._run.edit():
                 report = carry_out(planned, targets, plan, self._options, trainer.optimizers, started)
                 for average in averages:

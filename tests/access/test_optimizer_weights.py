@@ -24,7 +24,8 @@ class Plain(torch.optim.Optimizer):
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
-                self.move(p, self.state[p], group, p.grad * group["lr"])
+                if p.grad is not None:
+                    self.move(p, self.state[p], group, p.grad * group["lr"])
 
 
 class Master(Plain):

@@ -9,6 +9,7 @@ import torch
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.names import canonical_name
+from tests.access.test_optimizer_weights import Master
 from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
 from tests.families import tiny
 from tests.processes import run_in_processes
@@ -140,3 +141,34 @@ def test_buffers_that_every_process_holds_are_fused_alike(layout, options, tmp_p
         assert buffers == {name: b.tolist() for name, b in expected.named_buffers()}
         assert theirs["buffers_fused"] == report.buffers_fused
         assert theirs["comparison"] == report.to_dict()["comparison"]
+
+
+@pytest.mark.parametrize(("layout", "memory"), [*cases(["a copy"], quick="a copy")])
+def test_copies_of_the_weights_are_edited_as_on_a_single_process(layout, memory, tmp_path):
+    size, shard = LAYOUTS[layout]
+    base = tiny_llama()
+    sft = sharpened(base)
+    data = [greedy_batch(base)]
+
+    def run(model):
+        optimizer = Master(model.parameters(), lr=1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(**data[0]).loss.backward()
+            optimizer.step()
+        rejuvenate(model, base, data, alpha=0.6, reset_fraction=0.1, optimizer=optimizer)
+        optimizer.zero_grad()
+        model(**data[0]).loss.backward()
+        optimizer.step()  # writes the master over the parameter
+
+    single = copy.deepcopy(sft)
+    run(single)
+    expected = {name: p.tolist() for name, p in single.named_parameters()}
+
+    def train_sharded(rank):
+        model = shard(copy.deepcopy(sft))
+        run(model)
+        return whole(model)
+
+    for weights in run_in_processes(train_sharded, tmp_path, size):
+        close(weights, expected)
