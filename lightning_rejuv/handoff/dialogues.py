@@ -194,7 +194,8 @@ def _generation_ends(tokenizer: Any) -> list[str]:
     except (OSError, ValueError):
         return []  # there is none, or it is malformed: `verify` says so
     ends = config.get("eos_token_id") if isinstance(config, dict) else None
-    numbers = [n for n in (ends if isinstance(ends, list) else [ends]) if type(n) is int and n >= 0]
+    numbers = ends if isinstance(ends, list) else [ends]
+    numbers = [n for n in numbers if type(n) is int and 0 <= n < len(tokenizer)]
     return [token for token in tokenizer.convert_ids_to_tokens(numbers) if isinstance(token, str)]
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,6 +319,15 @@ def test_files_of_another_form_are_refused_by_name(content, message, tmp_path, t
     file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_dialogues(file, tokenizer)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_pipe_is_read(pack, tokenizer):
+    reading, writing = os.pipe()
+    os.write(writing, pack(b'{"prompt": "w1", "response": "w2"}\n' * 3))
+    os.close(writing)
+    assert len(read_dialogues(Path(f"/dev/fd/{reading}"), tokenizer)) == 3
+    os.close(reading)
 
 
 def test_a_pair_longer_than_the_context_is_refused_by_its_number(tmp_path, tokenizer):
