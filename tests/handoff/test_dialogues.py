@@ -255,6 +255,16 @@ def test_what_a_template_cannot_be_given_is_refused_by_its_line(more, message, t
         read(tmp_path, tokenizer, {"messages": TALK, **more})
 
 
+@pytest.mark.parametrize("key", ["tools", "tool_calls"])
+def test_tools_that_the_template_does_not_read_are_refused(key, tmp_path, tokenizer):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w8"}}]}
+    line = {"messages": TALK, "tools": TOOLS} if key == "tools" else {"messages": [TALK[0], call]}
+    with pytest.raises(
+        ValueError, match=f"line 1 .* holds `{key}`, which the SFT model's chat template does not"
+    ):
+        read(tmp_path, tokenizer, line)
+
+
 def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, tokenizer):
     first = json.dumps({"prompt": "w1", "response": "w2"})
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
