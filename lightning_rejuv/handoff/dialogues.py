@@ -46,6 +46,7 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
     In ``{"messages"}`` the last message has to be the assistant's: it is the response, and all of it is rendered
     with the tokenizer's own chat template. The template is given ``tools`` (a list, or JSON text of one), every
     other key of the line that it reads (``documents``, ``enable_thinking``), and ``chat_template_kwargs``.
+    Tools, and calls of tools, that it does not read are refused.
 
     Raises:
         ValueError: a line is not of this form, with its number; or there is none.
@@ -194,7 +195,8 @@ def _generation_ends(tokenizer: Any) -> list[str]:
     except (OSError, ValueError):
         return []  # there is none, or it is malformed: `verify` says so
     ends = config.get("eos_token_id") if isinstance(config, dict) else None
-    numbers = [n for n in (ends if isinstance(ends, list) else [ends]) if type(n) is int and n >= 0]
+    numbers = ends if isinstance(ends, list) else [ends]
+    numbers = [n for n in numbers if type(n) is int and 0 <= n < len(tokenizer)]
     return [token for token in tokenizer.convert_ids_to_tokens(numbers) if isinstance(token, str)]
 
 
@@ -245,6 +247,14 @@ def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> 
         raise ValueError(f"Expected `tools` in {where} to be a list of objects but got {tools!r:.200}.")
     tools = tools or None
     template = str(tokenizer.get_chat_template(tools=tools))
+    calls = [m["tool_calls"] for m in content["messages"] if m.get("tool_calls")]
+    for key, value in (("tools", tools), ("tool_calls", calls)):
+        if value and not re.search(rf"\b{key}\b", template):
+            raise ValueError(
+                f"{where} holds `{key}`, which the SFT model's chat template does not read: they would be lost "
+                "without a word. Save the template that SFT rendered them with beside the tokenizer, or leave "
+                "them out."
+            )
     own = {*inspect.signature(tokenizer.apply_chat_template).parameters, *_DEFINED} - {"documents"}
     read = {
         key: value

@@ -35,8 +35,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        start = file.read(8)
-        file.seek(0)
+        start = file.peek(8)[:8]  # a pipe (`<(head sft.jsonl)`) cannot be rewound
         for first, form in _OTHER_FORMS.items():
             if start.startswith(first):
                 raise ValueError(

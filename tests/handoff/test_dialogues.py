@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,6 +255,16 @@ def test_what_a_template_cannot_be_given_is_refused_by_its_line(more, message, t
         read(tmp_path, tokenizer, {"messages": TALK, **more})
 
 
+@pytest.mark.parametrize("key", ["tools", "tool_calls"])
+def test_tools_that_the_template_does_not_read_are_refused(key, tmp_path, tokenizer):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w8"}}]}
+    line = {"messages": TALK, "tools": TOOLS} if key == "tools" else {"messages": [TALK[0], call]}
+    with pytest.raises(
+        ValueError, match=f"line 1 .* holds `{key}`, which the SFT model's chat template does not"
+    ):
+        read(tmp_path, tokenizer, line)
+
+
 def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, tokenizer):
     first = json.dumps({"prompt": "w1", "response": "w2"})
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
@@ -317,6 +329,15 @@ def test_files_of_another_form_are_refused_by_name(content, message, tmp_path, t
     file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_dialogues(file, tokenizer)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_pipe_is_read(pack, tokenizer):
+    reading, writing = os.pipe()
+    os.write(writing, pack(b'{"prompt": "w1", "response": "w2"}\n' * 3))
+    os.close(writing)
+    assert len(read_dialogues(Path(f"/dev/fd/{reading}"), tokenizer)) == 3
+    os.close(reading)
 
 
 def test_a_pair_longer_than_the_context_is_refused_by_its_number(tmp_path, tokenizer):
