@@ -81,7 +81,8 @@ def test_a_merged_adapter_is_not_rejuvenated(made, copy, tmp_path):
 
     base = made[0]
     adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "adapter")
     merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", alpha=1.0)

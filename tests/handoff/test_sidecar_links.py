@@ -113,9 +113,8 @@ def test_adapters(tmp_path, secret):
     from tests.handoff.families import tiny
 
     base, _ = pair(tmp_path)
-    model = get_peft_model(
-        tiny("llama", 0), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    )
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(tiny("llama", 0), config)
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "notes.txt").symlink_to(secret)
     (base / "more.txt").symlink_to(secret)
