@@ -12,6 +12,7 @@ from torch import nn
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, tiny_llama
 from tests.metrics.test_monitor import clone_of, floats
+from tests.processes import run_in_processes
 
 peft = pytest.importorskip("peft")
 
@@ -285,3 +286,26 @@ def test_names_that_do_not_fit_are_listed_without_adapters():
         monitor({"weight": torch.zeros(2)}).measure(adapted(lora()))
     assert "lora" not in str(error.value)
     assert "base_layer" not in str(error.value)
+
+
+def test_sharded_adapters_have_a_base_but_no_drift(tmp_path):
+    model = adapted(lora())
+    expected = floats(monitor().measure(model))
+    left_out = ("relative_drift", "drift_sparsity")
+
+    def work(rank):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in model.model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model.base_model.model, mesh=mesh)
+        with pytest.raises(ValueError, match="Pass `anchor=None`"):
+            monitor(clone_of(tiny_llama())).measure(model)
+        return floats(monitor().measure(model))
+
+    for values in run_in_processes(work, tmp_path):
+        assert values == pytest.approx(
+            {n: v for n, v in expected.items() if n not in left_out}, rel=1e-4, abs=1e-6
+        )
