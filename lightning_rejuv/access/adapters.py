@@ -10,7 +10,7 @@ from torch import nn
 from lightning_rejuv.names import listing
 
 # Their first step changes the base, so that the adapter is not the whole difference from it.
-_CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 # What makes the update of a weight another one than `scale * B @ A`.
 _OTHER_UPDATES = (
     *("layer_replication", "alora_invocation_tokens", "target_parameters", "trainable_token_indices"),
@@ -64,7 +64,7 @@ def check_config(config: Mapping[str, Any], what: str) -> None:
             "model and its base."
         )
     start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_CHANGE_THE_BASE):
+    if start.startswith(CHANGE_THE_BASE):
         raise ValueError(
             f"{what[0].upper()}{what[1:]} was initialised with {start!r}, which changes the base: scaling it would not "
             "lead to the base that SFT started from. Convert it to a plain LoRA (PEFT: "

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import adapters_are_disabled
+from lightning_rejuv.access.adapters import CHANGE_THE_BASE
 from lightning_rejuv.names import listing
 
-# Initialisations that take something out of the base: what lies under such an adapter is not what SFT started from.
-_CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 # Kinds that work outside of the layers: on the inputs, the attention's keys, or by a pass of their own.
 _OUTSIDE = ("ADAPTION_PROMPT", "XLORA")
 
@@ -50,7 +49,7 @@ def why_base_is_unknown(model: nn.Module) -> str | None:
     """Say why what lies under the adapters is not the base; None where it is."""
     for _, config in _configs(model):
         start = str(getattr(config, "init_lora_weights", "")).lower()
-        if start.startswith(_CHANGE_THE_BASE):
+        if start.startswith(CHANGE_THE_BASE):
             return f"the adapter was initialised with {start!r}, which changes the base"
     merged = [name for name, module in model.named_modules() if _is_tuner(module) and _is_merged(module)]
     if merged:
