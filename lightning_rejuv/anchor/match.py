@@ -123,7 +123,7 @@ def _nothing_fits(model: nn.Module, anchor: Anchor, ours: set[str]) -> str:
         f"model: {listing(ours - available)}. Only in the anchor: {listing(available - ours)}."
     )
     inner = language_model(model)
-    if inner is model and not is_hugging_face(model) and any(map(is_hugging_face, model.modules())):
+    if not is_hugging_face(inner) and any(names_fit(child, anchor) for child in model.children()):
         return (
             f"{text} A LightningModule with more in it than the model says which one that is: by an attribute "
             "`language_model`."
