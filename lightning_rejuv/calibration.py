@@ -138,14 +138,21 @@ def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
         (row, at[: int((labels[row][at] != IGNORED).nonzero()[-1]) + 1]) for row, at in with_response
     ]
     masks_prompt = any(int(labels[row, at[0]]) == IGNORED for row, at in documents)
-    taken = {"attention_mask", *tokens, *DOCUMENT_KEYS}
+    taken = {"attention_mask", *tokens}
     unused = tuple(
         key
         for key, value in batch.items()
-        if isinstance(value, Tensor) and key not in taken and not is_cumulative(key)
+        if isinstance(value, Tensor) and key not in taken and not _is_of_no_matter(key, value, ids)
     )
     parts = [_in_rows(tokens, part) for part in _parts(documents, ids.numel())]
     return [replace(part, where=where, unused=unused) for part in parts], masks_prompt
+
+
+def _is_of_no_matter(key: str, value: Tensor, ids: Tensor) -> bool:
+    """Whether a tensor only says where documents are, or that there is no cache."""
+    if key == "cache_position":
+        return torch.equal(value.flatten().cpu(), torch.arange(ids.shape[1]))
+    return is_cumulative(key) or (key in DOCUMENT_KEYS and value.shape == ids.shape)
 
 
 def _integers(value: Tensor, what: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # How data loaders name tensors [B, T] that number the documents packed into a row.
-DOCUMENT_KEYS = ("seq_idx", "segment_ids", "document_ids", "sequence_id")
+DOCUMENT_KEYS = ("seq_idx", "document_ids", "sequence_id")
 
 
 def is_cumulative(key: str) -> bool:
@@ -48,8 +48,8 @@ def documents_of(
         real, mark = _read_mask(mask, ids, where)
         marks.append(mark)
     for key, value in batch.items():
-        if key in DOCUMENT_KEYS and isinstance(value, Tensor):
-            marks.append(_of_shape(value, ids, f"`{key}` of {where}"))
+        if key in DOCUMENT_KEYS and isinstance(value, Tensor) and value.shape == ids.shape:
+            marks.append(value.to(ids.device))
         elif is_cumulative(key) and isinstance(value, Tensor):
             marks.append(_from_lengths(value, ids, f"`{key}` of {where}"))
     found = []

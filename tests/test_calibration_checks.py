@@ -162,12 +162,22 @@ class Seeing(nn.Module):
         return self.embed(input_ids) @ self.embed.weight.T
 
 
+class Caching(Seeing):
+    def forward(self, input_ids, cache_position=None):
+        return super().forward(input_ids)
+
+
 def test_a_tensor_that_the_model_takes_is_never_ignored():
     pixels = {**pairs(9), "pixel_values": torch.zeros(2, 3, 4, 4)}
     with pytest.raises(ValueError, match="'pixel_values', which Seeing takes"):
         batches_for(Seeing(), [pixels])
     assert len(batches_for(tiny_llama(), [pixels])) == 1  # takes none
     assert len(batches_for(Seeing(), [{**pairs(9), "pixel_values": None, "note": "text"}])) == 1
+    about = {"document_ids": torch.tensor([4, 5]), "cache_position": torch.arange(9)}  # of rows; and no cache
+    (found,) = batches_for(Caching(), [{**pairs(9), **about}])
+    assert found.inputs["input_ids"].shape == (2, 9)
+    with pytest.raises(ValueError, match="'cache_position', which Caching takes"):
+        batches_for(Caching(), [{**pairs(9), "cache_position": torch.arange(1, 10)}])
     with pytest.raises(ValueError, match="'inputs_embeds', which LlamaForCausalLM takes"):
         batches_for(tiny_llama(), [{**pairs(9), "inputs_embeds": torch.zeros(2, 9, 16)}])
 

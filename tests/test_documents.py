@@ -188,7 +188,6 @@ def test_documents_of_unlike_lengths_are_not_padded_beyond_what_was_given():
         ({"attention_mask": torch.ones(1, 2, 6, 6)}, r"shape \(1, 1, 6, 6\)"),
         ({"attention_mask": {"full_attention": torch.ones(1, 6)}}, "`attention_mask` .* but got dict"),
         ({"attention_mask": torch.ones(6)}, r"but got \(6,\)"),
-        ({"seq_idx": torch.zeros(1, 3)}, "`seq_idx`"),
         ({"cu_seqlens": torch.tensor([0, 4, 2])}, "add up from 0 to at most 6"),
         ({"cu_seqlens": torch.tensor([0, 9])}, "add up from 0 to at most 6"),
     ],
