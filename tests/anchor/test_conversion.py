@@ -169,6 +169,6 @@ def test_what_does_not_match_says_how_to_pass_the_base(tmp_path):
     with pytest.raises(ValueError, match=r"with `LlamaForCausalLM\.from_pretrained`") as error:
         match(make("llama", 0), Anchor.open(tmp_path).read_as(make("llama", 0)))
     assert "LightningModule" not in str(error.value)
-    with pytest.raises(ValueError, match=r"Only in the model: \['lm_head.weight'\]") as error:
+    with pytest.raises(ValueError, match="do not hold the same parameters") as error:
         match(make("llama", 0), Anchor.open(make("llama", 0).model))
     assert "LightningModule" not in str(error.value)
