@@ -93,9 +93,10 @@ class RejuvenationCallback(OncePerRun):
 
     Raises:
         MisconfigurationException: not exactly one of ``at_start``, ``at_epoch``, ``at_end`` and ``when``; at the
-            start of the fit: a moment that can never come, no calibration data, no sampler, a callback beside
-            it that averages weights.
-        ValueError: an argument out of range; at the start of the fit: an anchor that does not match.
+            start of the fit: a moment that can never come, no calibration data, no sampler, a
+            ``StochasticWeightAveraging`` beside it.
+        ValueError: an argument out of range; at the start of the fit: an anchor that does not match or
+            is not finite, an optimizer that holds weights where they cannot be edited.
 
     Example::
         >>> from lightning.pytorch import Trainer
