@@ -57,7 +57,7 @@ def rejuvenate_adapter(
             adapter that cannot be scaled; a tensor of the base is needed and not given.
         FileExistsError: the output exists.
     """
-    check_given(alpha)
+    alpha = check_given(alpha)
     source, target = Path(sft).expanduser(), Path(out).expanduser()
     check_free(target)
     check_apart(target, source, *([Path(base).expanduser()] if base else []))

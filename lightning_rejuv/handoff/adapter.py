@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,19 +77,19 @@ def is_adapter(path: PathLike) -> bool:
     return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 
-def check_given(alpha: Any) -> None:
-    """Refuse an alpha that has to be searched for, or that is out of range.
+def check_given(alpha: Any) -> float | Mapping[str, float]:
+    """Return an alpha as plain numbers.
 
     Raises:
-        ValueError: with what was got.
+        ValueError: it has to be searched for, or is out of range.
     """
-    if isinstance(alpha, str):
+    given = Options(alpha=alpha).alpha
+    if isinstance(given, str):
         raise ValueError(
-            f"Expected `alpha` to be a number, or one for each pattern of names, but got {alpha!r}: "
-            "finding it needs a "
+            f"Expected `alpha` to be a number, or one for each pattern of names, but got {given!r}: finding it needs a "
             "whole model. Merge the adapter with `alpha=1` first."
         )
-    Options(alpha=alpha)
+    return given
 
 
 def open_adapter(path: PathLike) -> Adapter:
@@ -181,15 +182,21 @@ def _lora(
             f"Expected matrices [r, in] and [out, r] for {module!r} in {str(root)!r} but got {a} and {b}."
         )
     rank = a[0]
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    alpha = _by_pattern(root, config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise ValueError(f"Expected `lora_alpha` in {str(root)!r} to be a number but got {alpha!r}.")
     return Lora(module, alpha / (rank**0.5 if config.get("use_rslora") else rank), parts)
 
 
-def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
+def _by_pattern(root: Path, patterns: Any, module: str, default: Any) -> Any:
     """PEFT's rule: a pattern matches the end of a module's name, from a dot on."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    try:
+        for pattern, value in (patterns or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+    except (AttributeError, re.error) as error:
+        raise ValueError(
+            f"Expected `alpha_pattern` in {str(root / ADAPTER_CONFIG)!r} to map regular expressions to numbers but got "
+            f"{patterns!r:.200} ({error})."
+        ) from error
     return default

@@ -80,7 +80,7 @@ def merge_adapter(
         FileExistsError: the output exists.
         OSError: reading or writing failed.
     """
-    check_given(alpha)
+    alpha = check_given(alpha)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))

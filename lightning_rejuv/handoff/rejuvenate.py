@@ -147,7 +147,7 @@ def rejuvenate_checkpoint(
     ours, theirs = pairing.sft, pairing.base
     warnings += pairing.warnings
     fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
-    given = 1.0 if isinstance(alpha, str) else alpha
+    given = 1.0 if isinstance(asked.alpha, str) else asked.alpha
     recipe = Recipe(
         alpha_by_name(given, fused),
         DTYPES[dtype] if dtype else None,

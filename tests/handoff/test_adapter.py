@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -190,3 +191,22 @@ def test_alphas_that_do_not_fit_an_adapter(tmp_path, alpha):
     with pytest.raises(ValueError, match="alpha"):
         merge_adapter(base, adapter, tmp_path / "out", alpha=alpha)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("patterns", [{"q_proj(": 8}, ["q_proj"]])
+def test_patterns_that_are_none_are_refused(tmp_path, patterns):
+    _, adapter = write_adapter(tmp_path, "lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": patterns}))
+    with pytest.raises(ValueError, match="`alpha_pattern` in .* to map regular expressions to numbers"):
+        rejuvenate_adapter(adapter, tmp_path / "out", alpha=0.5)
+
+
+def test_an_alpha_of_another_kind_of_number(tmp_path):
+    _, adapter = write_adapter(tmp_path, "lora")
+    for number, alpha in enumerate((Fraction(1, 4), torch.tensor(0.25), {"*": Fraction(1, 4)})):
+        report = rejuvenate_adapter(adapter, tmp_path / f"out{number}", alpha=alpha)
+        assert report.alpha == ({"*": 0.25} if isinstance(alpha, dict) else 0.25)
+        assert (
+            json.loads((tmp_path / f"out{number}" / "rejuvenation.json").read_text())["alpha"] == report.alpha
+        )
