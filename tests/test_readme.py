@@ -245,6 +245,14 @@ def test_files_named_in_the_structure_page_exist():
         assert (ROOT / "lightning_rejuv" / name).is_file() or (ROOT / name).is_file(), name
 
 
+def test_tests_named_in_the_page_of_inputs_exist():
+    found = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "inputs.md").read_text())
+    assert len(found) > 40
+    for file, test in found:
+        source = (ROOT / "tests" / file).read_text()
+        assert not test or f"def {test}(" in source, f"{file}::{test}"
+
+
 def test_docstrings_become_markdown():
     text = markdown(
         "See :func:`lightning_rejuv.alpha.default_target` or :class:`Verdict`.\n\n"

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_rejuv.access.buffers import check_finite_buffers
 from lightning_rejuv.access.replica import blank
 from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.callbacks._averages import check_averages
@@ -94,6 +95,7 @@ def check_start(
     check_module_data(module, model, calibration, options)
     if not due_now:
         check_finite(targets.measure(), targets.description, may_be_equal=True)
+        check_finite_buffers(targets.buffers, targets.anchor_of, targets.description)
 
 
 def check_neighbours(trainer: Trainer, callback: Callback, trigger: Trigger, *, ends_fit: bool) -> None:
