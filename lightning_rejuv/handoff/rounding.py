@@ -61,5 +61,5 @@ def stochastic_round(exact: Tensor, dtype: torch.dtype, generator: torch.Generat
     ceiling = (low + 1).view(dtype).to(exact.dtype)
     covered = (exact - floor) / (ceiling - floor)
     drawn = torch.rand(exact.shape, generator=generator, dtype=exact.dtype)
-    up = (drawn < covered) & ceiling.isfinite()
-    return (low + up.to(torch.int16)).view(dtype)
+    rounded = (low + (drawn < covered).to(torch.int16)).view(dtype)
+    return torch.where(nearest.isinf(), nearest, rounded)  # an overflow is for the caller to see
