@@ -51,14 +51,15 @@ def test_what_is_not_finite_is_named_with_its_file(tmp_path, value, whose):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "sft"]
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_fusion_that_the_outputs_dtype_cannot_hold_is_refused(tmp_path, sign):
+def test_a_fusion_that_the_outputs_dtype_cannot_hold_is_refused(tmp_path, sign, rounding):
     base, sft = pair(tmp_path, tokenizer=False)
     name = "model.norm.weight"
     for path in (base, sft):
         resave(path, _changed(name, lambda t: torch.full_like(t, sign * 1e6)))
     with pytest.raises(ValueError, match=f"'{name}' holds NaN or infinity in 'the fusion in its dtype'"):
-        fuse(base, sft, dtype="float16")
+        fuse(base, sft, dtype="float16", rounding=rounding)
 
 
 def test_the_main_dtype_is_that_of_most_weights_not_of_most_tensors(tmp_path):
