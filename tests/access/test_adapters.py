@@ -10,7 +10,7 @@ import torch
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.neurons import take_apart
 from tests.access.test_lora import _close, adapted, merged
-from tests.conftest import greedy_batch, tiny_llama
+from tests.conftest import batch, greedy_batch, tiny_llama
 from tests.families import tiny
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -95,7 +95,7 @@ def test_experts_under_adapters_of_the_attention_are_the_bases_own():
     base = tiny("mixtral")
     model = adapted(base, target_modules=["q_proj", "v_proj"])
     whole = merged(model)
-    data = [{"input_ids": torch.randint(3, 61, (3, 9)), "labels": torch.randint(3, 61, (3, 9))}]
+    data = [batch(vocabulary=61)]
     options = {"alpha": 1.0, "reset_fraction": 0.1, "positions": "entropy_gap"}
     expected, report = rejuvenate(whole, base, data, **options), rejuvenate(model, None, data, **options)
     assert report.neurons_total == expected.neurons_total
