@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from lightning_rejuv._compat import language_model
+from lightning_rejuv.anchor.config import context_length as config_context_length
 from lightning_rejuv.calibration import Batch, as_batches
 from lightning_rejuv.forward import device_of, takes
-
-# Names under which configurations state the most tokens that a model can read.
-_CONTEXT = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_seq_len",
-    "max_sequence_length",
-    "block_size",
-)
 
 
 def batches_for(model: nn.Module, data: Iterable[Any] | None, what: str = "calibration") -> list[Batch]:
@@ -80,14 +71,9 @@ def context_length(model: nn.Module) -> int | None:
     inner = language_model(model)
     config = getattr(inner, "config", None)
     text = getattr(config, "get_text_config", lambda: config)()
-    stated = [value for name in _CONTEXT if isinstance(value := getattr(text, name, None), int) and value > 0]
-    if not stated:
+    limit = None if text is None else config_context_length(vars(text))
+    if limit is None:
         return None
-    limit = stated[0]
-    for name in ("rope_parameters", "rope_scaling"):
-        for rope in _mappings(getattr(text, name, None)):
-            original = rope.get("original_max_position_embeddings") or stated[0]
-            limit = max(limit, int(original * (rope.get("factor") or 1)))
     for name, table in inner.named_modules():
         if (
             "position" in name.rpartition(".")[2]
@@ -96,14 +82,6 @@ def context_length(model: nn.Module) -> int | None:
         ):
             limit = min(limit, table.num_embeddings - table.padding_idx - 1)
     return limit
-
-
-def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield a mapping and those inside: some models have other rotary positions for each type of layer."""
-    if isinstance(value, Mapping):
-        yield value
-        for inner in value.values():
-            yield from _mappings(inner)
 
 
 def vocabulary_size(model: nn.Module) -> int:

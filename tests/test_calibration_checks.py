@@ -60,7 +60,7 @@ def test_the_commands_refuse_it_and_write_nothing(tmp_path, capsys, command):
     out = ["--out", str(tmp_path / "out")] if command == "rejuvenate" else []
     given = ["--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
     assert main([command, *given, *out]) == 3
-    assert "at most 4 tokens, the context of LlamaForCausalLM, but row" in capsys.readouterr().err
+    assert "Expected pair 1 to fit into the model's 4 positions" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

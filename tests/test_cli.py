@@ -29,7 +29,7 @@ def test_the_whole_way(tmp_path, capsys):
     out = str(tmp_path / "out")
     common = ["--base", base, "--sft", sft]
     assert main(["diagnose", *common, "--calibration", calibration]) == 0
-    assert "recommended alpha" in capsys.readouterr().out
+    assert "alpha found " in capsys.readouterr().out
     assert main(["rejuvenate", *common, "--out", out, "--calibration", calibration]) == 0
     printed = capsys.readouterr()
     assert f"Rejuvenated model in {out}" in printed.out

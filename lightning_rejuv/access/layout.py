@@ -96,7 +96,8 @@ def layout_of(model: nn.Module, root: nn.Module | None = None) -> Layout:
     Raises:
         ValueError: a kind of parameter that is not known; nothing is guessed.
     """
-    reshard(root or model)
+    outermost = model if root is None else root  # a module may have a length, and be false by it
+    reshard(outermost)
     reshard(model)
     parameters = dict(model.named_parameters())
     unknown = {n: type(p).__name__ for n, p in parameters.items() if is_wrapper(p) and not _is_dtensor(p)}
@@ -113,7 +114,7 @@ def layout_of(model: nn.Module, root: nn.Module | None = None) -> Layout:
     if any(is_fsdp1_parameter(p) for p in parameters.values()):
         from lightning_rejuv.access.fsdp1 import FSDP1Layout
 
-        return FSDP1Layout(model, root or model)
+        return FSDP1Layout(model, outermost)
     if any(_is_dtensor(p) for p in parameters.values()):
         from lightning_rejuv.access.dtensor import DTensorLayout
 

@@ -1,4 +1,4 @@
-"""What a ``config.json`` says about the tensors beside it."""
+"""What a ``config.json`` says about the tensors beside it, and about what they can read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ _TEXT_PARTS = (
     *("thinker_config", "vlm_config"),
     *("text_config", "decoder", "generator", "decoder_config"),
     *("llm_config", "language_config"),
+)
+# Names under which configurations state the most tokens that a model can read.
+_CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "block_size",
 )
 
 
@@ -43,6 +52,38 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     # Some parts are written only where they differ from the defaults of their kind.
     found = [c["vocab_size"] for c in configs(config) if isinstance(c.get("vocab_size"), int)]
     return found[0] if len(found) == 1 and text_config(config) is config else None
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a config lets the text model read; None where it says nothing.
+
+    A factor by which rotary positions are stretched counts.
+
+    >>> context_length({"max_position_embeddings": 16, "rope_parameters": {"factor": 2.0}})
+    32
+    """
+    text = text_config(config)
+    stated = [
+        value
+        for key in _CONTEXT
+        if isinstance(value := text.get(key), int) and not isinstance(value, bool) and value > 0
+    ]
+    if not stated:
+        return None
+    limit = stated[0]
+    for key in ("rope_parameters", "rope_scaling"):
+        for rope in _mappings(text.get(key)):
+            original = rope.get("original_max_position_embeddings") or stated[0]
+            limit = max(limit, int(original * (rope.get("factor") or 1)))
+    return limit
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield a mapping and those inside: some models have other rotary positions for each type of layer."""
+    if isinstance(value, Mapping):
+        yield value
+        for inner in value.values():
+            yield from _mappings(inner)
 
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.anchor.config import context_length
 from lightning_rejuv.attribution import confidence, mean_entropy
 from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
-from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for, loadable
@@ -87,7 +88,7 @@ def measure_behaviour(
     """
     model = load_model(loadable(sft, scratch), device, dtype)
     tokenizer = load_tokenizer(sft.path)
-    pairs = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
+    pairs = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_length(sft.config))
     batches = batches_for(model, pairs)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,17 +95,6 @@ def tokenize(
         pairs.append((ids, response))
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     return [_batch(pairs[i : i + batch_size], padding) for i in range(0, len(pairs), batch_size)]
-
-
-def context_of(config: Mapping[str, Any]) -> int | None:
-    """Return the number of positions that a model's ``config.json`` gives it; None where it gives none."""
-    text = config.get("text_config")
-    for section in (config, text if isinstance(text, dict) else {}):
-        for key in ("max_position_embeddings", "n_positions"):
-            found = section.get(key)
-            if isinstance(found, int) and found > 0:
-                return found
-    return None
 
 
 def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
+from lightning_rejuv.anchor.config import context_length
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
-from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.directory import write_file
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
@@ -70,7 +71,7 @@ def plan_on_disk(
     """
     # Before the model, which takes minutes to load: a line that is refused is refused at once.
     tokenizer = load_tokenizer(sft.path)
-    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_of(sft.config))
+    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_length(sft.config))
     model = load_model(loadable(sft, scratch), device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     plan = make_plan(model, targets, Data(batches), options)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_rejuv.handoff.dialogues import context_of, read_dialogues, tokenize
+from lightning_rejuv.anchor.config import context_length
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_tokenizer
 from tests.handoff.checkpoints import write_tokenizer
 
@@ -347,6 +348,6 @@ def test_a_pair_longer_than_the_context_is_refused_by_its_number(tmp_path, token
         ValueError, match="Expected pair 2 to fit into the model's 7 positions but it has 8 tokens"
     ):
         tokenize(dialogues, tokenizer, context=7)
-    assert context_of({"max_position_embeddings": 7}) == context_of({"n_positions": 7}) == 7
-    assert context_of({"text_config": {"max_position_embeddings": 7}}) == 7
-    assert context_of({}) is context_of({"max_position_embeddings": None}) is None
+    assert context_length({"max_position_embeddings": 7}) == context_length({"n_positions": 7}) == 7
+    assert context_length({"text_config": {"max_position_embeddings": 7}}) == 7
+    assert context_length({}) is context_length({"max_position_embeddings": None}) is None
