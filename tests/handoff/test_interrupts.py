@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import random
@@ -145,19 +144,28 @@ def forked(base, sft, out):
     if child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return child
-    code = 1
+
+    def work():
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return 0
+        except KeyboardInterrupt:
+            return 130
+
+    return exit_with(work)
+
+
+def exit_with(work, levels=6):
+    """End the process with what ``work`` returns; each level bears an interrupt, so that no second pytest goes on."""
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        code = 0
-    except KeyboardInterrupt:
-        code = 130
+        if levels:
+            exit_with(work, levels - 1)
+        os._exit(work())
     finally:
-        while True:  # however often it is interrupted, it never goes on as a second pytest
-            with contextlib.suppress(KeyboardInterrupt):
-                os._exit(code)
+        os._exit(1)
 
 
 def exit_code(child, seconds=60.0):
