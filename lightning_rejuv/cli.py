@@ -57,9 +57,9 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
-            from lightning_rejuv import handoff
+            with interruption.waiting():
+                from lightning_rejuv import handoff
 
-            interruption.check()
             command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
             report, code = command(parsed, handoff, _bar(parsed, interruption))
         except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
