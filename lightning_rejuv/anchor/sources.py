@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from lightning_rejuv.names import canonical_name, listing, printable
 
 _METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_MAX_RANK = 64  # of a tensor in PyTorch
 _SAYS_WHICH = "::"  # between a path and a prefix
 # What safetensors calls the types that an anchor may have, or is often found to have by mistake.
 _DTYPES: dict[str, torch.dtype] = {
@@ -134,7 +136,7 @@ class _SafetensorsAnchor(Anchor):
         for file in files:
             try:
                 self._read_header(file)
-            except SafetensorError as error:
+            except (SafetensorError, ValueError) as error:
                 raise ValueError(
                     f"Expected a whole safetensors file in {str(file)!r} but reading it ended with: {error}. Was it "
                     "copied or saved to its end?"
@@ -145,7 +147,13 @@ class _SafetensorsAnchor(Anchor):
             for key in handle.keys():  # noqa: SIM118 (not a mapping)
                 name = canonical_name(key)
                 self._place[name] = (file, key)
-                self._shapes[name] = torch.Size(handle.get_slice(key).get_shape())
+                shape = handle.get_slice(key).get_shape()
+                # Zeros left out, as PyTorch does where it multiplies sizes to strides.
+                if len(shape) > _MAX_RANK or math.prod(size for size in shape if size) >= 1 << 63:
+                    raise ValueError(
+                        f"the tensor {key!r:.200} has more dimensions or elements than a tensor can have"
+                    )
+                self._shapes[name] = torch.Size(shape)
                 self._dtypes[name] = handle.get_slice(key).get_dtype()
 
     @property

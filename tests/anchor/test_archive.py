@@ -52,3 +52,10 @@ def test_a_refusal_names_what_was_found_and_advises_nobody_to_run_it(tmp_path, n
     assert len(text) < 800
     assert text.isprintable()
     assert "set to `False`" not in text
+
+
+def test_sizes_that_no_tensor_has_are_refused_with_the_file(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[9223372036854775808,0],"data_offsets":[0,0]}}'
+    (tmp_path / "huge.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="huge.safetensors"):
+        Anchor.open(tmp_path / "huge.safetensors")
