@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rejuv.arguments import USAGE, parse
+from lightning_rejuv.names import printable
 from lightning_rejuv.process import Interruption, complain, emit, prepare_streams
 
 _FAULTS, _REFUSED, _IO = 1, 3, 4
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed is not None and parsed.traceback:
             traceback.print_exc()
         message, code = _answer(error, interruption, parsed)
-        complain(f"lightning-rejuv: error: {' '.join(message.split())}")
+        complain(f"lightning-rejuv: error: {printable(' '.join(message.split()))}")
         return code
 
 
@@ -56,9 +57,9 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
-            from lightning_rejuv import handoff
+            with interruption.waiting():
+                from lightning_rejuv import handoff
 
-            interruption.check()
             command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
             report, code = command(parsed, handoff, _bar(parsed, interruption))
         except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
@@ -68,7 +69,7 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
             json.dumps(report.to_dict(), indent=1) + "\n"
         )  # as ASCII, which every terminal and pipe can hold
     elif not parsed.quiet:
-        emit(f"{report}\n")
+        emit(f"{printable(str(report))}\n")
     return code
 
 

@@ -13,6 +13,7 @@ _PEFT_ROOT = "base_model.model."
 _PEFT_PARTS = re.compile(r"\.(?:base_layer|original_module)(?=\.)")
 _PEFT_OWN = re.compile(r"\.(?:lora_\w+|modules_to_save|trainable_tokens_\w+|token_adapter)\.")
 _MAX_LISTED = 8
+_MAX_LINE = 4000
 
 
 def canonical_name(name: str) -> str:
@@ -54,6 +55,25 @@ def listing(names: Iterable[str]) -> str:
     shown = ", ".join(f"{name!r:.200}" for name in ordered[:_MAX_LISTED])
     rest = len(ordered) - _MAX_LISTED
     return f"[{shown}]" if rest <= 0 else f"[{shown}, … and {rest} more]"
+
+
+def printable(text: str) -> str:
+    r"""Return text from a file that is not trusted as a terminal may have it.
+
+    What cannot be printed is escaped as ``repr`` escapes it: control characters, which could clear the terminal or
+    forge what stands on it, and those that turn the direction of the text. Long lines are cut.
+
+    >>> printable("a\x1b[2J\u202eb")
+    'a\\x1b[2J\\u202eb'
+    """
+    return "\n".join(map(_printable_line, text.split("\n")))
+
+
+def _printable_line(line: str) -> str:
+    cut = (
+        line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}… and {len(line) - _MAX_LINE} characters more"
+    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 @dataclass(frozen=True)

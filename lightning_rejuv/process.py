@@ -28,6 +28,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self._waits = False
 
     @property
     def exit_code(self) -> int:
@@ -57,9 +58,24 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let a first signal wait until the end; for imports, since an exception in the midst of torch's aborts.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        self.check()
+
     def _stop(self, number: int, _: object) -> None:
         self.signals.append(number)
-        raise Interrupted
+        if not self._waits or len(self.signals) > 1:
+            raise Interrupted
 
 
 def prepare_streams() -> None:

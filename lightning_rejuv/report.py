@@ -187,9 +187,12 @@ class RejuvenationReport:
         target = Path(path)
         part = target.with_name(target.name + ".part")
         part.unlink(missing_ok=True)  # of a run that was killed; a link itself, not what it leads to
-        with part.open("x") as file:
-            file.write(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        part.replace(target)
+        try:
+            with part.open("x") as file:
+                file.write(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)  # of a full disk, or where the name is a directory's
 
     def __str__(self) -> str:
         return "\n".join(lines(self))

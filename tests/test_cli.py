@@ -16,7 +16,7 @@ import torch
 import lightning_rejuv
 from lightning_rejuv import handoff
 from lightning_rejuv.cli import main
-from tests.handoff.checkpoints import known_pair, pair, tensors
+from tests.handoff.checkpoints import edit_config, known_pair, pair, tensors
 
 
 @pytest.fixture
@@ -400,3 +400,25 @@ def test_without_transformers_what_needs_it_says_how_to_install_it(models, tmp_p
         assert main([*command, *calibrated]) == 3
         assert install in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "hostile", ["\x1b[2J\x1b[31mok\x07", "a\u202eb\x9b2J", "a" * 1_000_000], ids=["escape", "c1", "long"]
+)
+def test_what_a_file_says_cannot_steer_the_terminal_or_flood_it(models, tmp_path, capsys, hostile):
+    base, sft = models
+    both = ["--base", str(base), "--sft", str(sft)]
+    (sft / "generation_config.json").write_text(json.dumps({"eos_token_id": hostile}))
+    edit_config(sft, rope_theta=hostile, dtype=hostile)
+    assert main(["verify", str(sft)]) == 1
+    assert main(["diagnose", *both]) == 0
+    fusion = ["rejuvenate", *both, "--alpha", "0.4", "--reset-fraction", "0", "--out", str(tmp_path / "out")]
+    assert main(fusion) == 0
+    edit_config(sft, model_type=hostile)
+    assert main(["diagnose", *both]) == 3
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (printed.out, printed.err, card):
+        assert max(map(len, text.split("\n"))) < 5000
+        assert all(c.isprintable() or c == "\n" for c in text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from lightning_rejuv.process import complain, emit
+from lightning_rejuv.process import Interrupted, Interruption, complain, emit
 
 FULL = "/dev/full"
 # What the command does around a report, without the seconds that torch takes to import.
@@ -71,3 +72,19 @@ def test_an_error_stream_that_is_closed_costs_no_exit_code(monkeypatch, capsys):
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)
     complain("an error")
+
+
+def test_a_signal_waits_for_the_end_of_an_import_and_a_second_does_not():
+    interruption, done = Interruption(), []
+    with interruption.listening():
+        with pytest.raises(Interrupted), interruption.waiting():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("imported")
+        assert done == ["imported"]
+        assert interruption.exit_code == 130
+        with pytest.raises(Interrupted), interruption.waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("a second signal waited")
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("a signal waited although nothing is imported")

@@ -232,3 +232,12 @@ def test_contributions_that_are_not_finite_are_refused_before_the_edit(pair):
         rejuvenate(sft, base, calibration(base), alpha=1.0)
     handle.remove()
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
+
+
+def test_a_report_that_cannot_be_saved_leaves_nothing(pair, tmp_path):
+    base, sft = pair
+    report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(OSError, match="report.json"):
+        report.save(tmp_path / "report.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

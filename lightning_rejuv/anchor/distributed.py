@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.anchor.archive import check_stored
 from lightning_rejuv.anchor.distributed_metadata import METADATA, Chunk, read_metadata
 from lightning_rejuv.anchor.links import lies_within
 
@@ -101,7 +101,7 @@ class DistributedCheckpoint:
             content = file.read(chunk.length)
         where = f"the tensor {name!r:.200} in {str(self._path / chunk.file)!r}"
         try:
-            _check_stored(content)
+            check_stored(io.BytesIO(content), len(content))
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # whatever malformed bytes lead to
             raise ValueError(
@@ -116,11 +116,3 @@ class DistributedCheckpoint:
         ):
             raise ValueError(f"Expected {where} to be {dtype} of shape {chunk.sizes}, as {METADATA} says.")
         return found.detach().contiguous()  # type: ignore[no-any-return]
-
-
-def _check_stored(content: bytes) -> None:
-    """Refuse an archive whose records are larger than the archive: PyTorch never compresses them."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        records = archive.infolist()
-    if any(r.compress_type for r in records) or sum(r.file_size for r in records) > len(content):
-        raise ValueError("its records are compressed, or overlap")

@@ -14,6 +14,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_MAX_JSON = 1 << 28  # bytes; the index of a million tensors takes less
 
 # Weights that belong to no model of transformers' own form: an adapter's, and Mistral's own format.
 _OTHER_FORMS = ("adapter_", "consolidated")
@@ -82,12 +83,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is not JSON, or no mapping.
+        ValueError: it is not JSON, no mapping, or too large.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"Expected the file {path.name!r} in {str(path.parent)!r} but the directory holds "
             f"{listing(os.listdir(path.parent))}."
+        )
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(
+            f"Expected {str(path)!r} to have at most {_MAX_JSON} bytes but it has {path.stat().st_size}."
         )
     try:
         content = json.loads(path.read_bytes())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from torch import Tensor, nn
 
 from lightning_rejuv._compat import persistent_buffers
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
+from lightning_rejuv.anchor.archive import check_stored
 from lightning_rejuv.anchor.conversion import architecture, as_loaded
 from lightning_rejuv.anchor.files import CONFIG, INDEX, SINGLE, read_json, weight_files
 from lightning_rejuv.anchor.match import names_fit
-from lightning_rejuv.names import canonical_name, listing
+from lightning_rejuv.names import canonical_name, listing, printable
 
 _METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_MAX_RANK = 64  # of a tensor in PyTorch
 _SAYS_WHICH = "::"  # between a path and a prefix
 # What safetensors calls the types that an anchor may have, or is often found to have by mistake.
 _DTYPES: dict[str, torch.dtype] = {
@@ -87,7 +91,11 @@ class _TensorAnchor(Anchor):
     """Tensors that are in memory, or memory-mapped by ``torch.load``."""
 
     def __init__(self, tensors: Mapping[str, Any], description: str) -> None:
-        self._tensors = {canonical_name(k): v.detach() for k, v in tensors.items() if isinstance(v, Tensor)}
+        self._tensors = {
+            canonical_name(name): tensor.detach()
+            for name, tensor in tensors.items()
+            if isinstance(name, str) and isinstance(tensor, Tensor)
+        }
         self._description = description
         if not self._tensors:
             raise ValueError(f"Expected {description} to hold tensors by name but it holds none.")
@@ -128,7 +136,7 @@ class _SafetensorsAnchor(Anchor):
         for file in files:
             try:
                 self._read_header(file)
-            except SafetensorError as error:
+            except (SafetensorError, ValueError) as error:
                 raise ValueError(
                     f"Expected a whole safetensors file in {str(file)!r} but reading it ended with: {error}. Was it "
                     "copied or saved to its end?"
@@ -139,7 +147,13 @@ class _SafetensorsAnchor(Anchor):
             for key in handle.keys():  # noqa: SIM118 (not a mapping)
                 name = canonical_name(key)
                 self._place[name] = (file, key)
-                self._shapes[name] = torch.Size(handle.get_slice(key).get_shape())
+                shape = handle.get_slice(key).get_shape()
+                # Zeros left out, as PyTorch does where it multiplies sizes to strides.
+                if len(shape) > _MAX_RANK or math.prod(size for size in shape if size) >= 1 << 63:
+                    raise ValueError(
+                        f"the tensor {key!r:.200} has more dimensions or elements than a tensor can have"
+                    )
+                self._shapes[name] = torch.Size(shape)
                 self._dtypes[name] = handle.get_slice(key).get_dtype()
 
     @property
@@ -243,13 +257,25 @@ def _is_hugging_face(path: Path) -> bool:
 
 def _open_checkpoint(path: Path) -> Anchor:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        archive = zipfile.is_zipfile(path)  # what `torch.save` wrote before 1.6 is none, and cannot be mapped
+        if archive:
+            check_stored(path, path.stat().st_size)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except OSError:
+        raise
     except Exception as error:
         raise ValueError(
-            f"{str(path)!r} could not be read with `weights_only=True` ({error}). Files that need "
+            f"{str(path)!r} could not be read with `weights_only=True` ({_reason(error)}). Files that need "
             "unpickling are refused: save the weights alone, as safetensors or as a state dict."
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping):
         raise ValueError(f"Expected {str(path)!r} to hold a state dict but got {type(state).__name__}.")
     return _TensorAnchor(state, str(path))
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch found, without its advice to run what the file holds, and without its colours."""
+    text = str(error)
+    found = text.partition("WeightsUnpickler error: ")[2].split(". ")[0]
+    return printable(found.strip() or f"{type(error).__name__}: {text}")[:300]

@@ -26,6 +26,12 @@ _PART = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector)(?:\.weight)?$"
 )
+# PEFT takes any regular expression, and some take for ever to match. Repeated groups, references and assertions are
+# refused; groups and repetitions are few, so that the work stays small.
+_SLOW = re.compile(r"\)[*+?{]|\\[1-9]|\(\?")
+_MAX_PATTERN = 256  # characters, of a pattern and of a name that it is matched with
+_MAX_CHOICES = 3
+_MAX_ALPHA = 1e30
 _UNKNOWN_PART = re.compile(r"\.(?:lora_|trainable_tokens|token_adapter|hada_|lokr_|vera_|oft_|ia3_)")
 
 
@@ -177,14 +183,16 @@ def _lora(
             f"Expected both {first} and {second} of {module!r} in {str(root)!r} but got {listing(parts)}."
         )
     a, b = place[parts[first]][1].shape, place[parts[second]][1].shape
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
         raise ValueError(
             f"Expected matrices [r, in] and [out, r] for {module!r} in {str(root)!r} but got {a} and {b}."
         )
     rank = a[0]
     alpha = _by_pattern(root, config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise ValueError(f"Expected `lora_alpha` in {str(root)!r} to be a number but got {alpha!r}.")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < _MAX_ALPHA:
+        raise ValueError(
+            f"Expected `lora_alpha` in {str(root)!r} to be a finite number but got {alpha!r:.200}."
+        )
     return Lora(module, alpha / (rank**0.5 if config.get("use_rslora") else rank), parts)
 
 
@@ -192,6 +200,7 @@ def _by_pattern(root: Path, patterns: Any, module: str, default: Any) -> Any:
     """PEFT's rule: a pattern matches the end of a module's name, from a dot on."""
     try:
         for pattern, value in (patterns or {}).items():
+            _check_pattern(root, pattern, module)
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
     except (AttributeError, re.error) as error:
@@ -200,3 +209,15 @@ def _by_pattern(root: Path, patterns: Any, module: str, default: Any) -> Any:
             f"{patterns!r:.200} ({error})."
         ) from error
     return default
+
+
+def _check_pattern(root: Path, pattern: str, module: str) -> None:
+    plain = pattern.replace("(?:", "(")
+    choices = sum(plain.count(sign) for sign in "(*+?{")
+    slow = bool(_SLOW.search(plain)) or choices > _MAX_CHOICES
+    if len(pattern) > _MAX_PATTERN or slow or (choices and len(module) > _MAX_PATTERN):
+        raise ValueError(
+            f"Expected `alpha_pattern` in {str(root / ADAPTER_CONFIG)!r} to hold names, or regular expressions of at "
+            f"most {_MAX_PATTERN} characters and {_MAX_CHOICES} groups and repetitions, none repeated, for names as "
+            f"long, but got {pattern!r:.200} for {module!r:.200}: matching it may take for ever. Write the names out."
+        )

@@ -181,7 +181,7 @@ def _generation_ends(tokenizer: Any) -> list[str]:
     file = Path(str(tokenizer.name_or_path)) / "generation_config.json"
     try:
         config = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []  # there is none, or it is malformed: `verify` says so
     ends = config.get("eos_token_id") if isinstance(config, dict) else None
     numbers = ends if isinstance(ends, list) else [ends]
@@ -230,7 +230,7 @@ def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> 
     if isinstance(tools, str):  # tables hold it as JSON text
         try:
             tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Expected `tools` in {where} to be a list or JSON of one: {error}.") from error
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f"Expected `tools` in {where} to be a list of objects but got {tools!r:.200}.")

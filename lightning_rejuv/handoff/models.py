@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ import torch
 from torch import nn
 
 from lightning_rejuv._compat import require
+from lightning_rejuv.anchor.config import configs
+from lightning_rejuv.anchor.files import CONFIG, read_json
+
+# How many layers, blocks or experts: each is an object in memory, also of a model without weights.
+_COUNT = re.compile(r"(?:layer|block|expert)s?$")
+_MAX_COUNT = 10_000
 
 
 class CustomCode(ValueError):
@@ -29,8 +36,11 @@ def from_local(auto: Any, directory: Path, **options: Any) -> Any:
 
     Raises:
         CustomCode: it needs code of its own; the file that says so is named.
+        ValueError: its config counts more layers or experts than a model has.
         Exception: whatever transformers raises for files that it cannot read.
     """
+    if (directory / CONFIG).is_file():
+        _check_counts(directory)
     try:
         return auto.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **options)
     except ValueError as error:
@@ -105,6 +115,16 @@ def load_tokenizer(directory: Path) -> Any:
             f"Expected a tokenizer in {str(directory)!r} to read calibration data with but it cannot be "
             f"loaded ({error}). Save the SFT model's tokenizer beside it."
         ) from error
+
+
+def _check_counts(directory: Path) -> None:
+    for part in configs(read_json(directory / CONFIG)):
+        for key, value in part.items():
+            if _COUNT.search(key) and isinstance(value, (int, float)) and value > _MAX_COUNT:
+                raise ValueError(
+                    f"Expected `{key[:100]}` in {str(directory / CONFIG)!r} to be at most {_MAX_COUNT} but got "
+                    f"{value!r:.100}."
+                )
 
 
 def _naming(directory: Path, auto: str) -> str:

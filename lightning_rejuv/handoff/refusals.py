@@ -74,14 +74,14 @@ def check_same_architecture(sft: Checkpoint, base: Checkpoint) -> list[str]:
             if _differ(ours.get(key), theirs.get(key)):
                 raise ValueError(
                     f"Expected the base to have the SFT model's architecture but `{path}{key}` in {CONFIG} "
-                    f"is {ours[key]!r} in {str(sft.path)!r} and {theirs[key]!r} in {str(base.path)!r}. "
+                    f"is {ours[key]!r:.200} in {str(sft.path)!r} and {theirs[key]!r:.200} in {str(base.path)!r}. "
                     "Pass the "
                     "checkpoint that SFT started from."
                 )
         for key in _BETTER_SAME:
             if _differ(ours.get(key), theirs.get(key)):
                 warnings.append(
-                    f"`{path}{key}` is {ours[key]!r} in the SFT model and {theirs[key]!r} in the base"
+                    f"`{path}{key}` is {ours[key]!r:.200} in the SFT model and {theirs[key]!r:.200} in the base"
                 )
     return warnings
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
+from lightning_rejuv.names import printable
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
@@ -96,7 +97,7 @@ class HandoffReport:
         """Return a model card with a section on the rejuvenation; one that is there is replaced."""
         before, found, rest = existing.partition(_BEGIN)
         after = rest.partition(_END)[2] if found else ""
-        lines = [f"- {line.strip()}" for line in list(self._lines())[1:]]
+        lines = [f"- {printable(line.strip())}" for line in list(self._lines())[1:]]
         section = [
             _BEGIN,
             "## Rejuvenation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def check_apart(out: Path, *inputs: Path) -> None:
         ValueError: with both paths.
     """
     for path in inputs:
-        if path.resolve() in (out.resolve(), *out.resolve().parents):
+        real = Path(os.path.realpath(out))  # of links in a circle, too, which `mkdir` then names
+        if Path(os.path.realpath(path)) in (real, *real.parents):
             raise ValueError(f"Expected the output {str(out)!r} to lie outside of the input {str(path)!r}.")
 
 

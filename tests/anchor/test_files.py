@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_rejuv.anchor import Anchor
-from lightning_rejuv.anchor.files import weight_files
+from lightning_rejuv.anchor.files import read_json, weight_files
 from lightning_rejuv.handoff.checkpoint import open_checkpoint, reading
 from tests.conftest import tiny_llama
 
@@ -131,3 +131,10 @@ def test_home_is_expanded_and_variables_are_not(tmp_path, monkeypatch):
 def _saved(path):
     tiny_llama().save_pretrained(path)
     return path / "model.safetensors"
+
+
+def test_a_file_of_json_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(ValueError, match="config.json' to have at most"):
+        read_json(tmp_path / "config.json")

@@ -210,3 +210,50 @@ def test_an_alpha_of_another_kind_of_number(tmp_path):
         assert (
             json.loads((tmp_path / f"out{number}" / "rejuvenation.json").read_text())["alpha"] == report.alpha
         )
+
+
+SLOW = ["(a+)+$", "(a|a)*b", "(a|a)(a|a)(a|a)(a|a)", "a?a?a?a?a?", "(?=(a+))\\1b", ".*.*.*.*b", "a" * 300]
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_a_pattern_that_may_match_for_ever_is_refused(tmp_path, pattern):
+    _, adapter = write_adapter(tmp_path, "patterns")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {pattern: 5}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"`alpha_pattern` in .* may take for ever"):
+        rejuvenate_adapter(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["layers\\.1\\.self_attn\\.q_proj", "model.*q_proj", r"layers\.\d+\..*(?:q|up)_proj", "up_proj"],
+)
+def test_patterns_that_people_write_mean_what_they_mean_in_peft(tmp_path, pattern):
+    base, adapter = write_adapter(tmp_path, "lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {pattern: 11}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    merge_adapter(base, adapter, tmp_path / "out", alpha=1.0)
+    wanted = load(base, adapter)
+    for name, tensor in tensors(tmp_path / "out").items():
+        torch.testing.assert_close(tensor.double(), wanted[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 10**400])
+def test_a_scale_that_is_no_finite_number_is_refused(tmp_path, alpha):
+    _, adapter = write_adapter(tmp_path, "lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": alpha}))
+    with pytest.raises(ValueError, match="`lora_alpha` in .* to be a finite number"):
+        rejuvenate_adapter(adapter, tmp_path / "out")
+
+
+def test_an_update_of_rank_zero_is_refused(tmp_path):
+    _, adapter = write_adapter(tmp_path, "lora")
+    file = adapter / "adapter_model.safetensors"
+    empty = {n: t[:0] if "lora_A" in n else t[:, :0] for n, t in load_file(file).items()}
+    save_file({name: tensor.contiguous() for name, tensor in empty.items()}, file)
+    with pytest.raises(ValueError, match=r"Expected matrices \[r, in\] and \[out, r\]"):
+        rejuvenate_adapter(adapter, tmp_path / "out")

@@ -351,3 +351,8 @@ def test_a_pair_longer_than_the_context_is_refused_by_its_number(tmp_path, token
     assert context_length({"max_position_embeddings": 7}) == context_length({"n_positions": 7}) == 7
     assert context_length({"text_config": {"max_position_embeddings": 7}}) == 7
     assert context_length({}) is context_length({"max_position_embeddings": None}) is None
+
+
+def test_tools_that_are_nested_too_deeply_are_refused_with_the_line(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="`tools` in line 1 of"):
+        read(tmp_path, tokenizer, {"messages": TALK, "tools": "[" * 100_000})

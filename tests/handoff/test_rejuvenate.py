@@ -264,3 +264,10 @@ def test_only_pieces_of_a_tensor_are_in_memory(tmp_path, monkeypatch, moved):
     assert max(sizes) <= 2**18
     assert (report.vocabulary is not None) == moved
     assert verify(out)
+
+
+def test_an_output_below_links_in_a_circle_is_an_error_of_the_file_system(tmp_path):
+    base, sft = pair(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="circle"):
+        rejuvenate_checkpoint(base, sft, tmp_path / "circle" / "out", alpha=0.5, reset_fraction=0)
