@@ -112,7 +112,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         check_gradients_possible(model)
     check_pulls(targets, options)
     decoder = take_apart(model) if resets_neurons and data.loss is None else None
-    groups = decoder.groups if decoder else output_rows(model) if resets_neurons else ()
+    groups = decoder.groups if decoder else output_rows(model, targets.fused) if resets_neurons else ()
     batches: list[Batch] = []
     if decoder or (options.searches_alpha and data.sampler is None):
         batches = batches_for(model, data.calibration)
