@@ -119,7 +119,7 @@ def _plain_generation(model: nn.Module, new: int) -> Iterator[tuple[dict[str, An
     if own is None:  # taken away: what the model's configuration says is left
         own = GenerationConfig.from_model_config(inner.config)
     ends = (
-        torch.tensor([] if own.eos_token_id is None else own.eos_token_id, dtype=torch.int64)
+        torch.as_tensor([] if own.eos_token_id is None else own.eos_token_id, dtype=torch.int64)
         .flatten()
         .tolist()
     )

@@ -157,6 +157,31 @@ def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
             assert float(total[neuron]) == pytest.approx(float(values[0] - values[1]) / 2e-5, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Expected a number for `alpha`, or a `sampler`, with `loss` but got 'auto'"),
+        ({"alpha": "support_retention"}, "Expected a `verifier`"),
+        (
+            {"alpha": 1.0, "budget": "union", "quantity": "target_logit"},
+            "Expected no `quantity`, `budget` with `loss`",
+        ),
+        ({"alpha": 1.0, "positions": "entropy_gap"}, "Expected no `positions` with `loss`"),
+        ({"alpha": 1.0, "positions_per_response": 2}, "Expected no `positions_per_response` with `loss`"),
+    ],
+)
+def test_what_does_not_go_with_a_loss_is_refused_before_data_are_read(options, message):
+    """The paper's union has no positions here: it would reset nothing, without a word."""
+
+    def unread():
+        raise AssertionError("the data are read")
+        yield
+
+    base = mlp()
+    with pytest.raises(ValueError, match=message):
+        rejuvenate(shifted(base), base, unread(), loss=loss, **options)
+
+
 def test_bad_losses_and_modules():
     base = mlp()
     sft = shifted(base)
