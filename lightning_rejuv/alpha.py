@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -31,7 +32,8 @@ class AlphaSearch:
 
     Attributes:
         rule: what was searched for, one of :data:`ALPHA_RULES`.
-        alpha: the largest alpha found whose value is at most ``target``.
+        alpha: the largest alpha found whose value is at most ``target``; 0, the anchor itself, where that of none
+            that was tried is.
         target: what the value may reach.
         curve: (alpha, value) for every alpha that was tried, in order of alpha.
     """
@@ -65,7 +67,8 @@ def search_alpha(value: Callable[[float], float], target: float, rule: str = "au
         rule: what is searched for, for the report.
 
     Returns:
-        The search; ``alpha`` is 1 where even the SFT model itself stays within the target.
+        The search; ``alpha`` is 1 where even the SFT model itself stays within the target, and 0, with a warning,
+        where no alpha that was tried does.
 
     >>> search = search_alpha(lambda alpha: 4 * alpha**2, target=1.0)
     >>> round(search.alpha, 2), len(search.curve)
@@ -79,4 +82,12 @@ def search_alpha(value: Callable[[float], float], target: float, rule: str = "au
         middle = (low + high) / 2
         curve.append((middle, value(middle)))
         low, high = (middle, high) if curve[-1][1] <= target else (low, middle)
+    if low == 0.0:
+        least, reached = min(curve)
+        warnings.warn(
+            f"The search for alpha={rule!r} found none within its target of {target:g}: at {least:g} the value is "
+            f"{reached:g} ({MEANINGS[rule]}). At alpha 0 nothing of SFT is left: the model is its anchor. Raise "
+            "`alpha_target`, or pass a number for `alpha`.",
+            stacklevel=2,
+        )
     return AlphaSearch(rule, low, target, sorted(curve))

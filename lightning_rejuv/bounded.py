@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 # A few dozen responses will do. What has a length is taken at its word much further than what has none.
@@ -26,6 +26,31 @@ def most_read(batches: Iterable[Any]) -> int:
     ):  # a DataLoader has the method, also where its dataset has no length
         return MAX_STREAMED
     return MAX_RESPONSES
+
+
+def check_batches(batches: Any, what: str) -> None:
+    """Refuse what is no iterable of batches: one batch, a path, nothing.
+
+    Args:
+        batches: what was passed, or what a sampler returned.
+        what: how the message names it.
+
+    Raises:
+        TypeError: with what to do.
+
+    >>> check_batches({"input_ids": [[1, 2]]}, "calibration")
+    Traceback (most recent call last):
+    ...
+    TypeError: Expected the calibration data to be an iterable of batches but got one dict. Put it into a list.
+    """
+    one = isinstance(batches, Mapping)
+    # Many a dataset has no `__iter__`, and is iterated over by its items all the same.
+    iterates = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    if one or not iterates or isinstance(batches, (str, bytes)):
+        raise TypeError(
+            f"Expected the {what} data to be an iterable of batches but got "
+            f"{'one ' if one else ''}{type(batches).__name__}.{' Put it into a list.' if one else ''}"
+        )
 
 
 def bounded(batches: Iterable[T], what: str, most: int, size: Callable[[T], int]) -> Iterator[T]:

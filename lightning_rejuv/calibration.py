@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_rejuv.bounded import bounded, most_read
-from lightning_rejuv.documents import DOCUMENT_KEYS, documents_of, is_cumulative
+from lightning_rejuv.bounded import bounded, check_batches, most_read
+from lightning_rejuv.documents import DOCUMENT_KEYS, LENGTHS, documents_of, is_cumulative
+from lightning_rejuv.forward import keeping_random_state
 
 IGNORED = -100
 
 # What has one number for each token, and goes along with the token.
 _PER_TOKEN = ("position_ids", "token_type_ids", "mm_token_type_ids")
+_READ = ("input_ids", "labels", "attention_mask", *_PER_TOKEN, *DOCUMENT_KEYS, LENGTHS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     Args:
         calibration: an iterable of mappings with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside
             the response, aligned with ``input_ids`` as Hugging Face does it) and perhaps
-            ``attention_mask`` [B, T], ``position_ids`` and token types.
+            ``attention_mask`` [B, T], ``position_ids`` and token types: tensors, arrays of NumPy or lists. Without
+            the first dimension, as a dataset has it, a mapping is one row. The global random states are left as they
+            were, also where a ``DataLoader`` draws its seeds from them.
         what: how messages name the data.
 
     Returns:
@@ -76,7 +81,7 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     Raises:
         ValueError: no batch at all, a key is missing, shapes differ, labels are not the tokens at their positions, a
             response has no token, or a mask or positions that cannot be understood.
-        TypeError: a batch is no mapping of tensors, or its tokens are no integers.
+        TypeError: it is no iterable of batches, a batch is no mapping, or its tokens are no integers.
 
     >>> ids = torch.tensor([[5, 6, 7, 8]])
     >>> batch = as_batches([{"input_ids": ids, "labels": torch.tensor([[-100, -100, 7, 8]])}])[0]
@@ -88,13 +93,17 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
             f"Expected {what} batches but got None. Pass batches with `input_ids` and `labels` "
             "(-100 outside the response), or set `reset_fraction=0` and a number for `alpha` for fusion alone."
         )
-    checked = (_checked(batch, f"{what} batch {number}") for number, batch in enumerate(calibration))
+    check_batches(calibration, what)
     batches: list[Batch] = []
     masked = False
-    read = bounded(checked, what, most_read(calibration), lambda found: sum(len(b.rows) for b in found[0]))
-    for part, masks_prompt in read:
-        batches += part
-        masked = masked or masks_prompt
+    with keeping_random_state():
+        checked = (_checked(batch, f"{what} batch {number}") for number, batch in enumerate(calibration))
+        most = most_read(calibration)
+        for part, masks_prompt in bounded(
+            checked, what, most, lambda found: sum(len(b.rows) for b in found[0])
+        ):
+            batches += part
+            masked = masked or masks_prompt
     if not batches:
         raise ValueError(f"Expected at least one {what} batch but the iterable is empty.")
     if not masked:
@@ -112,6 +121,7 @@ def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
         raise TypeError(
             f"Expected {where} to be a mapping with `input_ids` and `labels` but got {type(batch)}."
         )
+    batch = _as_tensors(batch, where)
     for key in ("input_ids", "labels"):
         if not isinstance(batch.get(key), Tensor):
             raise ValueError(f"Expected {where} to hold a tensor {key!r} but its keys are {sorted(batch)}.")
@@ -137,22 +147,50 @@ def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
     documents = [
         (row, at[: int((labels[row][at] != IGNORED).nonzero()[-1]) + 1]) for row, at in with_response
     ]
-    masks_prompt = any(int(labels[row, at[0]]) == IGNORED for row, at in documents)
+    # Who packs masks the first token of every document, which the one before it must not predict: that alone is no
+    # prompt.
+    first = 1 if len(found) > len(ids) else 0
+    masks_prompt = any(int(labels[row, at[first]]) == IGNORED for row, at in documents)
     taken = {"attention_mask", *tokens}
     unused = tuple(
         key
         for key, value in batch.items()
-        if isinstance(value, Tensor) and key not in taken and not _is_of_no_matter(key, value, ids)
+        if isinstance(value, (Tensor, list, tuple))
+        and key not in taken
+        and not (isinstance(value, Tensor) and _is_of_no_matter(key, value, ids))
     )
     parts = [_in_rows(tokens, part) for part in _parts(documents, ids.numel())]
     return [replace(part, where=where, unused=unused) for part in parts], masks_prompt
+
+
+def _as_tensors(batch: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a batch with tensors in place of arrays and lists of numbers, and with rows where it is one row."""
+    found = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, (list, tuple)) or type(value).__module__ == "numpy":
+            # A default `collate_fn` makes of lists a list of tensors by time: it is not what it seems to be.
+            tensors = isinstance(value, (list, tuple)) and any(isinstance(entry, Tensor) for entry in value)
+            with suppress(TypeError, ValueError, RuntimeError):
+                found[key] = value if tensors else torch.tensor(value)
+            if key in _READ and not isinstance(found[key], Tensor):
+                raise ValueError(
+                    f"Expected {key!r} of {where} to be a tensor, or lists of numbers of one length, but got "
+                    f"{'a list of tensors' if tensors else f'a {type(value).__name__} that is neither'}. Pad the rows, "
+                    "with -100 in `labels`, or pass them one by one."
+                )
+    ids = found.get("input_ids")
+    if isinstance(ids, Tensor) and ids.dim() == 1:
+        for key, value in found.items():
+            if isinstance(value, Tensor) and value.shape == ids.shape:
+                found[key] = value[None]
+    return found
 
 
 def _is_of_no_matter(key: str, value: Tensor, ids: Tensor) -> bool:
     """Whether a tensor only says where documents are, or that there is no cache."""
     if key == "cache_position":
         return torch.equal(value.flatten().cpu(), torch.arange(ids.shape[1]))
-    return is_cumulative(key) or (key in DOCUMENT_KEYS and value.shape == ids.shape)
+    return is_cumulative(key) or key == LENGTHS or (key in DOCUMENT_KEYS and value.shape == ids.shape)
 
 
 def _integers(value: Tensor, what: str) -> Tensor:

@@ -27,7 +27,7 @@ def batches_for(model: nn.Module, data: Iterable[Any] | None, what: str = "calib
     Raises:
         ValueError: as ``as_batches``; or a token lies outside the vocabulary, where on a GPU it would end the
             process; a pair is longer than the model's context; or a tensor that the model takes is not supported.
-        TypeError: as ``as_batches``; or the model is a classifier.
+        TypeError: as ``as_batches``; or the model is a classifier or an encoder-decoder.
     """
     _check_language_model(model)
     batches = as_batches(data, what)
@@ -99,6 +99,11 @@ def _check_language_model(model: nn.Module) -> None:
         raise TypeError(
             f"Expected a language model, which returns logits [batch, time, vocabulary], but got {name}. Set "
             "`reset_fraction=0` and a number for `alpha` (fusion alone), or pass `loss` for the reset."
+        )
+    if getattr(getattr(language_model(model), "config", None), "is_encoder_decoder", False):
+        raise TypeError(
+            f"Expected a decoder-only language model but got {name}, an encoder-decoder. Set `reset_fraction=0` and a "
+            "number for `alpha` (fusion alone), or pass `loss` for the reset."
         )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # How data loaders name tensors [B, T] that number the documents packed into a row.
 DOCUMENT_KEYS = ("seq_idx", "document_ids", "sequence_id")
+# How a dataset packed by TRL names the lengths of a row's documents, where they add up to the row.
+LENGTHS = "seq_lengths"
 
 
 def is_cumulative(key: str) -> bool:
@@ -24,7 +26,7 @@ def documents_of(
 
     A new document begins where ``position_ids`` start again, where the number in ``attention_mask`` or in one of
     :data:`DOCUMENT_KEYS` changes, where an attention mask [B, 1, T, T] lets a token no longer see the one before
-    it, and at ``cu_seqlens``.
+    it, at ``cu_seqlens``, and where ``seq_lengths`` that add up to all tokens say so.
 
     Args:
         batch: the batch.
@@ -52,6 +54,9 @@ def documents_of(
             marks.append(value.to(ids.device))
         elif is_cumulative(key) and isinstance(value, Tensor):
             marks.append(_from_lengths(value, ids, f"`{key}` of {where}"))
+        elif key == LENGTHS and isinstance(value, Tensor) and int(value.sum()) == ids.numel():
+            ends = torch.nn.functional.pad(value.flatten().to(torch.int64).cumsum(0), (1, 0))
+            marks.append(_from_lengths(ends, ids, f"`{key}` of {where}"))
     found = []
     for row in range(len(ids)):
         at = real[row].nonzero().flatten()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.alpha import AlphaSearch, default_target, search_alpha
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
-from lightning_rejuv.bounded import MAX_RESPONSES, bounded
+from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
 
@@ -70,7 +70,9 @@ def find_alpha(
 
 def _samples(model: nn.Module, blend: Blend, sampler: Sampler, alpha: float) -> list[Any]:
     blend.at(alpha)
-    return list(bounded(sampler(model), "sampled", MAX_RESPONSES, _rows))
+    samples = sampler(model)
+    check_batches(samples, "sampled")
+    return list(bounded(samples, "sampled", MAX_RESPONSES, _rows))
 
 
 def _rows(batch: Any) -> int:

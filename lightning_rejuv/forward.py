@@ -38,11 +38,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     autocast.
     """
     modes = [(module, module.training) for module in model.modules()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model.eval()
     try:
         with (
-            torch.random.fork_rng(devices),
+            keeping_random_state(),
             without_autocast_cache(),
             _without_compiled_graphs(),
         ):
@@ -50,6 +49,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def keeping_random_state() -> AbstractContextManager[None]:
+    """Leave PyTorch's global random states as they were: the CPU's and the current GPU's."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 def _without_compiled_graphs() -> AbstractContextManager[object]:

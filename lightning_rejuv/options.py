@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from lightning_rejuv.access.optimizer_state import OPTIMIZER_STATES, OptimizerState
 from lightning_rejuv.alpha import ALPHA_RULES, AlphaRule
 from lightning_rejuv.attribution import POSITION_RULES, RANKINGS, SCOPES, PositionRule, RankBy, Scope
-from lightning_rejuv.names import listing
+from lightning_rejuv.names import canonical_name, listing
 
 Alpha = float | AlphaRule | Mapping[str, float]
 # Where alpha cannot be searched for; see docs/evidence.md, "Fixed alpha". The paper's is 0.5.
@@ -129,7 +129,8 @@ def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[
     """Give every parameter its alpha.
 
     Args:
-        alpha: one for all, or one for each name pattern (``*`` and ``?``); the first that fits counts.
+        alpha: one for all, or one for each name pattern (``*`` and ``?``); the first that fits counts. Patterns may
+            leave out what wrappers put into names, such as ``_orig_mod.``.
         names: the parameters.
 
     Raises:
@@ -144,7 +145,7 @@ def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[
     idle = set(alpha)
     for name in names:
         for pattern, value in alpha.items():
-            if fnmatchcase(name, pattern):
+            if fnmatchcase(name, pattern) or fnmatchcase(canonical_name(name), pattern):
                 idle.discard(pattern)
                 found.setdefault(name, float(value))
     missing = [name for name in names if name not in found]

@@ -112,13 +112,19 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         check_gradients_possible(model)
     check_pulls(targets, options)
     decoder = take_apart(model) if resets_neurons and data.loss is None else None
-    groups = decoder.groups if decoder else output_rows(model) if resets_neurons else ()
+    groups = decoder.groups if decoder else output_rows(model, targets.fused) if resets_neurons else ()
+    if options.searches_alpha:
+        _check_search(model, data, options)
+    if resets_neurons and data.loss is not None:
+        _check_beside_loss(options)
     batches: list[Batch] = []
     if decoder or (options.searches_alpha and data.sampler is None):
         batches = batches_for(model, data.calibration)
     elif resets_neurons and data.calibration is None:
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
-    sampler = _sampler(model, data, options, batches) if options.searches_alpha else None
+    sampler: Sampler | None = None
+    if options.searches_alpha:
+        sampler = data.sampler or sample_with_generate(batches, options.seed)
     given = options.alpha if not isinstance(options.alpha, str) else 0.0
     alphas = alpha_by_name(given, list(targets.fused))
     drift = targets.measure()
@@ -174,14 +180,35 @@ def check_pulls(targets: Targets, options: Options) -> None:
         )
 
 
-def _sampler(model: nn.Module, data: Data, options: Options, batches: list[Batch]) -> Sampler:
+def _check_beside_loss(options: Options) -> None:
+    """Refuse what a loss leaves without an effect; the paper's union would take no neuron at all.
+
+    Raises:
+        ValueError: with the names of the options.
+    """
+    usual = Options()
+    of_language_models = ("positions", "positions_per_response", "quantity", "budget")
+    idle = [name for name in of_language_models if getattr(options, name) != getattr(usual, name)]
+    if idle:
+        raise ValueError(
+            f"Expected no {', '.join(f'`{name}`' for name in idle)} with `loss`, which has neither positions of "
+            "responses nor target logits: it would have no effect. Leave it out."
+        )
+
+
+def _check_search(model: nn.Module, data: Data, options: Options) -> None:
+    """Refuse a search for alpha that lacks something, before any data are read.
+
+    Raises:
+        ValueError: no verifier for the rule that needs one, or no way to sample responses.
+    """
     if options.alpha == "support_retention" and data.verifier is None:
         raise ValueError(
             'Expected a `verifier` for `alpha="support_retention"`: a function from a sampled batch to a bool '
             'for each response. `alpha="auto"` needs none.'
         )
     if data.sampler is not None:
-        return data.sampler
+        return
     if data.loss is not None:
         raise ValueError(
             f"Expected a number for `alpha`, or a `sampler`, with `loss` but got {options.alpha!r}, a rule that needs "
@@ -193,7 +220,6 @@ def _sampler(model: nn.Module, data: Data, options: Options, batches: list[Batch
             "a function that takes the model (which then holds the anchor's weights) and returns sampled "
             "responses as batches with `input_ids` and `labels`."
         )
-    return sample_with_generate(batches, options.seed)
 
 
 def _attribute(

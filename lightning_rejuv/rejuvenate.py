@@ -73,7 +73,8 @@ def rejuvenate(
         anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
             adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
-            and perhaps ``attention_mask``; not needed with a number for ``alpha`` and ``reset_fraction=0``.
+            and perhaps ``attention_mask``, or the rows of a dataset; not needed with a number for ``alpha`` and
+            ``reset_fraction=0``.
         alpha: weight of the SFT model. A rule that finds it by bisection on what the base samples itself:
             ``"auto"`` (excess negative log-likelihood), ``"support_retention"`` (the same on verified
             responses), ``"kl_balance"``, ``"entropy_ratio"``; see
@@ -100,7 +101,7 @@ def rejuvenate(
         alpha_target: what the rule's value may reach; see :func:`lightning_rejuv.alpha.default_target`.
         loss: for a module that is no language model: from the module and a calibration batch to a scalar;
             neurons are then the output rows of its linear and convolutional layers, scored by gradient ×
-            activation of the loss, and ``alpha`` is a number.
+            activation of the loss (with adapters, the rows that they change), and ``alpha`` is a number.
         optimizer: the optimizers that hold a state of the model, if any.
         optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
             :func:`lightning_rejuv.access.optimizer_state.edit_optimizer_state`.

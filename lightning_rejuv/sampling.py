@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv._compat import language_model
+from lightning_rejuv._compat import is_hugging_face, language_model
 from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.calibration_checks import context_length, vocabulary_size
 from lightning_rejuv.find_alpha import Sampler
@@ -109,14 +109,17 @@ def _plain_generation(model: nn.Module, new: int) -> Iterator[tuple[dict[str, An
     Yields:
         What ``generate`` takes, and the end-of-sequence tokens.
     """
-    own = getattr(language_model(model), "generation_config", None)
-    if own is None:  # not one of transformers'
+    inner = language_model(model)
+    own = getattr(inner, "generation_config", None)
+    if own is None and not is_hugging_face(inner):
         yield {**_PLAIN, "max_new_tokens": new}, []
         return
     from transformers import GenerationConfig
 
+    if own is None:  # taken away: what the model's configuration says is left
+        own = GenerationConfig.from_model_config(inner.config)
     ends = (
-        torch.tensor([] if own.eos_token_id is None else own.eos_token_id, dtype=torch.int64)
+        torch.as_tensor([] if own.eos_token_id is None else own.eos_token_id, dtype=torch.int64)
         .flatten()
         .tolist()
     )
@@ -126,7 +129,7 @@ def _plain_generation(model: nn.Module, new: int) -> Iterator[tuple[dict[str, An
     plain = GenerationConfig(
         **_PLAIN, num_beams=1, max_new_tokens=new, eos_token_id=ends or None, pad_token_id=padding
     )
-    holders = [module for module in model.modules() if vars(module).get("generation_config") is not None]
+    holders = [module for module in model.modules() if "generation_config" in vars(module)]
     kept = [module.generation_config for module in holders]
     try:
         for module in holders:

@@ -98,6 +98,102 @@ def test_masked_prompts_are_not_warned_of(masked):
         as_batches([{"input_ids": ids, "labels": labels}])
 
 
+@pytest.mark.parametrize("masked", [1, 2])
+def test_in_packed_rows_the_first_token_of_a_document_is_no_prompt(masked):
+    """Collators mask it, so that the document before does not predict it, whatever the labels cover."""
+    ids = torch.randint(1, 23, (1, 8))
+    labels = ids.clone()
+    labels[0, :masked] = labels[0, 4 : 4 + masked] = -100
+    packed = {"input_ids": ids, "labels": labels, "position_ids": torch.arange(8).view(1, 8) % 4}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        as_batches([packed])
+    assert ["No prompt token" in str(w.message) for w in caught] == [True] * (masked == 1)
+
+
+def _lists(data):
+    return {key: value.tolist() for key, value in data.items()}
+
+
+FORMS = {
+    "lists": lambda data: [_lists(data)],
+    "arrays": lambda data: [{key: value.numpy() for key, value in data.items()}],
+    "rows of lists": lambda data: [_lists({k: v[row] for k, v in data.items()}) for row in range(3)],
+    "rows of tensors": lambda data: [{k: v[row] for k, v in data.items()} for row in range(3)],
+    "rows of 16 bits": lambda data: [
+        {k: v[row].short().numpy() for k, v in data.items()} for row in range(3)
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_arrays_and_single_rows_are_the_same_data(form):
+    data = batch()
+    (expected,) = as_batches([data])
+    found = as_batches(FORMS[form](data))
+    lengths = [int(n) for b in found for n in b.lengths]
+    assert lengths == expected.lengths.tolist()
+    rows = [
+        (ids, targets, r)
+        for b in found
+        for ids, targets, r in zip(b.inputs["input_ids"], b.targets, b.response, strict=True)
+    ]
+    for number, (ids, targets, response) in enumerate(rows):
+        n = lengths[number]
+        assert torch.equal(ids[:n], expected.inputs["input_ids"][number, :n])
+        assert torch.equal(targets[: n - 1], expected.targets[number, : n - 1])
+        assert torch.equal(response[: n - 1], expected.response[number, : n - 1])
+
+
+def test_rows_of_a_dataset():
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    data = batch()
+    rows = datasets.Dataset.from_dict({**_lists(data), "prompt": ["a", "b", "c"]})
+    for form in (rows, rows.with_format("torch"), rows.with_format("numpy")):
+        assert [b.lengths.tolist() for b in as_batches(form)] == [[7], [9], [9]]
+
+
+@pytest.mark.parametrize("key", ["input_ids", "labels", "attention_mask", "seq_lengths"])
+def test_lists_that_are_no_tensor_are_refused_by_name(key):
+    data = _lists(batch())
+    ragged = {**data, key: [[1, 2, 3], [1, 2], [1]]}
+    with pytest.raises(ValueError, match=f"Expected '{key}' of calibration batch 0 to be a tensor, or lists"):
+        as_batches([ragged])
+
+
+def test_lists_that_were_collated_by_time_are_refused():
+    data = [_lists({k: v[row] for k, v in batch().items()}) for row in range(3)]
+    with pytest.raises(ValueError, match="'input_ids' of calibration batch 0 .* but got a list of tensors"):
+        as_batches(torch.utils.data.DataLoader(data, batch_size=3))
+
+
+@pytest.mark.parametrize(
+    ("data", "got"), [(batch(), "one dict. Put it into a list."), ("data.jsonl", "str."), (3, "int.")]
+)
+def test_what_is_no_iterable_of_batches_is_refused(data, got):
+    base = tiny_llama()
+    message = f"data to be an iterable of batches but got {got}"
+    with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
+        rejuvenate(sharpened(base), base, data)
+    with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
+        rejuvenate(sharpened(base), base, data, alpha=0.5, loss=lambda m, b: m(**b).loss)
+    with pytest.raises(TypeError, match=f"Expected the sampled {message}"):
+        rejuvenate(sharpened(base), base, reset_fraction=0, sampler=lambda _model: data)
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "loss": lambda m, b: m(**b).loss}], ids=["", "loss"])
+def test_reading_a_loader_leaves_the_random_state(options):
+    """A DataLoader draws its order, and the seed of its workers, from the global random state."""
+    base = tiny_llama()
+    loader = torch.utils.data.DataLoader(
+        [greedy_batch(base, seed=s) for s in range(3)], batch_size=None, shuffle=True
+    )
+    before = torch.get_rng_state()
+    first, second = (rejuvenate(sharpened(base), base, loader, **options) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.drift_after == second.drift_after
+
+
 def test_labels_of_padding_do_not_count_and_are_warned_of():
     data = batch()  # the first row has two tokens of padding
     covered = {**data, "labels": data["input_ids"].masked_fill(torch.arange(9) < 2, -100)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from lightning_rejuv import RejuvenationCallback, rejuvenate
 from lightning_rejuv.calibration_checks import batches_for, context_length
 from lightning_rejuv.cli import main
 from tests.callbacks.modules import Module, fit
-from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
+from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
 from tests.handoff.checkpoints import edit_config, known_pair
 from tests.test_sampling import gpt2
 
@@ -196,3 +197,23 @@ def test_a_model_that_takes_tokens_alone_is_not_given_a_mask():
         Seeing(), Seeing(), alpha="auto", reset_fraction=0, sampler=lambda _: [data], alpha_target=1e-6
     )
     assert found.search.curve
+
+
+@pytest.mark.parametrize("options", [{}, {"reset_fraction": 0}], ids=["reset", "search"])
+def test_an_encoder_decoder_is_refused_and_can_be_fused(options):
+    """Given tokens alone, BART makes a decoder's input of them: numbers that look right and are not."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    parts = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+    sizes = {f"{half}_{key}": n for half in ("encoder", "decoder") for key, n in parts.items()}
+    config = BartConfig(
+        vocab_size=23, d_model=16, max_position_embeddings=64, decoder_start_token_id=2, **sizes
+    )
+    base = BartForConditionalGeneration(config)
+    sft = shifted(base)
+    before = copy.deepcopy(sft.state_dict())
+    with pytest.raises((TypeError, ValueError), match="BartForConditionalGeneration.*`reset_fraction=0`"):
+        rejuvenate(sft, base, [batch()], **options)
+    assert all(torch.equal(value, before[name]) for name, value in sft.state_dict().items())
+    report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    assert report.drift_after == pytest.approx(report.drift_before / 2, rel=1e-5)

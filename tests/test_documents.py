@@ -119,6 +119,24 @@ def test_what_the_flattening_collator_of_transformers_makes():
     assert rows_of(as_batches([collator(examples)])) == rows_of(as_batches(documents()))
 
 
+def test_a_row_of_a_packed_dataset():
+    """TRL packs rows of lists, and keeps the lengths of their documents beside them."""
+    ids, labels = (torch.cat([d[key] for d in documents()], 1)[0].tolist() for key in ("input_ids", "labels"))
+    row = {"input_ids": ids, "labels": labels, "seq_lengths": [d["input_ids"].shape[1] for d in documents()]}
+    assert rows_of(as_batches([row])) == rows_of(as_batches(documents()))
+
+
+def test_lengths_of_padded_rows_are_no_packing():
+    (one, two), width = documents()[:2], 12
+    pad = torch.nn.functional.pad
+    data = {
+        key: torch.cat([pad(d[key], (0, width - d[key].shape[1]), value=value) for d in (one, two)])
+        for key, value in (("input_ids", 0), ("labels", -100))
+    }
+    data["seq_lengths"] = torch.tensor([d["input_ids"].shape[1] for d in (one, two)])
+    assert rows_of(as_batches([data])) == rows_of(as_batches([one, two]))
+
+
 @pytest.mark.parametrize("where", ["left", "right", "both", "within", "four dimensions"])
 def test_padding_is_left_out_wherever_it_stands(where):
     expected, batches = [], []

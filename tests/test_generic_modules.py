@@ -102,6 +102,86 @@ def test_rows_and_their_biases_return_to_the_base(make, shape):
     assert "ranked absolute by loss" in str(report)
 
 
+def _adapted(targets, **options):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    config = peft.LoraConfig(r=2, target_modules=targets, lora_bias=True, **options)
+    model = peft.get_peft_model(copy.deepcopy(base), config).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "original_module" not in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return base, model
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["4"]}], ids=["", "modules to save"])
+def test_with_adapters_the_rows_that_they_change_are_reset(options):
+    """Against the same on the merged weights; the layers without an adapter are the base's own."""
+    base, model = _adapted(["0", "2"], **options)
+    data = [(x.double(), y) for x, y in batches((4,))]
+    was = copy.deepcopy(model).merge_and_unload()
+    report = rejuvenate(model, None, data, alpha=1.0, reset_fraction=0.4, loss=loss)
+    assert report.neurons_total == 8 + 8 + 3
+    assert report.neurons_reset == 8
+    now = model.merge_and_unload()
+    rows = 0
+    for layer in (0, 2, 4):
+        moved = (now[layer].weight - was[layer].weight).abs().amax(1) > 1e-12
+        rows += int(moved.sum())
+        for name in ("weight", "bias"):
+            end, start, there = (getattr(m[layer], name) for m in (now, was, base))
+            torch.testing.assert_close(
+                end, torch.where(moved[:, None] if end.dim() > 1 else moved, there, start)
+            )
+    assert rows == 8
+
+
+def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
+    _, model = _adapted(["0", "2"])
+    data = [(x.double(), y) for x, y in batches((4,))]
+    edited = {name for name, p in model.named_parameters() if "lora_B" in name}
+    groups = output_rows(model, edited)
+    result = attribute_loss(model, groups, data, loss)
+    assert [group.fixed for group in groups] == [False, False, True]
+    assert not bool(result.absolute[2].any())
+    for group, total in zip(groups[:2], result.total, strict=False):
+        for neuron in (0, 5):
+            values = []
+            for step in (1e-5, -1e-5):
+                other = copy.deepcopy(model)
+                with torch.no_grad():
+                    for name in (group.parameter, group.bias):
+                        other.get_parameter(name)[neuron] *= 1 + step
+                    values.append(sum(loss(other, batch) for batch in data))
+            assert float(total[neuron]) == pytest.approx(float(values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Expected a number for `alpha`, or a `sampler`, with `loss` but got 'auto'"),
+        ({"alpha": "support_retention"}, "Expected a `verifier`"),
+        (
+            {"alpha": 1.0, "budget": "union", "quantity": "target_logit"},
+            "Expected no `quantity`, `budget` with `loss`",
+        ),
+        ({"alpha": 1.0, "positions": "entropy_gap"}, "Expected no `positions` with `loss`"),
+        ({"alpha": 1.0, "positions_per_response": 2}, "Expected no `positions_per_response` with `loss`"),
+    ],
+)
+def test_what_does_not_go_with_a_loss_is_refused_before_data_are_read(options, message):
+    """The paper's union has no positions here: it would reset nothing, without a word."""
+
+    def unread():
+        raise AssertionError("the data are read")
+        yield
+
+    base = mlp()
+    with pytest.raises(ValueError, match=message):
+        rejuvenate(shifted(base), base, unread(), loss=loss, **options)
+
+
 def test_bad_losses_and_modules():
     base = mlp()
     sft = shifted(base)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_rejuv.options import Options
+from lightning_rejuv.options import Options, alpha_by_name
 
 REAL = [
     *(1, 0, 0.25, Fraction(1, 4), Decimal("0.25"), np.float64(0.25), np.float32(0.25), np.float16(0.25)),
@@ -115,3 +115,10 @@ def test_options_are_json():
     plain = json.loads(json.dumps(vars(options)))
     assert plain["alpha"] == {"*": 0.5}
     assert Options(**plain) == options
+
+
+def test_patterns_of_alpha_fit_what_wrappers_rename():
+    names = ["_orig_mod.model.layers.0.mlp.weight", "_orig_mod.model.embed_tokens.weight"]
+    for start in ("", "_orig_mod."):
+        found = alpha_by_name({f"{start}model.layers.*": 0.3, "*": 0.6}, names)
+        assert found == dict(zip(names, (0.3, 0.6), strict=True))

@@ -104,6 +104,14 @@ def test_no_setting_of_the_model_bends_its_samples(plain, setting):
     assert model.generation_config.__dict__ == before
 
 
+def test_without_a_generation_config_the_models_own_configuration_says_where_a_sample_ends(plain):
+    base, expected = plain
+    model = copy.deepcopy(base)
+    model.generation_config = None
+    assert same(samples_of(model, base), expected)
+    assert model.generation_config is None
+
+
 def test_the_settings_are_all_that_there_are():
     from transformers import GenerationConfig
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_rejuv.attribution.hooks import requiring_grad
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import Attribution
-from lightning_rejuv.bounded import bounded, most_read
+from lightning_rejuv.bounded import bounded, check_batches, most_read
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import NeuronGroup
@@ -38,7 +38,9 @@ def attribute_loss(
 
     Raises:
         ValueError: no batch, or a loss that is not a scalar with a gradient.
+        TypeError: what is no iterable of batches.
     """
+    check_batches(batches, "calibration")
     result = Attribution()
     for batch in bounded(batches, "calibration", most_read(batches), lambda _: 1):
         scores = _scores(model, groups, lambda batch=batch: loss(model, batch), _itself)  # type: ignore[misc]
@@ -76,7 +78,9 @@ def attribute_entropy(
         def entropy(batch: Batch = batch, chosen: Positions = chosen) -> Tensor:
             logits = forward_logits(model, batch.inputs)[chosen.row, chosen.time]
             log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            return -(log_probs.exp() * log_probs).sum()
+            # A token that the model masks out, with a logit of -inf, adds nothing: 0 * -inf would be NaN.
+            finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+            return -(log_probs.exp() * finite).sum()
 
         def toward_base(name: str, value: Tensor) -> Tensor:
             return base_of(name).to(value.device, value.dtype) - value

@@ -10,7 +10,7 @@ from lightning_rejuv.attribution.scores import attribute
 from lightning_rejuv.attribution.weight_gradient import attribute_entropy
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.neurons import take_apart
-from tests.conftest import batch, float64_llama, sharpened
+from tests.conftest import batch, float64_llama, sharpened, tiny_llama
 
 
 def _one_position(row: int, time: int) -> list[Positions]:
@@ -154,3 +154,21 @@ def test_the_entropys_gradients_are_given_up_as_soon_as_they_are_used(setting, m
     assert all(gradient.untyped_storage().nbytes() == gradient.element_size() for gradient in kept)
     assert all(bool(total.any()) for total in result.total)
     assert not any(p.grad is not None or p._backward_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_a_model_masks_out_add_nothing_to_the_entropy(dtype):
+    """A logit of -inf, as for the padding of a vocabulary, is one of -1e4: its probability is 0."""
+    base = tiny_llama(dtype=dtype)
+    model, (data,) = sharpened(base), as_batches([batch(vocabulary=20)])
+    anchor, scores = dict(base.named_parameters()), []
+    for masked in (-1e4, -torch.inf):
+        hook = model.lm_head.register_forward_hook(
+            lambda _m, _a, out, v=masked: out.masked_fill(torch.arange(23) >= 20, v)
+        )
+        groups, at = take_apart(model).groups, _one_position(1, 5)
+        scores.append(attribute_entropy(model, groups, [data], at, lambda n: anchor[n].detach()).total)
+        hook.remove()
+    for expected, found in zip(*scores, strict=True):
+        assert bool(expected.any())
+        torch.testing.assert_close(found, expected)
