@@ -84,7 +84,14 @@ def diagnose(
         check = import_verifier(verifier) if isinstance(verifier, str) else verifier
         with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
             behaviour = measure_behaviour(
-                ours, theirs, pairing, Path(calibration), check, device, DTYPES[compute_dtype], Path(scratch)
+                ours,
+                theirs,
+                pairing,
+                Path(calibration).expanduser(),
+                check,
+                device,
+                DTYPES[compute_dtype],
+                Path(scratch),
             )
     record, recorded = find_record(ours, theirs)
     findings = [*recorded, *_findings(ours, theirs, pairing)]

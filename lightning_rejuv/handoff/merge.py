@@ -18,6 +18,7 @@ from lightning_rejuv.handoff.checkpoint import (
     Checkpoint,
     PathLike,
     Reader,
+    left_out,
     open_checkpoint,
     reading,
 )
@@ -44,7 +45,7 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import FIXED_ALPHA, Rounding, alpha_by_name
+from lightning_rejuv.options import FIXED_ALPHA, Options, Rounding, alpha_by_name
 
 
 def merge_adapter(
@@ -72,7 +73,7 @@ def merge_adapter(
             fusion.
         dtype: of the output; by default the base's.
         rounding: see :func:`rejuvenate_checkpoint`.
-        seed: of stochastic rounding.
+        seed: of stochastic rounding; refused without it.
         bar: see :func:`rejuvenate_checkpoint`.
 
     Raises:
@@ -80,23 +81,32 @@ def merge_adapter(
         FileExistsError: the output exists.
         OSError: reading or writing failed.
     """
-    alpha = check_given(alpha)
+    given = check_given(alpha)
+    asked = Options(alpha=given, rounding=rounding, seed=seed)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
+    if asked.seed and asked.rounding == "nearest":
+        raise ValueError(
+            'Expected no `seed` with `rounding="nearest"`: it would have no effect. Leave it out, or pass '
+            '`rounding="stochastic"`.'
+        )
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))
     check_free(target)
     check_apart(target, root, source)
     adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
     check_fusable(theirs, "base")
-    warnings = (*links_out(root), *links_out(source))
+    warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
     touched, heads = _touched(adapter, theirs)
     _check_tied(adapter, theirs, touched, heads)
     check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
     _check_tokens(source, theirs)
     recipe = Recipe(
-        alpha_by_name(alpha, list(touched)), DTYPES[dtype] if dtype else None, rounding == "stochastic", seed
+        alpha_by_name(given, list(touched)),
+        DTYPES[dtype] if dtype else None,
+        asked.rounding == "stochastic",
+        asked.seed,
     )
-    check_rounding(rounding, output_dtypes(theirs, recipe.dtype).values())
+    check_rounding(asked.rounding, output_dtypes(theirs, recipe.dtype).values())
     pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
     size = output_size(theirs, recipe.dtype)
     check_room(target, size)
@@ -124,13 +134,13 @@ def merge_adapter(
             },
             outputs=writer.digests,
             options={
-                "alpha": alpha,
+                "alpha": given,
                 "reset_fraction": 0.0,
                 "dtype": dtype,
-                "rounding": rounding,
-                "seed": seed,
+                "rounding": asked.rounding,
+                "seed": asked.seed,
             },
-            alpha=alpha,
+            alpha=given,
             tensors=stream.measured,
             warnings=warnings,
         )

@@ -151,11 +151,11 @@ def rejuvenate_checkpoint(
     recipe = Recipe(
         alpha_by_name(given, fused),
         DTYPES[dtype] if dtype else None,
-        rounding == "stochastic",
-        seed,
+        asked.rounding == "stochastic",
+        asked.seed,
         omega=asked.omega,
     )
-    check_rounding(rounding, output_dtypes(ours, recipe.dtype).values())
+    check_rounding(asked.rounding, output_dtypes(ours, recipe.dtype).values())
     size = output_size(ours, recipe.dtype)
     check_room(out, size + sidecar_size(sft))
 

@@ -136,6 +136,8 @@ def test_one_model_of_several_is_checked_as_a_whole_anchor_is(models):
     with pytest.raises(ValueError, match=r"'policy\.' shares its memory with the model"):
         rejuvenate(module["policy"], Anchor.open(module, prefix="policy."), alpha=0.5, reset_fraction=0)
     narrow = {f"ref.{n}": p.to(torch.float8_e4m3fn) for n, p in base.state_dict().items()}
-    with pytest.raises(ValueError, match=r"16 bits or more but got .*'lm_head.weight \(torch.float8_e4m3fn\)'"):
+    with pytest.raises(
+        ValueError, match=r"16 bits or more but got .*'lm_head.weight \(torch.float8_e4m3fn\)'"
+    ):
         rejuvenate(module["policy"], Anchor.open(narrow, prefix="ref"), alpha=0.5, reset_fraction=0)
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))

@@ -3,11 +3,18 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_rejuv.handoff import is_adapter, merge_adapter, rejuvenate_adapter, verify
+from lightning_rejuv.handoff import (
+    is_adapter,
+    merge_adapter,
+    rejuvenate_adapter,
+    rejuvenate_checkpoint,
+    verify,
+)
 from tests.handoff.checkpoints import tensors, write_tokenizer
 from tests.handoff.families import tiny
 
@@ -210,3 +217,41 @@ def test_an_alpha_of_another_kind_of_number(tmp_path):
         assert (
             json.loads((tmp_path / f"out{number}" / "rejuvenation.json").read_text())["alpha"] == report.alpha
         )
+
+
+def test_no_option_of_a_merge_is_ignored(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    half = {"dtype": "bfloat16", "rounding": "stochastic"}
+    for options, message in (
+        ({"seed": 3}, r"Expected no `seed` with `rounding=\"nearest\"`"),
+        ({**half, "seed": "x"}, "Expected argument `seed`"),
+        ({**half, "seed": True}, "Expected argument `seed`"),
+        ({"rounding": "up"}, "Expected argument `rounding`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge_adapter(base, adapter, tmp_path / "out", **options)
+    found = []
+    for number, seed in enumerate((3, np.int64(3), torch.tensor(3), 4)):
+        report = merge_adapter(base, adapter, tmp_path / f"out{number}", **half, seed=seed)
+        assert type(report.options["seed"]) is int
+        found.append(tensors(tmp_path / f"out{number}"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(found[0][name], found[1][name])
+    assert torch.equal(found[0][name], found[2][name])
+    assert not torch.equal(found[0][name], found[3][name])
+
+
+def test_files_of_the_base_that_were_not_read_are_named(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    (base / "model-00001-of-00002.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    report = merge_adapter(base, adapter, tmp_path / "out")
+    assert "'model-00001-of-00002.safetensors'" in "".join(report.warnings)
+
+
+def test_an_adapter_in_the_place_of_the_base(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    message = "in the base .* a PEFT adapter: it can stand as the SFT model"
+    with pytest.raises(FileNotFoundError, match=message):
+        merge_adapter(adapter, adapter, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=message):
+        rejuvenate_checkpoint(adapter, base, tmp_path / "out", alpha=0.5, reset_fraction=0)
