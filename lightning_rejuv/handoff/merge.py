@@ -11,7 +11,14 @@ from torch import Tensor
 from lightning_rejuv import __version__
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapt import base_names
-from lightning_rejuv.handoff.adapter import Adapter, Lora, check_given, check_trained, open_adapter
+from lightning_rejuv.handoff.adapter import (
+    Adapter,
+    Lora,
+    check_given,
+    check_trained,
+    for_base,
+    open_adapter,
+)
 from lightning_rejuv.handoff.checkpoint import (
     ADAPTER,
     INDEX,
@@ -95,6 +102,7 @@ def merge_adapter(
     check_apart(target, root, source)
     adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
     check_fusable(theirs, "base")
+    adapter = for_base(adapter, theirs)
     warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
     touched, heads = _touched(adapter, theirs)
     _check_tied(adapter, theirs, touched, heads)
@@ -113,7 +121,7 @@ def merge_adapter(
     inputs = {"base": (root, list(theirs.shards)), "sft": (source, [ADAPTER])}
     with new_directory(target) as partial, Hasher(inputs) as hasher:
         with FileWriter(partial) as writer, reading(theirs, adapter.files) as (base_reader, files):
-            rows = _MergedRows(adapter, touched, base_reader, files)
+            rows = _MergedRows(touched, base_reader, files)
             progress = bar(theirs.nbytes) if bar else lambda _: None
             stream = FusionStream(theirs, theirs, pairs, recipe, rows)
             stream.write(writer, progress)
@@ -166,10 +174,9 @@ _TOKENIZER = (
 class _MergedRows:
     """Rows of the SFT model's weights: the base's plus the adapter's update, in float32 or better."""
 
-    def __init__(self, adapter: Adapter, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
+    def __init__(self, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
         self._files, self._touched = files, touched
         self._base_rows = rows_of(base)
-        self._transposed = bool(adapter.config.get("fan_in_fan_out"))
         self._held: tuple[str, dict[str, Tensor]] = ("", {})
 
     def __call__(self, entry: Entry, start: int, stop: int) -> Tensor:
@@ -180,7 +187,7 @@ class _MergedRows:
         base = self._base_rows(entry, start, stop)
         exact = torch.promote_types(base.dtype, torch.float32)
         parts = self._parts(update, exact)
-        if update.embedding or self._transposed:
+        if update.embedding or update.transposed:
             delta: Tensor = parts["A"][:, start:stop].T @ parts["B"].T
         else:
             delta = parts["B"][start:stop] @ parts["A"]
@@ -210,7 +217,7 @@ def _check_tied(
     with reading(base, adapter.files) as (reader, files):
 
         def rows(update: Lora | str | None) -> _MergedRows | None:
-            return None if update is None else _MergedRows(adapter, {name: update}, reader, files)
+            return None if update is None else _MergedRows({name: update}, reader, files)
 
         head = heads[0][1] if heads else None
         saved = any(is_head(f"{module}.weight") for module in adapter.config.get("modules_to_save") or ())
@@ -229,19 +236,18 @@ def _touched(
     """
     wanted = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
     names = base_names(wanted, base)
-    transposed = bool(adapter.config.get("fan_in_fan_out"))
     touched: dict[str, Lora | str] = {}
     heads: list[tuple[str, Lora | str]] = []
     for module, lora in adapter.loras.items():
         name = names[f"{module}.weight"]
-        if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or transposed)):
+        if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or lora.transposed)):
             raise ValueError(
                 f"The update of {module!r} has a bias or is a transposed DoRA: merge it with PEFT."
             )
         prefix = "lora_embedding_" if lora.embedding else "lora_"
         rows = adapter.files.entry(lora.parts[prefix + "B"]).shape[0]
         columns = adapter.files.entry(lora.parts[prefix + "A"]).shape[1]
-        shape = (columns, rows) if lora.embedding or transposed else (rows, columns)
+        shape = (columns, rows) if lora.embedding or lora.transposed else (rows, columns)
         _check_shape(name, shape, base)
         if is_head(f"{module}.weight") and not is_head(name):
             heads.append((name, lora))

@@ -30,6 +30,8 @@ KINDS = {
     ),
     "embedding": ("llama", {"target_modules": [*_LINEAR, "embed_tokens"]}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    # PEFT stores one `fan_in_fan_out` for all layers: here that of the head, beside square weights of Conv1D.
+    "mixed": ("gpt2", {"target_modules": ["c_attn", "attn.c_proj", "lm_head"]}),
     "bias": ("qwen2", {"bias": "all"}),
     "whole": ("llama", {"modules_to_save": ["lm_head", "norm"]}),
     "dora": ("llama", {"use_dora": True}),
@@ -39,7 +41,7 @@ KINDS = {
 def write_adapter(path, kind, seed=0):
     """A base in float32 and an adapter with random weights; returns the base and the merged model in float64."""
     family, settings = KINDS[kind]
-    base = tiny(family, dtype=torch.float32)
+    base = tiny(family, dtype=torch.float32, **({"tie_word_embeddings": False} if kind == "mixed" else {}))
     base.save_pretrained(path / "base")
     write_tokenizer(path / "base")
     usual = {"r": 4, "lora_alpha": 6, "target_modules": _LINEAR, "task_type": "CAUSAL_LM"}

@@ -164,7 +164,9 @@ def test_what_cannot_be_compared_is_refused(models, tmp_path):
         diagnose(base, sft, compute_dtype="int8")
 
 
-def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(models, tmp_path, monkeypatch):
+def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(
+    models, tmp_path, monkeypatch
+):
     base, sft = models
     monkeypatch.setenv("HOME", str(tmp_path))
     write_calibration(tmp_path / "c.jsonl")
