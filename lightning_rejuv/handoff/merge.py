@@ -34,6 +34,7 @@ from lightning_rejuv.handoff.header import Entry
 from lightning_rejuv.handoff.models import CustomCode
 from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.record import a_second_time
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
@@ -104,6 +105,8 @@ def merge_adapter(
     check_fusable(theirs, "base")
     adapter = for_base(adapter, theirs)
     warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
+    if given != 1.0:
+        warnings = (*warnings, *a_second_time(adapter.files, theirs))
     touched, heads = _touched(adapter, theirs)
     _check_tied(adapter, theirs, touched, heads)
     check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})

@@ -91,6 +91,14 @@ def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[
     return record, findings
 
 
+def a_second_time(sft: Checkpoint, base: Checkpoint) -> list[str]:
+    """Warn, for the report, where what is to be fused is rejuvenated already."""
+    record, _ = find_record(sft, base)
+    if record is None:
+        return []
+    return [f"the SFT model is rejuvenated already ({record}): this rejuvenates it a second time"]
+
+
 def _read(checkpoint: Checkpoint) -> tuple[Record | None, str | None]:
     """Read a checkpoint's record: the record or None, and what is wrong with the file."""
     path = checkpoint.path / REPORT

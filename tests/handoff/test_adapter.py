@@ -257,3 +257,12 @@ def test_an_adapter_in_the_place_of_the_base(tmp_path):
         merge_adapter(adapter, adapter, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=message):
         rejuvenate_checkpoint(adapter, base, tmp_path / "out", alpha=0.5, reset_fraction=0)
+
+
+def test_a_second_rejuvenation_is_warned_of_and_a_merge_of_the_first_is_none(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    assert rejuvenate_adapter(adapter, tmp_path / "once").warnings == ()
+    text = "is rejuvenated already (alpha 0.4"
+    assert text in rejuvenate_adapter(tmp_path / "once", tmp_path / "twice").warnings[0]
+    assert text in merge_adapter(base, tmp_path / "once", tmp_path / "merged twice").warnings[0]
+    assert merge_adapter(base, tmp_path / "once", tmp_path / "merged", alpha=1).warnings == ()
