@@ -34,7 +34,7 @@ from lightning_rejuv.handoff.header import Entry
 from lightning_rejuv.handoff.models import CustomCode
 from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
-from lightning_rejuv.handoff.record import a_second_time
+from lightning_rejuv.handoff.record import a_second_time, find_record
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
@@ -105,8 +105,9 @@ def merge_adapter(
     check_fusable(theirs, "base")
     adapter = for_base(adapter, theirs)
     warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
+    before, _ = find_record(adapter.files, theirs)
     if given != 1.0:
-        warnings = (*warnings, *a_second_time(adapter.files, theirs))
+        warnings = (*warnings, *a_second_time(before))
     touched, heads = _touched(adapter, theirs)
     _check_tied(adapter, theirs, touched, heads)
     check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
@@ -141,7 +142,12 @@ def merge_adapter(
             output=str(target),
             form="model",
             inputs={
-                role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
+                role: {
+                    "path": str(p),
+                    "sha256": hasher.digests()[role],
+                    **({"rejuvenated": before.to_dict()} if before and role == "sft" else {}),
+                }
+                for role, (p, _) in inputs.items()
             },
             outputs=writer.digests,
             options={

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_rejuv.handoff import (
+    diagnose,
     is_adapter,
     merge_adapter,
     rejuvenate_adapter,
@@ -266,3 +267,8 @@ def test_a_second_rejuvenation_is_warned_of_and_a_merge_of_the_first_is_none(tmp
     assert text in rejuvenate_adapter(tmp_path / "once", tmp_path / "twice").warnings[0]
     assert text in merge_adapter(base, tmp_path / "once", tmp_path / "merged twice").warnings[0]
     assert merge_adapter(base, tmp_path / "once", tmp_path / "merged", alpha=1).warnings == ()
+    merged = diagnose(base, tmp_path / "merged")  # as `diagnose` asks for
+    assert (merged.rejuvenated.alpha, merged.rejuvenated.sft) == (0.4, str(adapter))
+    assert "do not rejuvenate it a second time" in merged.recommendation
+    merge_adapter(base, adapter, tmp_path / "plain", alpha=1)
+    assert diagnose(base, tmp_path / "plain").rejuvenated is None
