@@ -30,11 +30,11 @@ class Anchor(ABC):
         Args:
             source: a module; a state dict; a Hugging Face directory (``model.safetensors``, sharded or
                 not); a ``torch.distributed.checkpoint`` folder; a ``.safetensors`` file; a Lightning
-                checkpoint or another file that ``torch.load(weights_only=True)`` can read. Files are
-                memory-mapped. A folder with ``.metadata`` is opened as a distributed checkpoint only
-                where it holds no ``*.safetensors``, index of such or ``config.json``; to open one that
-                lies beside these, pass the path of its ``.metadata``. A ``~`` at the start of a path is the user's
-                home directory.
+                checkpoint or another file that ``torch.load(weights_only=True)`` can read, with a state dict or with
+                several by name (``{"model": …, "optimizer": …}``). Files are memory-mapped. A folder with
+                ``.metadata`` is opened as a distributed checkpoint only where it holds no ``*.safetensors``, index
+                of such or ``config.json``; to open one that lies beside these, pass the path of its ``.metadata``.
+                A ``~`` at the start of a path is the user's home directory.
             prefix: of the names of the model that is meant, where a checkpoint holds several: ``"ref."`` for a
                 reference beside a policy. A path may say it too, which is what a YAML file can hold:
                 ``last.ckpt::ref.``.

@@ -166,6 +166,9 @@ class _Loaded(Anchor):
     def shape(self, name: str) -> torch.Size:
         return self._shapes[name]
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        return self._anchor.dtype(self._source[name].names[0])
+
     def tensor(self, name: str) -> Tensor:
         source = self._source[name]
         if self._held[0] is source:

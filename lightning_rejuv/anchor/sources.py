@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,25 @@ class _Part(Anchor):
     def description(self) -> str:
         return f"{self._anchor.description}, names with {self._prefix!r}"
 
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        return self._anchor.config
+
+    def read_as(self, model: nn.Module) -> Anchor:
+        return self if names_fit(model, self) else as_loaded(self, model)
+
     def names(self) -> list[str]:
         return [n.removeprefix(self._prefix) for n in self._anchor.names() if n.startswith(self._prefix)]
 
     def shape(self, name: str) -> torch.Size:
         return self._anchor.shape(self._prefix + name)
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return self._anchor.dtype(self._prefix + name)
+
+    def held(self) -> Iterable[tuple[str, Tensor]]:
+        held = self._anchor.held()
+        return ((n.removeprefix(self._prefix), t) for n, t in held if n.startswith(self._prefix))
 
     def tensor(self, name: str) -> Tensor:
         return self._anchor.tensor(self._prefix + name)
@@ -91,11 +105,7 @@ class _TensorAnchor(Anchor):
     """Tensors that are in memory, or memory-mapped by ``torch.load``."""
 
     def __init__(self, tensors: Mapping[str, Any], description: str) -> None:
-        self._tensors = {
-            canonical_name(name): tensor.detach()
-            for name, tensor in tensors.items()
-            if isinstance(name, str) and isinstance(tensor, Tensor)
-        }
+        self._tensors = {canonical_name(name): tensor.detach() for name, tensor in _by_name(tensors)}
         self._description = description
         if not self._tensors:
             raise ValueError(f"Expected {description} to hold tensors by name but it holds none.")
@@ -122,6 +132,19 @@ class _TensorAnchor(Anchor):
 
     def tensor(self, name: str) -> Tensor:
         return self._tensors[name]
+
+
+def _by_name(tensors: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a state dict's tensors; of a training checkpoint (``{"model": …, "optimizer": …}``) with prefixes."""
+    found = list(_named(tensors))
+    yield from found
+    for key, part in () if found else tensors.items():
+        if isinstance(part, Mapping):
+            yield from ((f"{key}.{name}", value) for name, value in _named(part))
+
+
+def _named(values: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    return ((n, v) for n, v in values.items() if isinstance(n, str) and isinstance(v, Tensor))
 
 
 class _SafetensorsAnchor(Anchor):

@@ -23,6 +23,7 @@ from lightning_rejuv.handoff.checkpoint import (
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
 from lightning_rejuv.handoff.header import build_header
 from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.record import a_second_time, find_record
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.sidecar import copy_sidecar, links_out
 from lightning_rejuv.handoff.skeleton import names_on_disk
@@ -62,6 +63,7 @@ def rejuvenate_adapter(
     check_free(target)
     check_apart(target, source, *([Path(base).expanduser()] if base else []))
     adapter, warnings = open_adapter(source), links_out(source)
+    warnings += a_second_time(find_record(adapter.files, adapter.files)[0])
     dora = [module for module, lora in adapter.loras.items() if lora.dora]
     if dora:
         raise ValueError(

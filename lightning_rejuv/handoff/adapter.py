@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_rejuv.handoff.checkpoint import (
     reading,
 )
 from lightning_rejuv.handoff.header import read_header
+from lightning_rejuv.handoff.skeleton import skeleton
 from lightning_rejuv.names import listing
 from lightning_rejuv.options import Options
 
@@ -43,11 +44,13 @@ class Lora:
         module: the module's name in the base model.
         scale: ``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilised LoRA.
         parts: the names of its tensors in the adapter's file, by part.
+        transposed: whether the base stores the weight as [in, out] (transformers' Conv1D).
     """
 
     module: str
     scale: float
     parts: dict[str, str]
+    transposed: bool = False
 
     @property
     def embedding(self) -> bool:
@@ -140,6 +143,20 @@ def open_adapter(path: PathLike) -> Adapter:
     return Adapter(Checkpoint(root, {}, {ADAPTER: header}, place, None), config, loras, whole)
 
 
+def for_base(adapter: Adapter, base: Checkpoint) -> Adapter:
+    """Say of every update how the base stores its weight: one ``fan_in_fan_out`` stands for layers of both kinds."""
+    try:
+        model = skeleton(base.path)
+    except (ImportError, ValueError):
+        return adapter
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()} if model else {}
+    loras = {
+        module: replace(lora, transposed=kinds[module] == "Conv1D") if module in kinds else lora
+        for module, lora in adapter.loras.items()
+    }
+    return replace(adapter, loras=loras)
+
+
 def check_trained(adapter: Adapter, base: Checkpoint | None, replaced: dict[str, str]) -> None:
     """Refuse an adapter that changes nothing: every update is zero and every whole tensor is the base's.
 
@@ -193,7 +210,8 @@ def _lora(
         raise ValueError(
             f"Expected `lora_alpha` in {str(root)!r} to be a finite number but got {alpha!r:.200}."
         )
-    return Lora(module, alpha / (rank**0.5 if config.get("use_rslora") else rank), parts)
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return Lora(module, scale, parts, bool(config.get("fan_in_fan_out")))
 
 
 def _by_pattern(root: Path, patterns: Any, module: str, default: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.alpha import AlphaSearch
-from lightning_rejuv.anchor.config import context_length
 from lightning_rejuv.attribution import confidence, mean_entropy
 from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for, loadable
@@ -63,7 +61,7 @@ def measure_behaviour(
     sft: Checkpoint,
     base: Checkpoint,
     pairing: Pairing,
-    calibration: Path,
+    calibration: Sequence[Mapping[str, Tensor]],
     verifier: TextVerifier | None,
     device: str,
     dtype: torch.dtype,
@@ -76,7 +74,7 @@ def measure_behaviour(
         sft: the SFT model.
         base: the base.
         pairing: which of their tensors belong together.
-        calibration: JSONL, see :func:`read_dialogues`.
+        calibration: batches, see :func:`calibration_batches`.
         verifier: from prompt and response to whether it is right.
         device: where to run.
         dtype: in which dtype.
@@ -84,12 +82,11 @@ def measure_behaviour(
         seed: of the sampling.
 
     Raises:
-        ValueError: malformed calibration data, or no sampled response that the verifier accepts.
+        ValueError: no sampled response that the verifier accepts.
     """
     model = load_model(loadable(sft, scratch), device, dtype)
     tokenizer = load_tokenizer(sft.path)
-    pairs = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_length(sft.config))
-    batches = batches_for(model, pairs)
+    batches = batches_for(model, calibration)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     rule = "support_retention" if verifier else "auto"
     lengths = _Lengths(sample_with_generate(batches, seed))

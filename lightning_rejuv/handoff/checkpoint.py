@@ -82,6 +82,8 @@ def open_checkpoint(path: PathLike, role: str = "checkpoint") -> Checkpoint:
             f"Expected the {role} to be a directory but there is none at {str(root)!r}. Nothing is "
             "downloaded: pass a local directory as `save_pretrained` writes it."
         )
+    if (root / ADAPTER_CONFIG).is_file() and not (root / CONFIG).is_file():
+        raise FileNotFoundError(_nothing_there(root, role))
     config = read_json(root / CONFIG)
     files = weight_files(root)
     if files is None:

@@ -131,7 +131,13 @@ def _loads(checkpoint: Checkpoint, names: list[str]) -> bool | None:
         model = skeleton(checkpoint.path)
     except (ImportError, ValueError):
         return None
-    return None if model is None else not loads(model, checkpoint, names)["missing"]
+    if model is None:
+        return None
+    # transformers looks past a second prefix (`model.model.layers…`, from an attribute `model`); no other loader does.
+    prefix, there = f"{model.base_model_prefix}.", model.state_dict().keys()
+    if any(n not in there and n.startswith(prefix) and n.removeprefix(prefix) in there for n in names):
+        return False
+    return not loads(model, checkpoint, names)["missing"]
 
 
 def _renamed(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:

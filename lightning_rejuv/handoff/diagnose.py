@@ -75,16 +75,21 @@ def diagnose(
     warnings += [*left_out(ours, "SFT model"), *left_out(theirs, "base")]
     pairing = pair_up(ours, theirs)
     ours, theirs = pairing.sft, pairing.base
+    batches, check = None, None
+    if calibration is not None:
+        from lightning_rejuv.handoff.behaviour import import_verifier, measure_behaviour
+        from lightning_rejuv.handoff.reset import calibration_batches
+
+        # Before the weights, which take minutes to read: what is refused is refused at once.
+        check = import_verifier(verifier) if isinstance(verifier, str) else verifier
+        batches = calibration_batches(ours, Path(calibration).expanduser())
     stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, FIXED_ALPHA)))
     stream.measure(bar(ours.nbytes) if bar else lambda _: None)
     behaviour = None
-    if calibration is not None:
-        from lightning_rejuv.handoff.behaviour import import_verifier, measure_behaviour
-
-        check = import_verifier(verifier) if isinstance(verifier, str) else verifier
+    if batches is not None:
         with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
             behaviour = measure_behaviour(
-                ours, theirs, pairing, Path(calibration), check, device, DTYPES[compute_dtype], Path(scratch)
+                ours, theirs, pairing, batches, check, device, DTYPES[compute_dtype], Path(scratch)
             )
     record, recorded = find_record(ours, theirs)
     findings = [*recorded, *_findings(ours, theirs, pairing)]

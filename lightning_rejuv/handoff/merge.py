@@ -11,13 +11,21 @@ from torch import Tensor
 from lightning_rejuv import __version__
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapt import base_names
-from lightning_rejuv.handoff.adapter import Adapter, Lora, check_given, check_trained, open_adapter
+from lightning_rejuv.handoff.adapter import (
+    Adapter,
+    Lora,
+    check_given,
+    check_trained,
+    for_base,
+    open_adapter,
+)
 from lightning_rejuv.handoff.checkpoint import (
     ADAPTER,
     INDEX,
     Checkpoint,
     PathLike,
     Reader,
+    left_out,
     open_checkpoint,
     reading,
 )
@@ -26,6 +34,7 @@ from lightning_rejuv.handoff.header import Entry
 from lightning_rejuv.handoff.models import CustomCode
 from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.record import a_second_time, find_record
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
@@ -44,7 +53,7 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import FIXED_ALPHA, Rounding, alpha_by_name
+from lightning_rejuv.options import FIXED_ALPHA, Options, Rounding, alpha_by_name
 
 
 def merge_adapter(
@@ -72,7 +81,7 @@ def merge_adapter(
             fusion.
         dtype: of the output; by default the base's.
         rounding: see :func:`rejuvenate_checkpoint`.
-        seed: of stochastic rounding.
+        seed: of stochastic rounding; refused without it.
         bar: see :func:`rejuvenate_checkpoint`.
 
     Raises:
@@ -80,30 +89,43 @@ def merge_adapter(
         FileExistsError: the output exists.
         OSError: reading or writing failed.
     """
-    alpha = check_given(alpha)
+    given = check_given(alpha)
+    asked = Options(alpha=given, rounding=rounding, seed=seed)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
+    if asked.seed and asked.rounding == "nearest":
+        raise ValueError(
+            'Expected no `seed` with `rounding="nearest"`: it would have no effect. Leave it out, or pass '
+            '`rounding="stochastic"`.'
+        )
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))
     check_free(target)
     check_apart(target, root, source)
     adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
     check_fusable(theirs, "base")
-    warnings = (*links_out(root), *links_out(source))
+    adapter = for_base(adapter, theirs)
+    warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
+    before, _ = find_record(adapter.files, theirs)
+    if given != 1.0:
+        warnings = (*warnings, *a_second_time(before))
     touched, heads = _touched(adapter, theirs)
     _check_tied(adapter, theirs, touched, heads)
     check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
     _check_tokens(source, theirs)
     recipe = Recipe(
-        alpha_by_name(alpha, list(touched)), DTYPES[dtype] if dtype else None, rounding == "stochastic", seed
+        alpha_by_name(given, list(touched)),
+        DTYPES[dtype] if dtype else None,
+        asked.rounding == "stochastic",
+        asked.seed,
     )
-    check_rounding(rounding, output_dtypes(theirs, recipe.dtype).values())
+    check_rounding(asked.rounding, output_dtypes(theirs, recipe.dtype).values())
     pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
     size = output_size(theirs, recipe.dtype)
     check_room(target, size)
     inputs = {"base": (root, list(theirs.shards)), "sft": (source, [ADAPTER])}
     with new_directory(target) as partial, Hasher(inputs) as hasher:
         with FileWriter(partial) as writer, reading(theirs, adapter.files) as (base_reader, files):
-            rows = _MergedRows(adapter, touched, base_reader, files)
+            rows = _MergedRows(touched, base_reader, files)
             progress = bar(theirs.nbytes) if bar else lambda _: None
             stream = FusionStream(theirs, theirs, pairs, recipe, rows)
             stream.write(writer, progress)
@@ -120,17 +142,22 @@ def merge_adapter(
             output=str(target),
             form="model",
             inputs={
-                role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
+                role: {
+                    "path": str(p),
+                    "sha256": hasher.digests()[role],
+                    **({"rejuvenated": before.to_dict()} if before and role == "sft" else {}),
+                }
+                for role, (p, _) in inputs.items()
             },
             outputs=writer.digests,
             options={
-                "alpha": alpha,
+                "alpha": given,
                 "reset_fraction": 0.0,
                 "dtype": dtype,
-                "rounding": rounding,
-                "seed": seed,
+                "rounding": asked.rounding,
+                "seed": asked.seed,
             },
-            alpha=alpha,
+            alpha=given,
             tensors=stream.measured,
             warnings=warnings,
         )
@@ -156,10 +183,9 @@ _TOKENIZER = (
 class _MergedRows:
     """Rows of the SFT model's weights: the base's plus the adapter's update, in float32 or better."""
 
-    def __init__(self, adapter: Adapter, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
+    def __init__(self, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
         self._files, self._touched = files, touched
         self._base_rows = rows_of(base)
-        self._transposed = bool(adapter.config.get("fan_in_fan_out"))
         self._held: tuple[str, dict[str, Tensor]] = ("", {})
 
     def __call__(self, entry: Entry, start: int, stop: int) -> Tensor:
@@ -170,7 +196,7 @@ class _MergedRows:
         base = self._base_rows(entry, start, stop)
         exact = torch.promote_types(base.dtype, torch.float32)
         parts = self._parts(update, exact)
-        if update.embedding or self._transposed:
+        if update.embedding or update.transposed:
             delta: Tensor = parts["A"][:, start:stop].T @ parts["B"].T
         else:
             delta = parts["B"][start:stop] @ parts["A"]
@@ -200,7 +226,7 @@ def _check_tied(
     with reading(base, adapter.files) as (reader, files):
 
         def rows(update: Lora | str | None) -> _MergedRows | None:
-            return None if update is None else _MergedRows(adapter, {name: update}, reader, files)
+            return None if update is None else _MergedRows({name: update}, reader, files)
 
         head = heads[0][1] if heads else None
         saved = any(is_head(f"{module}.weight") for module in adapter.config.get("modules_to_save") or ())
@@ -219,19 +245,18 @@ def _touched(
     """
     wanted = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
     names = base_names(wanted, base)
-    transposed = bool(adapter.config.get("fan_in_fan_out"))
     touched: dict[str, Lora | str] = {}
     heads: list[tuple[str, Lora | str]] = []
     for module, lora in adapter.loras.items():
         name = names[f"{module}.weight"]
-        if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or transposed)):
+        if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or lora.transposed)):
             raise ValueError(
                 f"The update of {module!r} has a bias or is a transposed DoRA: merge it with PEFT."
             )
         prefix = "lora_embedding_" if lora.embedding else "lora_"
         rows = adapter.files.entry(lora.parts[prefix + "B"]).shape[0]
         columns = adapter.files.entry(lora.parts[prefix + "A"]).shape[1]
-        shape = (columns, rows) if lora.embedding or transposed else (rows, columns)
+        shape = (columns, rows) if lora.embedding or lora.transposed else (rows, columns)
         _check_shape(name, shape, base)
         if is_head(f"{module}.weight") and not is_head(name):
             heads.append((name, lora))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_rejuv.handoff.checkpoint import CONFIG, INDEX, Checkpoint, read_json
@@ -91,6 +91,13 @@ def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[
     return record, findings
 
 
+def a_second_time(record: Record | None) -> list[str]:
+    """Warn, for the report, where what is to be fused is rejuvenated already."""
+    if record is None:
+        return []
+    return [f"the SFT model is rejuvenated already ({record}): this rejuvenates it a second time"]
+
+
 def _read(checkpoint: Checkpoint) -> tuple[Record | None, str | None]:
     """Read a checkpoint's record: the record or None, and what is wrong with the file."""
     path = checkpoint.path / REPORT
@@ -116,7 +123,7 @@ def _parsed(content: dict[str, Any]) -> Record:
         sft, base = _mapping(inputs, "sft"), _mapping(inputs, "base", optional=True)
         if not outputs:
             raise ValueError("it names no weight files")
-        return Record(
+        record = Record(
             alpha,
             sum(_count(n, "reset") for n in _mapping(content, "reset", optional=True).values()),
             _text(sft.get("path"), "path"),
@@ -124,6 +131,11 @@ def _parsed(content: dict[str, Any]) -> Record:
             {name: _text(digest, "outputs") or "" for name, digest in outputs.items()},
             {n: _text(d, "sha256") or "" for n, d in _mapping(base, "sha256", optional=True).items()},
         )
+        before = _mapping(sft, "rejuvenated", optional=True)
+        if not before or not record.changes_nothing:
+            return record
+        resets, made_from = _count(before.get("resets"), "resets"), _text(before.get("sft"), "sft")
+        return replace(record, alpha=_alpha(before.get("alpha")), resets=resets, sft=made_from)
     if "drift_before" in content and isinstance(content.get("anchor"), str):  # as a report in memory is saved
         return Record(
             alpha, _count(content.get("neurons_reset", 0), "neurons_reset"), None, content["anchor"]

@@ -22,6 +22,7 @@ from lightning_rejuv.handoff.directory import check_free, new_directory, write_f
 from lightning_rejuv.handoff.options import applied, check_options
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.provenance import Hasher
+from lightning_rejuv.handoff.record import a_second_time, find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
@@ -145,17 +146,17 @@ def rejuvenate_checkpoint(
     pairing = pair_up(ours, theirs)
     check_differ(pairing)
     ours, theirs = pairing.sft, pairing.base
-    warnings += pairing.warnings
+    warnings += [*pairing.warnings, *a_second_time(find_record(ours, theirs)[0])]
     fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
     given = 1.0 if isinstance(asked.alpha, str) else asked.alpha
     recipe = Recipe(
         alpha_by_name(given, fused),
         DTYPES[dtype] if dtype else None,
-        rounding == "stochastic",
-        seed,
+        asked.rounding == "stochastic",
+        asked.seed,
         omega=asked.omega,
     )
-    check_rounding(rounding, output_dtypes(ours, recipe.dtype).values())
+    check_rounding(asked.rounding, output_dtypes(ours, recipe.dtype).values())
     size = output_size(ours, recipe.dtype)
     check_room(out, size + sidecar_size(sft))
 

@@ -70,8 +70,7 @@ def plan_on_disk(
         ValueError: what :func:`lightning_rejuv.rejuvenate` refuses, or a neuron that has no place on disk.
     """
     # Before the model, which takes minutes to load: a line that is refused is refused at once.
-    tokenizer = load_tokenizer(sft.path)
-    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_length(sft.config))
+    batches = calibration_batches(sft, calibration)
     model = load_model(loadable(sft, scratch), device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     plan = make_plan(model, targets, Data(batches), options)
@@ -93,6 +92,17 @@ def plan_on_disk(
     return DiskPlan(
         plan.search.alpha if plan.search else None, on_disk(model, sft, masks(model, plan)), found
     )
+
+
+def calibration_batches(sft: Checkpoint, calibration: Path) -> list[dict[str, Tensor]]:
+    """Read calibration data with the SFT model's tokenizer.
+
+    Raises:
+        ValueError: a line is malformed or too long, or there is no tokenizer.
+        OSError: the file cannot be read.
+    """
+    tokenizer = load_tokenizer(sft.path)
+    return tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_length(sft.config))
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from lightning_rejuv import PlasticityMonitor, rejuvenate
 from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.handoff import rejuvenate_checkpoint
+from tests.conftest import shifted
 from tests.handoff.families import FAMILIES, tiny
 from tests.handoff.multimodal import MULTIMODAL, tiny_multimodal
 
@@ -172,3 +173,19 @@ def test_what_does_not_match_says_how_to_pass_the_base(tmp_path):
     with pytest.raises(ValueError, match="do not hold the same parameters") as error:
         match(make("llama", 0), Anchor.open(make("llama", 0).model))
     assert "LightningModule" not in str(error.value)
+
+
+def test_a_base_in_float8_is_refused_where_its_experts_are_put_together(tmp_path):
+    from tests.handoff.checkpoints import resave
+
+    model = tiny("mixtral", dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    resave(
+        tmp_path,
+        lambda state: {n: t.to(torch.float8_e4m3fn) if "experts" in n else t for n, t in state.items()},
+    )
+    edited = shifted(model, 0.1)
+    before = [p.clone() for p in edited.parameters()]
+    with pytest.raises(ValueError, match=r"16 bits or more but got .*experts.* \(torch.float8_e4m3fn\)"):
+        rejuvenate(edited, tmp_path, alpha=0.5, reset_fraction=0)
+    assert all(torch.equal(p, q) for p, q in zip(edited.parameters(), before, strict=True))

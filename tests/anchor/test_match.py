@@ -113,3 +113,31 @@ def test_names_of_a_base_under_adapters():
     assert names == {name for name, _ in base.named_parameters()}
     outer = nn.ModuleDict({"model": model})
     assert {base_name(name) for name, _ in outer.named_parameters()} - {None} == {f"model.{n}" for n in names}
+
+
+@pytest.mark.parametrize("key", ["model", "module", "model_state_dict"])
+def test_a_training_checkpoint_with_the_state_dict_under_a_key(key, models, tmp_path):
+    base, sft, _ = models
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    saved = {key: base.state_dict(), "optimizer": optimizer, "rng_state": {"cpu": torch.zeros(2)}, "epoch": 1}
+    torch.save(saved, tmp_path / "last.pt")
+    for source in (saved, tmp_path / "last.pt", f"{tmp_path}/last.pt::{key}"):
+        edited = shifted(sft, 0.0)
+        rejuvenate(edited, source, alpha=0.0, reset_fraction=0)
+        assert all(torch.equal(p, q) for p, q in zip(edited.parameters(), base.parameters(), strict=True))
+    with pytest.raises(ValueError, match=rf"several whose tensors differ.*'ema\.', '{key}\.'"):
+        match(sft, Anchor.open({**saved, "ema": sft.state_dict()}))
+
+
+def test_one_model_of_several_is_checked_as_a_whole_anchor_is(models):
+    base, sft, _ = models
+    module = nn.ModuleDict({"policy": shifted(sft, 0.0), "ref": base})
+    before = [p.clone() for p in module.parameters()]
+    with pytest.raises(ValueError, match=r"'policy\.' shares its memory with the model"):
+        rejuvenate(module["policy"], Anchor.open(module, prefix="policy."), alpha=0.5, reset_fraction=0)
+    narrow = {f"ref.{n}": p.to(torch.float8_e4m3fn) for n, p in base.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"16 bits or more but got .*'lm_head.weight \(torch.float8_e4m3fn\)'"
+    ):
+        rejuvenate(module["policy"], Anchor.open(narrow, prefix="ref"), alpha=0.5, reset_fraction=0)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))

@@ -3,11 +3,19 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_rejuv.handoff import is_adapter, merge_adapter, rejuvenate_adapter, verify
+from lightning_rejuv.handoff import (
+    diagnose,
+    is_adapter,
+    merge_adapter,
+    rejuvenate_adapter,
+    rejuvenate_checkpoint,
+    verify,
+)
 from tests.handoff.checkpoints import tensors, write_tokenizer
 from tests.handoff.families import tiny
 
@@ -23,6 +31,8 @@ KINDS = {
     ),
     "embedding": ("llama", {"target_modules": [*_LINEAR, "embed_tokens"]}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    # PEFT stores one `fan_in_fan_out` for all layers: here that of the head, beside square weights of Conv1D.
+    "mixed": ("gpt2", {"target_modules": ["c_attn", "attn.c_proj", "lm_head"]}),
     "bias": ("qwen2", {"bias": "all"}),
     "whole": ("llama", {"modules_to_save": ["lm_head", "norm"]}),
     "dora": ("llama", {"use_dora": True}),
@@ -32,7 +42,7 @@ KINDS = {
 def write_adapter(path, kind, seed=0):
     """A base in float32 and an adapter with random weights; returns the base and the merged model in float64."""
     family, settings = KINDS[kind]
-    base = tiny(family, dtype=torch.float32)
+    base = tiny(family, dtype=torch.float32, **({"tie_word_embeddings": False} if kind == "mixed" else {}))
     base.save_pretrained(path / "base")
     write_tokenizer(path / "base")
     usual = {"r": 4, "lora_alpha": 6, "target_modules": _LINEAR, "task_type": "CAUSAL_LM"}
@@ -257,3 +267,55 @@ def test_an_update_of_rank_zero_is_refused(tmp_path):
     save_file({name: tensor.contiguous() for name, tensor in empty.items()}, file)
     with pytest.raises(ValueError, match=r"Expected matrices \[r, in\] and \[out, r\]"):
         rejuvenate_adapter(adapter, tmp_path / "out")
+
+
+def test_no_option_of_a_merge_is_ignored(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    half = {"dtype": "bfloat16", "rounding": "stochastic"}
+    for options, message in (
+        ({"seed": 3}, r"Expected no `seed` with `rounding=\"nearest\"`"),
+        ({**half, "seed": "x"}, "Expected argument `seed`"),
+        ({**half, "seed": True}, "Expected argument `seed`"),
+        ({"rounding": "up"}, "Expected argument `rounding`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge_adapter(base, adapter, tmp_path / "out", **options)
+    found = []
+    for number, seed in enumerate((3, np.int64(3), torch.tensor(3), 4)):
+        report = merge_adapter(base, adapter, tmp_path / f"out{number}", **half, seed=seed)
+        assert type(report.options["seed"]) is int
+        found.append(tensors(tmp_path / f"out{number}"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(found[0][name], found[1][name])
+    assert torch.equal(found[0][name], found[2][name])
+    assert not torch.equal(found[0][name], found[3][name])
+
+
+def test_files_of_the_base_that_were_not_read_are_named(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    (base / "model-00001-of-00002.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    report = merge_adapter(base, adapter, tmp_path / "out")
+    assert "'model-00001-of-00002.safetensors'" in "".join(report.warnings)
+
+
+def test_an_adapter_in_the_place_of_the_base(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    message = "in the base .* a PEFT adapter: it can stand as the SFT model"
+    with pytest.raises(FileNotFoundError, match=message):
+        merge_adapter(adapter, adapter, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=message):
+        rejuvenate_checkpoint(adapter, base, tmp_path / "out", alpha=0.5, reset_fraction=0)
+
+
+def test_a_second_rejuvenation_is_warned_of_and_a_merge_of_the_first_is_none(tmp_path):
+    base, adapter = write_adapter(tmp_path, "lora")
+    assert rejuvenate_adapter(adapter, tmp_path / "once").warnings == ()
+    text = "is rejuvenated already (alpha 0.4"
+    assert text in rejuvenate_adapter(tmp_path / "once", tmp_path / "twice").warnings[0]
+    assert text in merge_adapter(base, tmp_path / "once", tmp_path / "merged twice").warnings[0]
+    assert merge_adapter(base, tmp_path / "once", tmp_path / "merged", alpha=1).warnings == ()
+    merged = diagnose(base, tmp_path / "merged")  # as `diagnose` asks for
+    assert (merged.rejuvenated.alpha, merged.rejuvenated.sft) == (0.4, str(adapter))
+    assert "do not rejuvenate it a second time" in merged.recommendation
+    merge_adapter(base, adapter, tmp_path / "plain", alpha=1)
+    assert diagnose(base, tmp_path / "plain").rejuvenated is None

@@ -162,3 +162,27 @@ def test_what_cannot_be_compared_is_refused(models, tmp_path):
         diagnose(base, tmp_path / "adapter")
     with pytest.raises(ValueError, match="`compute_dtype`"):
         diagnose(base, sft, compute_dtype="int8")
+
+
+def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(
+    models, tmp_path, monkeypatch
+):
+    base, sft = models
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_calibration(tmp_path / "c.jsonl")
+    (tmp_path / "bad.jsonl").write_text("no JSON")
+    read = []
+
+    def bar(total):
+        read.append(total)
+        return lambda done: None
+
+    for options, message in (
+        ({"calibration": "~/nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"calibration": "~/bad.jsonl"}, "line 1"),
+        ({"calibration": "~/c.jsonl", "verifier": "math:no_such"}, "no_such"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            diagnose(base, sft, bar=bar, **options)
+    assert read == []
+    assert diagnose(base, sft, bar=bar, calibration="~/c.jsonl").behaviour is not None

@@ -116,6 +116,17 @@ def test_names_of_wrappers_are_written_as_names_that_load(wrapper, sharded, tmp_
     assert not info["unexpected_keys"]
 
 
+def test_a_second_prefix_that_transformers_alone_reads_past_is_not_written(tmp_path):
+    """A LightningModule's attribute `model` before every name: `model.model.layers…`."""
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    want = tensors(fuse(base, sft)[0])
+    resave(sft, lambda state: {f"model.{name}": tensor for name, tensor in state.items()})
+    out, report = fuse(base, sft)
+    assert any("(as 'model.lm_head.weight')" in text for text in report.warnings)
+    assert tensors(out).keys() == want.keys()
+    assert all(torch.equal(tensor, want[name]) for name, tensor in tensors(out).items())
+
+
 def test_a_wrapped_base_is_read_as_it_is_meant(tmp_path):
     base, sft = pair(tmp_path, dtype=torch.float32)
     expected, _ = fuse(base, sft)

@@ -173,3 +173,19 @@ def test_a_partial_effect_is_an_effect():
     assert (found["seed"], found["compute_dtype"], found["omega"]) == (3, "bfloat16", None)
     with pytest.raises(ValueError, match=r"Expected no `omega`, `scope` with `reset_fraction=0`: it"):
         check_options(Options(alpha="auto", reset_fraction=0, omega=0.5, scope="layer"), beside)
+
+
+def test_a_seed_of_any_kind_of_integer_draws_the_same(models, tmp_path):
+    half = {
+        "alpha": 0.5,
+        "reset_fraction": 0,
+        "calibration": None,
+        "dtype": "bfloat16",
+        "rounding": "stochastic",
+    }
+    base, sft, _ = models
+    for number, seed in enumerate((3, torch.tensor(3))):
+        report = rejuvenate_checkpoint(base, sft, tmp_path / str(number), **half, seed=seed)
+        assert type(report.options["seed"]) is int
+    ours, theirs = tensors(tmp_path / "0"), tensors(tmp_path / "1")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.handoff import diagnose, merge_adapter
+from lightning_rejuv.handoff import diagnose, merge_adapter, rejuvenate_checkpoint
 from lightning_rejuv.handoff.checkpoint import open_checkpoint
 from lightning_rejuv.handoff.record import find_record
 from tests.handoff.checkpoints import edit_config, fuse, pair, write_calibration
@@ -89,6 +89,13 @@ def test_a_merged_adapter_is_not_rejuvenated(made, copy, tmp_path):
     record, (finding,) = found(made, tmp_path / "merged")
     assert record is None
     assert "merged" in finding.detail
+
+
+def test_a_second_rejuvenation_is_warned_of(made, tmp_path):
+    again = rejuvenate_checkpoint(made[0], made[2], tmp_path / "again", alpha=0.5, reset_fraction=0)
+    first = rejuvenate_checkpoint(made[0], made[1], tmp_path / "first", alpha=0.5, reset_fraction=0)
+    assert first.warnings == ()
+    assert "rejuvenated already (alpha" in again.warnings[0]
 
 
 def test_another_base_is_named(made, copy, tmp_path):
