@@ -18,9 +18,20 @@ from lightning_rejuv.names import listing
 #: What is left over from rounding the weights before the edit (Kahan summation).
 KAHAN = ("kahan_comp", "compensation", "shift")
 #: States that are weights even where they lie far from the parameter's, in a model trained from scratch.
-_COPIES = ("master_param", "master_params", "fp32_param", "slow_buffer", "slow_params", "p0", "x0")
-# A state no farther from the parameters than half their length is a copy of them. Running means of a gradient
-# or of its square are not near them.
+_COPIES = (
+    *("master_param", "master_params", "fp32_param", "p0", "x0"),
+    *("slow_buffer", "slow_params", "cached_params", "lookahead_params", "lookahead_slow_buff"),
+)
+#: Counts and running means of gradients: no weights, also where a gradient is near its parameter by chance, or by
+#: a decay of the weights that is part of it.
+_MOMENTS = (
+    *("step", "eta", "mu", "mu_product", "sum", "prev", "step_size", "H_diag", "prev_loss", "d", "t"),
+    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_diff", "exp_avg_var", "exp_avg_slow", "exp_inf"),
+    *("momentum_buffer", "square_avg", "grad_avg", "acc_delta", "hessian", "neg_pre_grad", "variance"),
+)
+# A state of another name that is no farther from the parameters than half their length is a copy of them. What is
+# compared is how elements differ from their mean: gains near 1 and a running mean of squares that has grown to 1 are
+# no more alike than other numbers, and a single number says nothing.
 _NEAR = 0.5
 _PIECE = 1 << 24
 # Optimizers that wrap another one call it so.
@@ -141,7 +152,10 @@ def _near(optimizer: Optimizer, sharded: bool) -> set[str]:
     for parameter, state in states_of(optimizer).items():
         stride = _stride(optimizer, parameter)
         for key, held in state.items():
-            if not isinstance(held, Tensor) or not held.is_floating_point():
+            if not isinstance(held, Tensor) or not held.is_floating_point() or key in _MOMENTS:
+                continue
+            if key in _COPIES:
+                sums[key] = [0.0, 0.0]
                 continue
             ours, theirs = _local(parameter), _local(held)
             if theirs.shape != ours.shape:
@@ -150,8 +164,6 @@ def _near(optimizer: Optimizer, sharded: bool) -> set[str]:
                 distance, norm = sums.setdefault(key, [0.0, 0.0])
                 more, length = _distance(theirs, ours)
                 sums[key] = [distance + more, norm + length]
-            elif key in _COPIES:
-                sums.setdefault(key, [0.0, 0.0])
     if sharded and dist.is_available() and dist.is_initialized():
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, sums)
@@ -169,14 +181,20 @@ def _near(optimizer: Optimizer, sharded: bool) -> set[str]:
 
 
 def _distance(held: Tensor, parameter: Tensor) -> tuple[float, float]:
-    """Return the squared distance of two tensors, and the squared length of the second; in pieces, to save memory."""
-    distance = norm = 0.0
-    pieces = (tensor.reshape(-1).split(_PIECE) for tensor in (held, parameter))
+    """Return the squared distance of two tensors, and the squared length of the second, both without their means."""
+    sums = [0.0] * 4
+    pieces = (tensor.reshape(-1).split(_PIECE) for tensor in (held, parameter))  # to save memory
+    starts: tuple[Tensor, Tensor] | None = None
     for theirs, ours in zip(*pieces, strict=True):
         wide = ours.float()
-        distance += float((theirs.to(ours.device).float() - wide).square().sum(dtype=torch.float64))
-        norm += float(wide.square().sum(dtype=torch.float64))
-    return distance, norm
+        apart = theirs.to(ours.device).float() - wide
+        if starts is None:
+            starts = apart[0].clone(), wide[0].clone()  # near the means, so that little is lost below
+        apart, wide = apart - starts[0], wide - starts[1]
+        found = (apart.square(), apart, wide.square(), wide)
+        sums = [old + float(part.sum(dtype=torch.float64)) for old, part in zip(sums, found, strict=True)]
+    count = parameter.numel()
+    return max(sums[0] - sums[1] ** 2 / count, 0.0), max(sums[2] - sums[3] ** 2 / count, 0.0)  # or NaN
 
 
 def _local(tensor: Tensor) -> Tensor:

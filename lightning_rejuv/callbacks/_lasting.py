@@ -17,9 +17,9 @@ _PARAMETERS = 16
 class LastingEdit:
     """Watches some elements of the edited parameters over the optimizer steps after an edit.
 
-    An optimizer step that takes back more than half of the edit is none that a gradient makes: an optimizer, or
-    a callback, holds the weights in a place that is not known here, and that is said. Sharded parameters are not
-    watched.
+    A step that takes back more than half of the edit, and is more than twice as long as the next one, is none that a
+    gradient makes: an optimizer, or a callback, holds the weights in a place that is not known here, and that is
+    said. Where the next one is as long, the edit was no larger than a step. Sharded parameters are not watched.
 
     Args:
         targets: the parameters, before the edit.
@@ -31,6 +31,7 @@ class LastingEdit:
         self._now = self._sample()
         self._edit = torch.empty(0)
         self._steps = 0
+        self._suspected: tuple[int, float, float] | None = None  # step, share that it took back, its length
 
     def begin(self, trainer: Trainer) -> None:
         """Take note of the edit, which has been made."""
@@ -43,12 +44,20 @@ class LastingEdit:
         if trainer.global_step - self._steps > _STEPS or not self._edit.any():
             return False
         before, self._now = self._now, self._sample()
-        back = float((self._now - before) @ self._edit / self._edit.square().sum())
-        if back <= 0.5:
+        moved = self._now - before
+        if self._suspected is None:
+            back = float(moved @ self._edit / self._edit.square().sum())
+            if back > 0.5:
+                self._suspected = trainer.global_step, back, float(moved.norm())
             return True
+        step, back, length = self._suspected
+        if step == trainer.global_step:
+            return True  # gradients are accumulated
+        if float(moved.norm()) > 0.5 * length:
+            return False
         kinds = sorted({type(getattr(o, "optimizer", o)).__name__ for o in trainer.optimizers})
         rank_zero_warn(
-            f"The update to step {trainer.global_step} took {back:.0%} of the rejuvenation back: something holds the "
+            f"The update to step {step} took {back:.0%} of the rejuvenation back: something holds the "
             f"weights from before it, the state of the optimizer ({', '.join(kinds)}) or a callback. Rejuvenate the "
             "model before this fit (`lightning_rejuv.rejuvenate`), or do without what holds them."
         )

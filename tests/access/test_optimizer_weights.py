@@ -188,6 +188,63 @@ def test_running_means_are_not_taken_for_weights():
         assert not WeightCopies.find([optimizer], Layout(dict(net.named_parameters()))), name
 
 
+class Gated(nn.Module):
+    """A layer with a gain for each output and one for all of them, as CLIP's temperature is."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(2.0))
+        self.layer, self.gains = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.layer(x) * self.gains * self.gate
+
+
+@pytest.mark.parametrize(
+    "make",
+    [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adafactor, torch.optim.NAdam, torch.optim.ASGD],
+)
+def test_a_count_near_a_single_number_is_no_copy_of_it(make):
+    """PyTorch's counts of steps are tensors of a scalar parameter's shape."""
+    for steps in (1, 2, 3):
+        torch.manual_seed(0)
+        net, base = Gated(), Gated()
+        optimizer = make(net.parameters(), lr=1e-3)
+        train(net, optimizer, steps)
+        keys = WeightCopies.find([optimizer], Layout(dict(net.named_parameters()))).keys
+        assert [k for _, k in keys] == ([("ax",)] if make is torch.optim.ASGD else [])
+        rejuvenate(net, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+        train(net, optimizer, 1)
+        assert all(float(optimizer.state[p]["step"]) == steps + 1 for p in net.parameters())
+
+
+def test_a_decay_in_the_gradient_makes_no_copy_of_a_running_mean():
+    _, net = pair()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.1)
+    train(net, optimizer, 60, scale=0.0)
+    weight = net.weight.detach()
+    assert (optimizer.state[net.weight]["momentum_buffer"] - weight).norm() < 0.1 * weight.norm()
+    assert not WeightCopies.find([optimizer], Layout(dict(net.named_parameters())))
+
+
+@pytest.mark.parametrize("kind", ["squares", "NaN", "copy"])
+def test_gains_near_one_are_told_from_what_has_grown_to_one(kind, monkeypatch):
+    """What is known by no name is told by how its elements differ from their mean."""
+    monkeypatch.setattr("lightning_rejuv.access.optimizer_weights._PIECE", 7)
+    torch.manual_seed(0)
+    net = nn.LayerNorm(64, bias=False)
+    with torch.no_grad():
+        net.weight.add_(0.02 * torch.randn(64))
+    held = {
+        "squares": 1 + 0.02 * torch.randn(64),
+        "NaN": torch.full((64,), torch.nan),
+        "copy": net.weight.detach() + 0.002 * torch.randn(64),
+    }
+    optimizer = Sgd(net.parameters())
+    optimizer.state[net.weight] = {"held": held[kind]}
+    assert bool(WeightCopies.find([optimizer], Layout(dict(net.named_parameters())))) is (kind == "copy")
+
+
 @pytest.mark.parametrize("mode", ["momentum", "keep"])
 def test_the_remainder_of_kahan_summation_goes_with_the_old_weights(mode):
     base = tiny_llama().to(torch.bfloat16)

@@ -183,3 +183,15 @@ def test_an_edit_that_does_not_last_is_said(kind, times, tmp_path):
     found = [str(w.message) for w in caught if "of the rejuvenation back" in str(w.message)]
     assert len(found) == times
     assert all("Undoing" in message for message in found)
+
+
+def test_a_step_as_long_as_the_edit_is_no_sign_of_one_that_does_not_last(tmp_path):
+    module = Line()
+    module.configure_optimizers = lambda: torch.optim.Adam(module.parameters(), lr=1e-4)
+    base = copy.deepcopy(module.model.state_dict())
+    callback = RejuvenationCallback(base, alpha=0.9, reset_fraction=0, at_epoch=1, optimizer_state="reset")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, callback, tmp_path=tmp_path)
+    assert callback.rejuvenated_at == [4]
+    assert not [w for w in caught if "of the rejuvenation back" in str(w.message)]
