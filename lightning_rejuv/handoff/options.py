@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from lightning_rejuv.handoff.device import check_device
 from lightning_rejuv.handoff.stream import DTYPES
 from lightning_rejuv.options import Options
@@ -29,12 +27,6 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         value = beside[name]
         if value not in DTYPES and not (name == "dtype" and value is None):
             raise ValueError(f"Expected argument `{name}` to be one of {sorted(DTYPES)} but got {value!r}.")
-    try:
-        torch.Generator().manual_seed(asked.seed)
-    except (RuntimeError, TypeError, ValueError):
-        raise ValueError(
-            f"Expected argument `seed` to be an integer of at most 64 bits but got {asked.seed!r}."
-        ) from None
     if asked.alpha == "support_retention":
         raise ValueError(
             'Expected `alpha` to be a rule that needs no verifier but got "support_retention". Use "auto", or '
