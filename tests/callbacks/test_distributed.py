@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import multiprocessing
 import os
 import queue
 import socket
+import sys
 import traceback
 
 import torch
@@ -22,6 +24,7 @@ from tests.conftest import sharpened, tiny_llama
 
 def _rank(function, rank, port, results):
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(80, file=sys.__stderr__)  # where it waits, if it does
     os.environ.update(
         LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
     )
@@ -29,6 +32,8 @@ def _rank(function, rank, port, results):
         results.put((rank, function(), None))
     except BaseException as error:
         results.put((rank, None, f"{error}\n{traceback.format_exc()}"))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def in_two_ranks(function):
