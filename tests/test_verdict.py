@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_without_the_bases_entropy_the_entropy_says_nothing(base):
 
 
 def test_the_smallest_entropy_of_a_base_is_enough():
-    assert judge({"token_entropy": 0.0}, {"token_entropy": 5e-324}).level == "collapsed"
+    assert judge({"token_entropy": 0.0}, {"token_entropy": sys.float_info.min}).level == "collapsed"
 
 
 @pytest.mark.parametrize(

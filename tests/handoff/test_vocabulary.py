@@ -10,6 +10,7 @@ import torch
 
 from lightning_rejuv.handoff import verify
 from lightning_rejuv.handoff.stream import runs
+from lightning_rejuv.handoff.vocabulary import _same_tokens
 from tests.handoff.checkpoints import edit_config, fuse, pair, resave, tensors, write_tokenizer
 
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"]
@@ -130,9 +131,9 @@ def test_added_tokens_make_two_tokenizers_of_equal_files_differ(tmp_path):
     base, sft = pair(tmp_path)
     for path in (base, sft):
         without_libraries(path, {"tokenizer.model": b"\x0a\x00"})
+    assert _same_tokens(base, sft)
     (sft / "added_tokens.json").write_text(json.dumps({"<tool>": 47}))
-    with pytest.raises(ValueError, match="pip install"):
-        fuse(base, sft)
+    assert not _same_tokens(base, sft)
 
 
 @pytest.mark.parametrize("family", ["Voxtral", "Qwen2Audio", "Llava", "Gemma3", "Idefics3", "Qwen2VL"])
