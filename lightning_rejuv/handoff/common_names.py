@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lightning_rejuv.anchor.config import ties
 from lightning_rejuv.anchor.tensors import is_constant, is_embedding, is_head
@@ -78,12 +79,7 @@ def _bridge(wanted: Mapping[str, list[str]], theirs: Mapping[str, str]) -> Renam
 
 
 def _by_loading(sft: Checkpoint, base: Checkpoint) -> Common | None:
-    try:
-        from lightning_rejuv.handoff.skeleton import skeleton
-
-        model = skeleton(sft.path)
-    except (ImportError, ValueError):
-        return None
+    model = _skeleton(sft)
     if model is None:
         return None
     from lightning_rejuv.handoff.layouts import names_once_loaded
@@ -121,18 +117,25 @@ def _under_names_that_load(found: Common, plain: Mapping[str, str], rename: Rena
     )
 
 
+def _skeleton(checkpoint: Checkpoint) -> Any | None:
+    """Return the model that transformers makes of a checkpoint's config; None where it makes none."""
+    from lightning_rejuv.handoff.skeleton import skeleton
+
+    try:
+        return skeleton(checkpoint.path)
+    except (ImportError, ValueError):
+        return None
+
+
 def _loads(checkpoint: Checkpoint, names: list[str]) -> bool | None:
     """Whether transformers finds every tensor under these names; None where it does not know the model."""
     if all(name.startswith(_DATA_PARALLEL) for name in names):
         return False
-    try:
-        from lightning_rejuv.handoff.skeleton import loads, skeleton
-
-        model = skeleton(checkpoint.path)
-    except (ImportError, ValueError):
-        return None
+    model = _skeleton(checkpoint)
     if model is None:
         return None
+    from lightning_rejuv.handoff.skeleton import loads
+
     # transformers looks past a second prefix (`model.model.layers…`, from an attribute `model`); no other loader does.
     prefix, there = f"{model.base_model_prefix}.", model.state_dict().keys()
     if any(n not in there and n.startswith(prefix) and n.removeprefix(prefix) in there for n in names):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import adapters_are_disabled
-from lightning_rejuv.access.adapters import CHANGE_THE_BASE
+from lightning_rejuv.access.adapters import CHANGE_THE_BASE, is_tuner
 from lightning_rejuv.names import listing
 
 # Kinds that work outside of the layers: on the inputs, the attention's keys, or by a pass of their own.
@@ -27,7 +27,7 @@ class NotMergeable(ValueError):
 
 def is_adapted(model: nn.Module) -> bool:
     """Whether a model has adapters in its layers."""
-    return any(_is_tuner(module) or _is_wrapper(module) for module in model.modules())
+    return any(is_tuner(module) or _is_wrapper(module) for module in model.modules())
 
 
 def check_adapters(outermost: nn.Module) -> None:
@@ -51,7 +51,7 @@ def why_base_is_unknown(model: nn.Module) -> str | None:
         start = str(getattr(config, "init_lora_weights", "")).lower()
         if start.startswith(CHANGE_THE_BASE):
             return f"the adapter was initialised with {start!r}, which changes the base"
-    merged = [name for name, module in model.named_modules() if _is_tuner(module) and _is_merged(module)]
+    merged = [name for name, module in model.named_modules() if is_tuner(module) and _is_merged(module)]
     if merged:
         return f"the adapters of {listing(merged)} are merged"
     along = any(getattr(config, "bias", "none") != "none" for _, config in _configs(model))
@@ -71,7 +71,7 @@ def without_adapters(model: nn.Module) -> Any:
     return adapters_are_disabled(
         module
         for module in model.modules()
-        if _is_wrapper(module) or (_is_tuner(module) and not _is_merged(module))
+        if _is_wrapper(module) or (is_tuner(module) and not _is_merged(module))
     )
 
 
@@ -105,7 +105,7 @@ def with_adapters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Ten
     Raises:
         NotMergeable: an adapter of a kind that cannot be merged, or on quantised weights.
     """
-    if _is_tuner(model):
+    if is_tuner(model):
         yield from (
             (n, t) for n, t in _walk(_merged_copy(model, prefix), prefix) if isinstance(t, nn.Parameter)
         )
@@ -119,7 +119,7 @@ def with_adapters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Ten
 
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    if _is_tuner(module):
+    if is_tuner(module):
         yield from _walk(module.get_submodule("base_layer"), prefix)
         return
     if _is_wrapper(module):
@@ -144,7 +144,7 @@ def _merged_copy(layer: nn.Module, name: str) -> nn.Module:
         wide = torch.promote_types(wide, weight.dtype)
     copied = copy.deepcopy(layer, hooks).to(wide)
     for part in reversed(
-        [part for part in copied.modules() if _is_tuner(part)]
+        [part for part in copied.modules() if is_tuner(part)]
     ):  # nested ones from the inside
         if part.disable_adapters or _is_merged(part):
             continue
@@ -156,10 +156,6 @@ def _merged_copy(layer: nn.Module, name: str) -> nn.Module:
                 f"the adapter of {name.removesuffix('.')!r} ({kind[0]}) cannot be merged: {error}"
             ) from error
     return copied
-
-
-def _is_tuner(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and hasattr(module, "active_adapters")
 
 
 def _is_wrapper(module: nn.Module) -> bool:
