@@ -1,93 +1,236 @@
-"""Finding alpha: how much of the SFT model a fusion can keep before the base's support is lost."""
+"""Which alpha: the bargain between what SFT taught and what the base could say, on the line between the two."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
-AlphaRule = Literal["auto", "support_retention", "kl_balance", "entropy_ratio"]
+AlphaRule = Literal["auto"]
 ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
 
-# Nats per response that the excess may reach, up to this many tokens a response; beyond, in proportion to
-# the length. Responses of 10 to 25 tokens are what the number was found on.
-EXCESS_NATS, EXCESS_TOKENS = 1.0, 20.0
-SUPPORT_NATS = 2.0
-ENTROPY_RATIO = 0.5
+#: Where the line is looked at. What is found lies between them.
+GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+#: Below such a product of the shares that are kept, no alpha keeps both: the root of it is 0.71.
+_KEPT = 0.5
+#: A second peak of the product counts as one if it is so near the highest.
+_SECOND_PEAK = 0.95
+#: The probability of the demonstrated format below which RL may find too little to reward.
+_FORMAT = 0.1
+#: By how much alpha is raised if no rollout is right, and how often at most.
+_RAISE, _RAISES = 0.1, 3
+#: The share of the base's samples that may be cut off without a word.
+_UNFINISHED = 0.1
 
-_TOLERANCE = 0.005
 
-MEANINGS: dict[str, str] = {
-    "auto": "excess NLL, nats per response that the anchor sampled",
-    "support_retention": "excess NLL, nats per verified response that the anchor sampled",
-    "kl_balance": "excess NLL on the anchor's own responses less that on the model's own, nats per response",
-    "entropy_ratio": "share of the anchor's token entropy that is lost on its own responses",
-}
+class AlphaPoint(NamedTuple):
+    """What was measured at one alpha.
+
+    Attributes:
+        alpha: weight of the SFT model.
+        demonstrations: negative log-likelihood of held-out demonstrations, nats per response.
+        base_samples: the same of responses that the base sampled.
+        format: probability of the format that the demonstrations share and the base did not know, 0 to 1.
+    """
+
+    alpha: float
+    demonstrations: float
+    base_samples: float
+    format: float
 
 
 @dataclass(frozen=True)
 class AlphaSearch:
-    """What a search for alpha found, and the curve it walked along.
+    """How alpha was found.
 
     Attributes:
-        rule: what was searched for, one of :data:`ALPHA_RULES`.
-        alpha: the largest alpha found whose value is at most ``target``; 0, the anchor itself, where that of none
-            that was tried is.
-        target: what the value may reach.
-        curve: (alpha, value) for every alpha that was tried, in order of alpha.
+        rule: the rule, one of :data:`ALPHA_RULES`.
+        alpha: what it found.
+        taught: share of what SFT taught, as the demonstrations tell, that is kept there; 1 is the most on the line.
+        kept: share of the base's own ways, as its samples tell, that is kept there; 1 is the most on the line.
+        curve: what was measured, in order of alpha, from 0 to 1.
+        responses: how many responses the base sampled.
+        unfinished: how many of them came to no end-of-sequence token; None if the sampler does not say.
+        right: share of responses sampled at ``alpha`` that the verifier accepts; None without a verifier.
+        doubts: what speaks against the answer, in sentences; empty if nothing does.
     """
 
     rule: str
     alpha: float
-    target: float
-    curve: list[tuple[float, float]]
+    taught: float
+    kept: float
+    curve: list[AlphaPoint]
+    responses: int = 0
+    unfinished: int | None = None
+    right: float | None = None
+    doubts: tuple[str, ...] = ()
 
 
-def default_target(rule: str, tokens_per_response: float) -> float:
-    """Return the target of a rule where the caller gives none.
+def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
+    """Choose the alpha at which both parents gain most: the Nash bargaining solution on the line between them.
 
-    For ``"auto"`` it is 1 nat per response of up to 20 tokens and grows in proportion to longer ones, since
-    two equally good models differ by more on longer texts.
-
-    >>> default_target("auto", 12), default_target("auto", 200)
-    (1.0, 10.0)
-    """
-    if rule == "auto":
-        return EXCESS_NATS * max(1.0, tokens_per_response / EXCESS_TOKENS)
-    return {"support_retention": SUPPORT_NATS, "kl_balance": 0.0, "entropy_ratio": 1 - ENTROPY_RATIO}[rule]
-
-
-def search_alpha(value: Callable[[float], float], target: float, rule: str = "auto") -> AlphaSearch:
-    """Bisect for the alpha at which a value that grows with alpha reaches its target.
+    The demonstrations gain ``D(0) - D(alpha)`` over the base, the base's own samples ``B(1) - B(alpha)`` over the SFT
+    model, where D and B are negative log-likelihoods. Their product is largest where neither can gain by a factor
+    what the other does not lose by a larger one (Nash 1950, "The Bargaining Problem"). Alpha does not depend on the unit,
+    on the number nor on the length of the responses, since a factor on D or B changes nothing; there is no target to
+    choose. Between the points of the curve a parabola is put through the three around the highest.
 
     Args:
-        value: evaluates one alpha.
-        target: what the value may reach.
-        rule: what is searched for, for the report.
+        curve: at least three points in order of alpha, the first at 0 and the last at 1.
 
     Returns:
-        The search; ``alpha`` is 1 where even the SFT model itself stays within the target, and 0, with a warning,
-        where no alpha that was tried does.
+        The search, with the doubts that the curve itself raises. ``alpha`` is 1 if nothing differs on the whole line, and
+        that with the likeliest demonstrations if the base's samples are as likely under the SFT model.
 
-    >>> search = search_alpha(lambda alpha: 4 * alpha**2, target=1.0)
-    >>> round(search.alpha, 2), len(search.curve)
-    (0.5, 9)
+    Raises:
+        ValueError: a value is not finite, or the demonstrations are nowhere likelier than under the base.
+
+    >>> line = [AlphaPoint(a / 10, 20 * (1 - a / 10) ** 2, 5 + 20 * (a / 10) ** 2, 1.0) for a in range(11)]
+    >>> round(bargain(line).alpha, 3)
+    0.5
     """
-    low, high = 0.0, 1.0
-    curve = [(high, value(high))]
-    if curve[0][1] <= target:
-        return AlphaSearch(rule, 1.0, target, curve)
-    while high - low > _TOLERANCE:
-        middle = (low + high) / 2
-        curve.append((middle, value(middle)))
-        low, high = (middle, high) if curve[-1][1] <= target else (low, middle)
-    if low == 0.0:
-        least, reached = min(curve)
-        warnings.warn(
-            f"The search for alpha={rule!r} found none within its target of {target:g}: at {least:g} the value is "
-            f"{reached:g} ({MEANINGS[rule]}). At alpha 0 nothing of SFT is left: the model is its anchor. Raise "
-            "`alpha_target`, or pass a number for `alpha`.",
-            stacklevel=2,
+    _check_finite(curve)
+    base, sft = curve[0], curve[-1]
+    taught, lost = _most(curve)
+    if taught <= 0 and lost <= 0:
+        return AlphaSearch("auto", 1.0, 1.0, 1.0, list(curve))
+    if taught <= 0:
+        raise ValueError(
+            "Expected calibration demonstrations that SFT made likelier but on the whole line between base and SFT "
+            f"model they are likeliest under the base ({base.demonstrations:.2f} nats a response, "
+            f"{sft.demonstrations:.2f} under the SFT model). Are `model` and `anchor` swapped? Pass held-out "
+            "demonstrations of the kind that SFT trained on, or a number for `alpha`."
         )
-    return AlphaSearch(rule, low, target, sorted(curve))
+    values = [math.prod(_shares(curve, point)) for point in curve]
+    best = max(range(len(curve)), key=values.__getitem__)
+    alpha = _peak([point.alpha for point in curve], values, best)
+    kept = shares_at(curve, alpha)
+    return AlphaSearch("auto", alpha, *kept, list(curve), doubts=tuple(_doubts(curve, values, best, alpha, kept)))
+
+
+def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
+    """Interpolate which shares of what SFT taught and of the base's own ways are kept at an alpha."""
+    taught, kept = zip(*(_shares(curve, point) for point in curve), strict=True)
+    alphas = [point.alpha for point in curve]
+    return _between(alpha, alphas, taught), _between(alpha, alphas, kept)
+
+
+def _most(curve: Sequence[AlphaPoint]) -> tuple[float, float]:
+    """Return how much likelier the demonstrations, and the base's samples, become on the line at most, nats."""
+    return (
+        curve[0].demonstrations - min(point.demonstrations for point in curve),
+        curve[-1].base_samples - min(point.base_samples for point in curve),
+    )
+
+
+def _shares(curve: Sequence[AlphaPoint], point: AlphaPoint) -> tuple[float, float]:
+    taught, lost = _most(curve)
+    return (
+        max(0.0, curve[0].demonstrations - point.demonstrations) / taught,
+        max(0.0, curve[-1].base_samples - point.base_samples) / lost if lost > 0 else 1.0,
+    )
+
+
+def _check_finite(curve: Sequence[AlphaPoint]) -> None:
+    for point in curve:
+        if not all(map(math.isfinite, point)):
+            raise ValueError(
+                f"Expected finite likelihoods on the line between base and SFT model but at alpha {point.alpha:g} the "
+                f"demonstrations cost {point.demonstrations:g} nats a response and the base's samples "
+                f"{point.base_samples:g}. Has the model diverged, or do its logits overflow? Run it in float32 or "
+                "bfloat16, or pass a number for `alpha`."
+            )
+
+
+def _peak(alphas: Sequence[float], values: Sequence[float], best: int) -> float:
+    """Return where a parabola through the highest point and its neighbours is highest."""
+    if best in (0, len(values) - 1):
+        return alphas[best]
+    left, middle, right = alphas[best - 1 : best + 2]
+    below_left, below_right = (values[best] - values[best + side] for side in (-1, 1))
+    slope_left, slope_right = (middle - left) * below_right, (right - middle) * below_left
+    if slope_left + slope_right == 0:  # all three are equal
+        return middle
+    return middle - ((middle - left) * slope_left - (right - middle) * slope_right) / (
+        2 * (slope_left + slope_right)
+    )
+
+
+def _between(alpha: float, alphas: Sequence[float], values: Sequence[float]) -> float:
+    """Interpolate linearly."""
+    at = next(number for number in range(1, len(alphas)) if alpha <= alphas[number])
+    share = (alpha - alphas[at - 1]) / (alphas[at] - alphas[at - 1])
+    return (1 - share) * values[at - 1] + share * values[at]
+
+
+def _doubts(
+    curve: Sequence[AlphaPoint],
+    values: Sequence[float],
+    best: int,
+    alpha: float,
+    kept: tuple[float, float],
+) -> list[str]:
+    doubts = []
+    if kept[0] * kept[1] < _KEPT:
+        doubts.append(
+            f"No alpha keeps both: at {alpha:.2f} there is {kept[0]:.0%} of what SFT taught and {kept[1]:.0%} of the "
+            "base's own ways."
+        )
+    peaks = [
+        number
+        for number in range(1, len(values) - 1)
+        if values[number - 1] < values[number] > values[number + 1]
+        and values[number] >= _SECOND_PEAK * values[best]
+    ]
+    if len(peaks) > 1:
+        others = ", ".join(f"{curve[number].alpha:g}" for number in peaks if number != best)
+        doubts.append(f"The curve has more than one peak: alpha {others} is nearly as good.")
+    if (form := _between(alpha, [p.alpha for p in curve], [p.format for p in curve])) < _FORMAT:
+        doubts.append(
+            f"The format that the demonstrations share has a probability of only {form:.3f} there: RL may find too "
+            "little to reward. Sample a few rollouts; if none is right, take a larger alpha."
+        )
+    return doubts
+
+
+def with_rollouts(
+    search: AlphaSearch, right_at: Callable[[float], float], responses: int
+) -> AlphaSearch:
+    """Have a few rollouts checked, and raise alpha if none of them is right: the format, or the skill, is lost there.
+
+    Args:
+        search: what the curve said.
+        right_at: samples responses at an alpha and returns the share that a verifier accepts.
+        responses: how many it samples.
+
+    >>> line = [AlphaPoint(a / 10, 20 * (1 - a / 10) ** 2, 5 + 20 * (a / 10) ** 2, 1.0) for a in range(11)]
+    >>> found = with_rollouts(bargain(line), lambda alpha: float(alpha > 0.55), 32)
+    >>> round(found.alpha, 3), found.doubts
+    (0.6, ('None of 32 rollouts is right at alpha 0.50: it was raised to 0.60.',))
+    """
+    for raised in range(_RAISES + 1):
+        alpha = min(1.0, search.alpha + raised * _RAISE)
+        right = right_at(alpha)
+        if right > 0 or alpha == 1.0:
+            break
+    none = f"None of {responses} rollouts is right at alpha {search.alpha:.2f}"
+    if right > 0 and not raised:
+        return replace(search, right=right)
+    if right > 0:
+        kept = shares_at(search.curve, alpha)
+        doubt = f"{none}: it was raised to {alpha:.2f}."
+        return replace(search, alpha=alpha, taught=kept[0], kept=kept[1], right=right, doubts=(*search.doubts, doubt))
+    doubt = f"{none}, nor at any up to {alpha:.2f}: RL will have nothing to reward. Do more SFT, or a refit."
+    return replace(search, right=0.0, doubts=(*search.doubts, doubt))
+
+
+def doubt_samples(responses: int, unfinished: int | None) -> tuple[str, ...]:
+    """Say that many of the base's samples were cut off, if they were.
+
+    >>> doubt_samples(20, 1), doubt_samples(20, None)
+    ((), ())
+    """
+    if unfinished is None or unfinished <= _UNFINISHED * responses:
+        return ()
+    return (f"{unfinished} of the base's {responses} samples did not end: their beginnings were judged.",)

@@ -15,6 +15,8 @@ from lightning_rejuv.calibration_checks import context_length, vocabulary_size
 from lightning_rejuv.find_alpha import Sampler
 from lightning_rejuv.forward import takes
 
+# A base answers at greater length than it was taught to: so many times the longest calibration response.
+_LONGER = 4
 _PLAIN = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -22,11 +24,13 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
     """Sample one response to every calibration prompt, with the model's own ``generate``.
 
     At temperature 1 without truncation; of the model's ``generation_config`` only the end-of-sequence and padding
-    tokens count. A response has as many tokens as the longest calibration response, or as the model's context leaves
-    room for. Prompts of one length are sampled together, so that none is padded.
+    tokens count. A response ends with its end-of-sequence token, or unfinished: after four times as many tokens as
+    the longest calibration response has, or where the model's context ends. Prompts of one length are sampled
+    together, so that none is padded.
 
     Memory is bounded by the calibration batches: no call of ``generate``, and no pass over what it returned, has more
-    rows than the largest of them, nor, beyond a single row, more tokens (rows × length).
+    rows than the largest of them. Beyond a single row, no batch that is returned has more tokens (rows × length) than
+    the largest of them, and no cache of ``generate`` more than four times as many.
 
     Args:
         batches: calibration batches; a prompt is what comes before the first response token.
@@ -34,11 +38,12 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
 
     Returns:
         A sampler, which returns batches with ``input_ids``, ``labels``, which end with the first end-of-sequence
-        token, and ``attention_mask``.
+        token, ``attention_mask``, and ``finished`` [B] bool, which responses came to that token; without
+        ``finished`` where the model names no such token.
     """
     rows = max(len(batch.response) for batch in batches)
     tokens = max(batch.inputs["input_ids"].numel() for batch in batches)
-    longest = max(int(batch.response.sum(1).max()) for batch in batches)
+    longest = _LONGER * max(int(batch.response.sum(1).max()) for batch in batches)
 
     def sampler(model: nn.Module) -> list[dict[str, Tensor]]:
         torch.manual_seed(seed)
@@ -46,9 +51,9 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
         samples = []
         for length, prompts in _by_length(batches).items():
             new = longest if limit is None else min(longest, limit - length)
-            together = max(1, min(rows, tokens // (length + new)))
+            together = max(1, min(rows, _LONGER * tokens // (length + new)))
             for first in range(0, len(prompts), together):
-                samples.append(_continued(model, prompts[first : first + together], new))
+                samples += _parts(_continued(model, prompts[first : first + together], new), tokens)
         return samples
 
     return sampler
@@ -66,6 +71,20 @@ def _by_length(batches: list[Batch]) -> dict[int, list[dict[str, Tensor]]]:
     return prompts
 
 
+def _parts(sample: dict[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:
+    """Take a batch apart into such of at most so many tokens, each as wide as its longest response."""
+    lengths = sample["attention_mask"].sum(1)
+    order = lengths.argsort(stable=True)
+    parts = []
+    while len(order):
+        # From the longest down: the first one decides the width.
+        width = int(lengths[order[-1]])
+        count = max(1, tokens // width)
+        chosen, order = order[-count:].sort().values, order[:-count]
+        parts.append({name: v[chosen, :width] if v.dim() > 1 else v[chosen] for name, v in sample.items()})
+    return parts
+
+
 def _continued(model: nn.Module, prompts: list[dict[str, Tensor]], new: int) -> dict[str, Tensor]:
     """Sample one response of at most ``new`` tokens to each of some prompts of one length."""
     length = len(prompts[0]["input_ids"])
@@ -81,6 +100,8 @@ def _continued(model: nn.Module, prompts: list[dict[str, Tensor]], new: int) -> 
     labels = full.masked_fill(mask == 0, IGNORED)
     labels[:, :length] = IGNORED
     sample = {"input_ids": full, "labels": labels, "attention_mask": mask}
+    if ends:
+        sample["finished"] = is_end.bool().any(1)
     for name in names - {"input_ids"}:
         count = torch.arange(1, full.shape[1] - length + 1, device=full.device)
         after = given[name][:, -1:] + (count if name == "position_ids" else torch.zeros_like(count))

@@ -76,7 +76,10 @@ def respond(model: LlamaForCausalLM, task: Task, settings: Settings, seed: int) 
     return sample(model, task.environment(problems), generator(seed, "held-out samples"))
 
 
-def sampled_batch(rollouts: Rollouts) -> dict[str, Tensor]:
+Sampled = dict[str, Tensor]
+
+
+def sampled_batch(rollouts: Rollouts) -> Sampled:
     """`rollouts` as `lightning_rejuv.rejuvenate` takes them from a sampler; ``solved`` is for `verify`."""
     return {**rollouts.batch(), "solved": rollouts.solved > 0}
 

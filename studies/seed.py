@@ -21,7 +21,8 @@ from examples.sft_to_rl.pipeline import pretrained_base
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
 from lightning_rejuv import RejuvenationReport, rejuvenate
 from studies.arms import ARMS, EPOCHS, Arm
-from studies.measures import Measures, respond, rounded, sampled_batch, verify
+from studies.former_rules import find_alpha
+from studies.measures import Measures, respond, rounded, sampled_batch
 from studies.record import Record, digest_of
 from studies.remedies import make_rl
 
@@ -108,13 +109,18 @@ class Stage:
         options = {k: v for k, v in arm.recipe(run.task.name).items() if k not in ("start", "remedy")}
         if not options:
             return model, None
+        target = options.pop("alpha_target", None)
         if options.pop("support_of", None) is not None:
             model_of, _ = self.start(ARMS[arm.support_of])
-            options["alpha_target"] = max(0.0, -self.measures.support.of(model_of))
+            target = max(0.0, -self.measures.support.of(model_of))
         if isinstance(options["alpha"], str):
-            options["sampler"] = lambda m: [sampled_batch(respond(m, run.task, run.settings, run.seed))]
-        if options["alpha"] == "support_retention":
-            options["verifier"] = verify
+            options["alpha"] = find_alpha(
+                options["alpha"],
+                model,
+                self.checkpoints["base"],
+                lambda m: sampled_batch(respond(m, run.task, run.settings, run.seed)),
+                target,
+            )
         base, calibration = self.checkpoints["base"], self.measures.calibration
         return model, rejuvenate(model, base, calibration, seed=run.seed, **{**PINNED, **options})
 
