@@ -27,6 +27,7 @@ def find_alpha(
     *,
     target: float | None = None,
     verifier: Verifier | None = None,
+    own: list[Any] | None = None,
 ) -> AlphaSearch:
     """Find alpha with no RL run: by what fusion does to responses that the anchor samples itself.
 
@@ -43,11 +44,12 @@ def find_alpha(
         sampler: called with the model while it holds the weights to sample from; returns batches.
         target: what the rule's value may reach; the rule's default by default.
         verifier: for ``"support_retention"``: from a sampled batch to [B] bool, which responses are right.
+        own: what :func:`sample_base` drew; it is drawn here by default.
 
     Raises:
         ValueError: no response, or none that the verifier accepts.
     """
-    own = _samples(model, blend, sampler, 0.0)
+    own = sample_base(model, blend, sampler) if own is None else own
     if rule == "support_retention":
         assert verifier is not None
         own = _verified(own, verifier)
@@ -66,6 +68,11 @@ def find_alpha(
         )
         return search_alpha(lambda a: excess(a) - theirs(a), target, rule)
     return search_alpha(excess, target, rule)
+
+
+def sample_base(model: nn.Module, blend: Blend, sampler: Sampler) -> list[Any]:
+    """Return the batches that a sampler returns with the base's weights in the model."""
+    return _samples(model, blend, sampler, 0.0)
 
 
 def _samples(model: nn.Module, blend: Blend, sampler: Sampler, alpha: float) -> list[Any]:
