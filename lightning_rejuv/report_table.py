@@ -59,7 +59,10 @@ def refit_rows(refit: RefitReport) -> Iterator[tuple[str, str]]:
     """Yield title and text of the rows on a refit."""
     what = f"{refit.steps} steps of AdamW at {refit.learning_rate:g}, {refit.batch_size} responses each"
     yield "refit", f"{what}, {refit.weights:,} weights, {refit.seconds:.1f} s"
-    yield "  its loss", f"{refit.joint_before:.3f} -> {refit.joint_after:.3f} nats a response, over all of them"
+    yield (
+        "  its loss",
+        f"{refit.joint_before:.3f} -> {refit.joint_after:.3f} nats a response, over all of them",
+    )
     demonstrations = f"{refit.demonstrations_before:.3f} -> {refit.demonstrations_after:.3f}"
     yield "", f"{demonstrations} over {refit.demonstrations} calibration responses"
     own = f"{refit.base_samples_before:.3f} -> {refit.base_samples_after:.3f}"
