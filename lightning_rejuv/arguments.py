@@ -162,7 +162,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="after the edit (or with `--alpha 1 --reset-fraction 0` instead of it) train so many steps on the "
-        "calibration data and on what the base itself answers to its prompts (default none); it takes 20 bytes of "
+        "calibration data and on what the base itself answers to its prompts (default none); it takes 25 bytes of "
         "memory for each weight",
     )
     command.add_argument(

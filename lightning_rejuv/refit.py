@@ -5,15 +5,14 @@ what SFT taught and of what the base says itself, pooled, in nats a response. Th
 made, on the weights as the edit will leave them, and undone; what they moved is part of the plan. So the model, the
 copies that optimizers hold and the averages of callbacks are all shifted alike, and nothing has changed if it fails.
 
-Memory, beside the model and one pass: about 20 bytes for each weight that is trained, whatever its dtype.
+Memory, beside the model and one pass: about 25 bytes for each weight that is trained, whatever its dtype.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,12 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import putting_back
 from lightning_rejuv.access.lora import is_adapted
 from lightning_rejuv.access.targets import Targets
-from lightning_rejuv.apply_plan import apply_plan, edited_parts
+from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts
 from lightning_rejuv.attribution import confidence, nll_per_response
-from lightning_rejuv.calibration import Batch
-from lightning_rejuv.forward import device_of, evaluation_mode, forward_logits
+from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.options import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Options
+from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
 from lightning_rejuv.regroup import Pool
 
 if TYPE_CHECKING:
@@ -154,33 +153,35 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     with (
         putting_back({**trained, **targets.fused, **reset}),
         evaluation_mode(model),
-        _without_float16(device_of(model)),
+        without_float16(device_of(model)),
     ):
-        apply_plan(targets, plan, options)
+        try:
+            apply_plan(targets, plan, options)
+        except RejuvenationError as error:  # which says what has changed: here nothing will have
+            raise error.__cause__ or error from None
         edited = {name: parameter.detach().clone() for name, parameter in trained.items()}
         before = _losses(model, plan)
         steps = pool.draws(min(asked.batch_size, len(pool)), asked.steps, options.seed)
         trained_to = train(model, trained, steps, rate)
         after = _losses(model, plan)
         moves = {name: value - edited.pop(name) for name, value in trained_to.items()}
-    moves = {
-        name: move for name, move in moves.items() if bool(move.any())
-    }  # not of an adapter that is not active
+    # Not those of an adapter that is not active.
+    moves = {name: move for name, move in moves.items() if bool(move.any())}
     report = RefitReport(
         steps=asked.steps,
         learning_rate=rate,
         batch_size=min(asked.batch_size, len(pool)),
         weights=sum(move.numel() for move in moves.values()),
-        demonstrations=_count(plan.batches),
-        base_samples=_count(plan.samples),
+        demonstrations=count(plan.batches),
+        base_samples=count(plan.samples),
         demonstrations_before=before[0],
         demonstrations_after=after[0],
         base_samples_before=before[1],
         base_samples_after=after[1],
         seconds=time.perf_counter() - started,
     )
-    _check_finite(report.joint_before, "before its first step", rate)
-    _check_finite(report.joint_after, "after its last step", rate)
+    check_finite(report.joint_before, "before its first step", rate)
+    check_finite(report.joint_after, "after its last step", rate)
     if report.joint_after > report.joint_before:
         warnings.warn(
             f"The refit raised the loss that it descends, from {report.joint_before:.4g} to {report.joint_after:.4g} "
@@ -190,97 +191,9 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     return Refitted(moves, report)
 
 
-def train(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], steps: Iterator[list[Batch]], rate: float
-) -> dict[str, Tensor]:
-    """Make steps of AdamW on the negative log-likelihood of response tokens, in nats a response.
-
-    Gradients that parameters hold are left as they are.
-
-    Args:
-        model: the model, in eval mode.
-        parameters: what is trained, in place.
-        steps: for each step the batches that its gradient is the mean of, over all of their responses.
-        rate: the learning rate.
-
-    Returns:
-        What the parameters hold in the end, in float32 or better: themselves, or the float32 copy of a half type.
-
-    Raises:
-        ValueError: a loss or a gradient is NaN or infinite.
-    """
-    exact = {
-        name: p.detach() if p.dtype.itemsize >= 4 else p.detach().float() for name, p in parameters.items()
-    }
-    optimizer = torch.optim.AdamW(exact.values(), lr=rate, weight_decay=0.0, foreach=False)
-    for number, batches in enumerate(steps, start=1):
-        loss, gradients = _gradients(model, list(parameters.values()), batches)
-        where = f"at step {number}"
-        _check_finite(loss, where, rate)
-        for held, gradient in zip(exact.values(), gradients, strict=True):
-            held.grad = gradient
-            if gradient is not None:
-                _check_finite(float(gradient.norm()), where, rate, "gradient")
-        del gradients
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                if parameter.dtype != exact[name].dtype:
-                    parameter.copy_(exact[name])
-    return exact
-
-
-def _gradients(
-    model: nn.Module, parameters: list[nn.Parameter], batches: list[Batch]
-) -> tuple[float, list[Tensor | None]]:
-    """Loss and gradients, in float32 or better, of the mean over the responses of several batches."""
-    sums: list[Tensor | None] = [None] * len(parameters)
-    loss, responses = 0.0, _count(batches)
-    for batch in batches:
-        with torch.enable_grad():
-            logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets = batch.targets[batch.response]
-            nll = nn.functional.cross_entropy(logits, targets, reduction="sum") / responses
-        if not nll.requires_grad:
-            raise ValueError(
-                "Expected parameters that require a gradient to take part in the model's output for `refit` but none "
-                "does. Activate the adapter that is to be trained."
-            )
-        found = torch.autograd.grad(nll, parameters, allow_unused=True)
-        loss += float(nll.detach())
-        del logits, nll
-        for place, gradient in enumerate(found):
-            if gradient is not None:
-                wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-                held = sums[place]
-                sums[place] = wide if held is None else held.add_(wide)
-    return loss, sums
-
-
 def _losses(model: nn.Module, plan: Plan) -> tuple[float, float]:
     demonstrations, own = (
         nll_per_response([confidence(model, batch) for batch in batches])
         for batches in (plan.batches, plan.samples)
     )
     return demonstrations, own
-
-
-def _check_finite(value: float, where: str, rate: float, what: str = "loss") -> None:
-    if not -float("inf") < value < float("inf"):
-        raise ValueError(
-            f"Expected a finite {what} in the refit but got {value} {where}. The model is as it was before. Set a "
-            f"learning rate below {rate:g}, or leave `refit` out."
-        )
-
-
-def _count(batches: list[Batch]) -> int:
-    return sum(len(batch.response) for batch in batches)
-
-
-def _without_float16(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast to float16 off, in which gradients underflow without a scaler; to bfloat16 it stays."""
-    kind = device.type
-    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    return torch.autocast(kind, enabled=False) if half else nullcontext()

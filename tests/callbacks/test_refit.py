@@ -54,6 +54,17 @@ def test_the_callback_does_what_the_function_does(moment, tmp_path):
     assert json.loads((tmp_path / "rejuvenation.json").read_text())["refit"]["steps"] == 3
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_in_other_precisions_than_float32(precision, tmp_path):
+    base = tiny_llama()
+    module = Still(sharpened(base), base)
+    callback = RejuvenationCallback(base, at_start=True, **{**OPTIONS, "refit": Refit(10, 3e-3)})
+    fit(module, callback, tmp_path=tmp_path, max_epochs=1, precision=precision)
+    assert callback.report.refit.joint_after < 0.7 * callback.report.refit.joint_before
+    kinds = {"64-true": torch.float64, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
+    assert {p.dtype for p in module.model.parameters()} == {kinds[precision]}
+
+
 def test_an_average_of_the_weights_moves_along(tmp_path):
     base = tiny_llama()
     module = Still(sharpened(base), base)
