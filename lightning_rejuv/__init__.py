@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_rejuv.anchor import Anchor
+    from lightning_rejuv.apply_plan import RejuvenationError
     from lightning_rejuv.callbacks import PlasticityCallback, RejuvenationCallback
     from lightning_rejuv.metrics import PlasticityMonitor
-    from lightning_rejuv.rejuvenate import RejuvenationError, rejuvenate
+    from lightning_rejuv.options import Refit
+    from lightning_rejuv.rejuvenate import rejuvenate
     from lightning_rejuv.report import RejuvenationReport
 
     __version__: str
@@ -18,6 +20,7 @@ __all__ = [
     "Anchor",
     "PlasticityCallback",
     "PlasticityMonitor",
+    "Refit",
     "RejuvenationCallback",
     "RejuvenationError",
     "RejuvenationReport",
@@ -31,8 +34,9 @@ _LATER = {
     "Anchor": "lightning_rejuv.anchor",
     "PlasticityCallback": "lightning_rejuv.callbacks",
     "PlasticityMonitor": "lightning_rejuv.metrics",
+    "Refit": "lightning_rejuv.options",
     "RejuvenationCallback": "lightning_rejuv.callbacks",
-    "RejuvenationError": "lightning_rejuv.rejuvenate",
+    "RejuvenationError": "lightning_rejuv.apply_plan",
     "RejuvenationReport": "lightning_rejuv.report",
     "rejuvenate": "lightning_rejuv.rejuvenate",
 }

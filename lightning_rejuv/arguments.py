@@ -155,7 +155,18 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="FILE.jsonl",
-        help=_CALIBRATION + "; for the reset and for `--alpha auto`",
+        help=_CALIBRATION + "; for the reset, `--alpha auto` and a refit",
+    )
+    command.add_argument(
+        "--refit-steps",
+        type=int,
+        metavar="N",
+        help="after the edit (or with `--alpha 1 --reset-fraction 0` instead of it) train so many steps on the "
+        "calibration data and on what the base itself answers to its prompts (default none); it takes 25 bytes of "
+        "memory for each weight",
+    )
+    command.add_argument(
+        "--refit-learning-rate", type=float, metavar="R", help="of those steps, with AdamW (default 2e-5)"
     )
     command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
     command.add_argument(
@@ -165,7 +176,9 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "rounding to nearest puts their half way back to one end",
     )
     command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
-    command.add_argument("--seed", type=int, metavar="N", help="of rounding and sampling (default 0)")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="of rounding, sampling and a refit (default 0)"
+    )
     _model_arguments(command)
 
 

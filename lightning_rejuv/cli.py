@@ -90,8 +90,9 @@ def _answer(
         return text or kind, _IO
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return (
-            f"There is not enough memory ({kind}: {text[:300]}). Models are run by the reset, by `--alpha auto` and "
-            "by `diagnose --calibration`: use `--compute-dtype bfloat16`, another `--device` or shorter lines.",
+            f"There is not enough memory ({kind}: {text[:300]}). Models are run by the reset, by `--alpha auto`, by "
+            "`--refit-steps` and by `diagnose --calibration`: use `--compute-dtype bfloat16`, another `--device` or "
+            "shorter lines.",
             _REFUSED,
         )
     if isinstance(error, (ValueError, ImportError)) and text:
@@ -118,11 +119,21 @@ def _rejuvenate(parsed: argparse.Namespace, handoff: Any, bar: Any) -> tuple[Any
         "rounding": "stochastic" if parsed.stochastic_rounding else None,
         "seed": parsed.seed,
     }
+    refit = _refit(parsed)
     if adapter:
         return _adapter(parsed, handoff, _said(given), bar), 0
     only = ("reset_fraction", "calibration", "device", "compute_dtype")
-    given |= {name: getattr(parsed, name) for name in only}
+    given |= {name: getattr(parsed, name) for name in only} | {"refit": refit}
     return handoff.rejuvenate_checkpoint(parsed.base, parsed.sft, parsed.out, bar=bar, **_said(given)), 0
+
+
+def _refit(parsed: argparse.Namespace) -> Any:
+    from lightning_rejuv.options import Refit
+
+    if parsed.refit_steps is None:
+        _refuse(parsed, ("refit_learning_rate",), "without `--refit-steps` nothing is trained")
+        return None
+    return Refit(steps=parsed.refit_steps, learning_rate=parsed.refit_learning_rate)
 
 
 def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], bar: Any) -> Any:
@@ -133,6 +144,8 @@ def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], ba
             "`--reset-fraction 0` and a number, or merge first with `--alpha 1 --reset-fraction 0 --merge`."
         )
     _refuse(parsed, ("calibration", "device", "compute_dtype"), "no model is run for an adapter")
+    merge_first = "an adapter is refitted in memory (`rejuvenate` in Python), or merged first"
+    _refuse(parsed, ("refit_steps", "refit_learning_rate"), merge_first)
     if not parsed.merge:
         needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
         _refuse(parsed, ("dtype", "stochastic_rounding", "seed"), needs_merge)

@@ -102,8 +102,9 @@ def check_gradients_possible(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise ValueError(
-                f"Expected weights that can have a gradient, by which neurons are chosen, but {name!r} was made inside "
-                "`torch.inference_mode()`. Load or copy the model outside of it, or set `reset_fraction=0`."
+                "Expected weights that can have a gradient, by which neurons are chosen and a refit is made, but "
+                f"{name!r} was made inside `torch.inference_mode()`. Load or copy the model outside of it, or set "
+                "`reset_fraction=0` and no `refit`."
             )
 
 

@@ -39,6 +39,51 @@ _INTEGERS: dict[str, tuple[int, float]] = {
     "positions_per_response": (1, _ANY),
     "seed": (-(2**63), 2**64 - 1),
 }
+# Of a refit, where the caller names none: with the whole model, and with adapters alone, whose B starts at zero.
+LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS = 2e-5, 2e-4
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A few plain training steps after the edit, on calibration responses and the base's own samples together.
+
+    AdamW (betas 0.9 and 0.999, no weight decay, a constant learning rate) on the negative log-likelihood of response
+    tokens, in nats a response; see :mod:`lightning_rejuv.refit`. Every parameter that requires a gradient is trained.
+
+    Attributes:
+        steps: how many updates are made.
+        learning_rate: AdamW's; None for 2e-5, or 2e-4 for a model with adapters (PEFT). The small models of the demo,
+            of some 100 thousand weights, were refitted with 5e-4.
+        batch_size: how many responses an update is made from; all of them where there are fewer. It takes no memory:
+            no pass through the model has more tokens than the largest batch of the data.
+
+    Raises:
+        ValueError: one is out of range, with its name, what was expected and what was got.
+
+    >>> Refit(steps=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected argument `steps` of `Refit` to be an integer of at least 1 but got 0.
+    """
+
+    steps: int = 20
+    learning_rate: float | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            got = getattr(self, name)
+            object.__setattr__(self, name, number := _integer(got))
+            if number is None or number < 1:
+                raise ValueError(
+                    f"Expected argument `{name}` of `Refit` to be an integer of at least 1 but got {got!r}."
+                )
+        if (rate := self.learning_rate) is not None:
+            object.__setattr__(self, "learning_rate", real := _number(rate))
+            if real is None or not 0.0 < real < float("inf"):
+                raise ValueError(
+                    f"Expected argument `learning_rate` of `Refit` to be a number above 0 but got {rate!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -67,6 +112,7 @@ class Options:
     optimizer_state: OptimizerState = "momentum"
     rounding: Rounding = "nearest"
     seed: int = 0
+    refit: Refit | None = None
 
     def __post_init__(self) -> None:
         # From here on every value is a plain number or string, so that nothing that follows can fail over its type.
@@ -91,6 +137,8 @@ class Options:
                     f"Expected argument `{name}` to be an integer of at least {low}{most} but got {got!r}."
                 )
         self._check_target()
+        if not (self.refit is None or isinstance(self.refit, Refit)):
+            raise ValueError(f"Expected argument `refit` to be a `Refit` or None but got {self.refit!r}.")
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
             raise ValueError(
                 'Expected `scope="model"` and `quantity="target_logit"` with `budget="union"`, the paper\'s rule, '
@@ -122,7 +170,7 @@ class Options:
     @property
     def runs_the_model(self) -> bool:
         """Whether the model has to be run before it can be edited; fusion with a number needs the weights alone."""
-        return self.reset_fraction > 0 or self.searches_alpha
+        return self.reset_fraction > 0 or self.searches_alpha or self.refit is not None
 
 
 def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[str, float]:

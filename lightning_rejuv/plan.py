@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,11 +27,12 @@ from lightning_rejuv.attribution import (
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.drift import Drift, check_finite
-from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha
+from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, sample_base
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
 from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.refit import Refitted, check_refit, try_refit
 from lightning_rejuv.sampling import sample_with_generate
 
 
@@ -61,6 +62,8 @@ class Plan:
         comparison: what it said; None without one.
         attribution: the neurons' contributions; None for fusion alone.
         search: how alpha was found; None where it was given.
+        samples: the base's own responses, on the model's device; empty without a refit.
+        refitted: what a refit after the edit moves; None without one.
     """
 
     alpha: float | Mapping[str, float]
@@ -71,6 +74,8 @@ class Plan:
     comparison: Comparison | None
     attribution: Attribution | None
     search: AlphaSearch | None
+    samples: list[Batch] = field(default_factory=list)
+    refitted: Refitted | None = None
 
     @property
     def fuses(self) -> bool:
@@ -108,22 +113,24 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         ValueError: as :func:`lightning_rejuv.rejuvenate`.
     """
     resets_neurons = options.reset_fraction > 0
-    if resets_neurons:
+    samples_the_base = options.searches_alpha or options.refit is not None
+    if resets_neurons or options.refit is not None:
         check_gradients_possible(model)
+    check_refit(targets, options)
     check_pulls(targets, options)
     decoder = take_apart(model) if resets_neurons and data.loss is None else None
     groups = decoder.groups if decoder else output_rows(model, targets.fused) if resets_neurons else ()
-    if options.searches_alpha:
+    if samples_the_base:
         _check_search(model, data, options)
     if resets_neurons and data.loss is not None:
         _check_beside_loss(options)
     batches: list[Batch] = []
-    if decoder or (options.searches_alpha and data.sampler is None):
+    if decoder or options.refit is not None or (options.searches_alpha and data.sampler is None):
         batches = batches_for(model, data.calibration)
     elif resets_neurons and data.calibration is None:
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
     sampler: Sampler | None = None
-    if options.searches_alpha:
+    if samples_the_base:
         sampler = data.sampler or sample_with_generate(batches, options.seed)
     given = options.alpha if not isinstance(options.alpha, str) else 0.0
     alphas = alpha_by_name(given, list(targets.fused))
@@ -134,9 +141,13 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     search: AlphaSearch | None = None
     comparison: Comparison | None = None
     attribution: Attribution | None = None
+    samples: list[Batch] = []
     if options.runs_the_model:
         with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
-            if sampler:
+            own = sample_base(model, blend, sampler) if sampler else []
+            if options.refit is not None:
+                samples = batches_for(model, own, "sampled")
+            if sampler and options.searches_alpha:
                 search = find_alpha(
                     model,
                     blend,
@@ -144,6 +155,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                     sampler,
                     target=options.alpha_target,
                     verifier=data.verifier,
+                    own=own,
                 )
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if decoder:
@@ -155,28 +167,31 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 assert data.loss is not None
                 assert data.calibration is not None  # not by its truth: a stream has no length
                 attribution = attribute_loss(model, groups, data.calibration, data.loss)
-    return Plan(
+    plan = Plan(
         alpha=search.alpha if search else given,
         alphas=alphas,
         resets=_select(groups, attribution, options) if attribution else [],
         drift=drift,
-        batches=batches if decoder else [],
+        batches=batches if decoder or options.refit is not None else [],
         comparison=comparison,
         attribution=attribution,
         search=search,
+        samples=samples,
     )
+    return replace(plan, refitted=try_refit(model, targets, plan, options)) if options.refit else plan
 
 
 def check_pulls(targets: Targets, options: Options) -> None:
     """Refuse more than a fusion by a number where parameters are fused by no lerp of their own (DoRA).
 
     Raises:
-        ValueError: the options ask for a reset or a search.
+        ValueError: the options ask for a reset, a search or a refit.
     """
     if targets.pulls and options.runs_the_model:
         raise ValueError(
-            "Expected a number for `alpha` and `reset_fraction=0` with DoRA adapters, which can be fused but not "
-            "reset or searched in place. For more call `model.merge_and_unload()` and pass the base as `anchor`."
+            "Expected a number for `alpha`, `reset_fraction=0` and no `refit` with DoRA adapters, which can be fused "
+            "but not reset, searched or refitted in place. For more call `model.merge_and_unload()` and pass the base "
+            "as `anchor`."
         )
 
 
@@ -197,11 +212,16 @@ def _check_beside_loss(options: Options) -> None:
 
 
 def _check_search(model: nn.Module, data: Data, options: Options) -> None:
-    """Refuse a search for alpha that lacks something, before any data are read.
+    """Refuse a search for alpha, or a refit, that lacks something, before any data are read.
 
     Raises:
-        ValueError: no verifier for the rule that needs one, or no way to sample responses.
+        ValueError: a refit of what is no language model, no verifier for the rule that needs one, or no way to sample
+            responses.
     """
+    if options.refit is not None and data.loss is not None:
+        raise ValueError(
+            "Expected no `refit` with `loss`: it trains on the responses of a language model. Leave it out."
+        )
     if options.alpha == "support_retention" and data.verifier is None:
         raise ValueError(
             'Expected a `verifier` for `alpha="support_retention"`: a function from a sampled batch to a bool '
@@ -216,10 +236,14 @@ def _check_search(model: nn.Module, data: Data, options: Options) -> None:
         )
     if not hasattr(model, "generate"):
         raise ValueError(
-            f"Expected a `sampler` for `alpha={options.alpha!r}`, since {type(model).__name__} has no `generate`: "
+            f"Expected a `sampler` for {_what_samples(options)}, since {type(model).__name__} has no `generate`: "
             "a function that takes the model (which then holds the anchor's weights) and returns sampled "
             "responses as batches with `input_ids` and `labels`."
         )
+
+
+def _what_samples(options: Options) -> str:
+    return f"`alpha={options.alpha!r}`" if options.searches_alpha else "`refit`"
 
 
 def _attribute(

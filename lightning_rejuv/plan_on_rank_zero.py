@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_rejuv.access.layout import Layout
 from lightning_rejuv.access.replica import Replica, make_replica
 from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.refit import check_refit
 
 T = TypeVar("T")
 
@@ -37,6 +41,7 @@ def make_plan_on_rank_zero(
         ValueError: on rank zero, as :func:`lightning_rejuv.rejuvenate`.
         RuntimeError: on the other ranks, with rank zero's message.
     """
+    check_refit(targets, options)
     if targets.layout.sharded and not options.runs_the_model:
         # All that it reads is the same everywhere.
         return make_plan(model, targets, data, options), Replica(model, targets)
@@ -51,7 +56,7 @@ def make_plan_on_rank_zero(
             failure = error
     message = None if failure is None else f"Planning failed on rank 0: {failure}"
     # What lies on rank zero's device stays there.
-    edit = None if made is None else replace(made, batches=[], comparison=None, attribution=None)
+    edit = None if made is None else _without_tensors(made)
     edit, message = hand_round((edit, message))
     if failure is not None:
         raise failure
@@ -59,7 +64,31 @@ def make_plan_on_rank_zero(
         raise RuntimeError(message)
     plan = made or edit
     assert plan is not None
+    if plan.refitted is not None:
+        moves = _hand_moves_round(plan.refitted.moves, targets.layout)
+        plan = replace(plan, refitted=replace(plan.refitted, moves=moves))
     return plan, planned
+
+
+def _without_tensors(plan: Plan) -> Plan:
+    """Return what of a plan is handed round as objects; of a refit the names of what it moves."""
+    refitted = plan.refitted and replace(
+        plan.refitted, moves=dict.fromkeys(plan.refitted.moves, torch.empty(0))
+    )
+    return replace(plan, batches=[], samples=[], comparison=None, attribution=None, refitted=refitted)
+
+
+def _hand_moves_round(moves: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return on every rank what a refit on rank zero moved, one parameter after the other."""
+    found = {}
+    for name, move in moves.items():
+        parameter = layout.parameters[name]
+        if dist.get_rank():
+            kind = torch.promote_types(parameter.dtype, torch.float32)
+            move = torch.empty(parameter.shape, dtype=kind, device=parameter.device)
+        found[name] = move.contiguous()
+        dist.broadcast(found[name], src=0)
+    return found
 
 
 def hand_round(value: T) -> T:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_rejuv._compat import unwrap
-from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_, reset_neurons
-from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
-from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
-from lightning_rejuv.access.optimizer_weights import WeightCopies
+from lightning_rejuv.access.optimizer_state import OptimizerState, edit_optimizer_state
 from lightning_rejuv.access.replica import Replica
 from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.anchor import AnchorSource
+from lightning_rejuv.apply_plan import apply_plan, edited_parts, edited_whole, find_copies
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
-from lightning_rejuv.names import canonical_name, listing
-from lightning_rejuv.neurons import NeuronGroup
-from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
+from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
@@ -57,6 +51,7 @@ def rejuvenate(
     resize_vocabulary: bool = False,
     rounding: Rounding = "nearest",
     seed: int = 0,
+    refit: Refit | None = None,
 ) -> RejuvenationReport:
     """Restore the plasticity of an over-trained model, in place, between SFT and RL.
 
@@ -94,8 +89,8 @@ def rejuvenate(
         scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
         budget: ``"share"``, ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
             over positions of the top ``reset_fraction`` at each.
-        sampler: for a rule of alpha: called with the model while it holds the weights to sample from; returns
-            responses that it sampled, as batches in the form of ``calibration``. By default the model's
+        sampler: for a rule of alpha and for ``refit``: called with the model while it holds the weights to sample
+            from; returns responses that it sampled, as batches in the form of ``calibration``. By default the model's
             ``generate`` on the calibration prompts.
         verifier: for ``alpha="support_retention"``: from a sampled batch to [B] bool, which are right.
         alpha_target: what the rule's value may reach; see :func:`lightning_rejuv.alpha.default_target`.
@@ -107,7 +102,10 @@ def rejuvenate(
             :func:`lightning_rejuv.access.optimizer_state.edit_optimizer_state`.
         resize_vocabulary: where SFT added tokens: fuse the common rows by token index, keep the new ones.
         rounding: how a bfloat16 parameter is rounded, ``"nearest"`` or ``"stochastic"``.
-        seed: of the random control, the default sampler and stochastic rounding.
+        seed: of the random control, the default sampler, stochastic rounding and the order of a refit.
+        refit: a few plain training steps after the edit, or with ``alpha=1`` and ``reset_fraction=0`` instead of it, on
+            the calibration responses and responses that the base samples: those of the search for alpha, or of
+            ``sampler``. Every parameter that requires a gradient is trained. See :class:`Refit`.
 
     Returns:
         A report of what was done; ``print`` it.
@@ -121,7 +119,8 @@ def rejuvenate(
         ValueError: an argument out of range, a calibration set that is empty or has empty responses, an
             anchor that does not match, equals the model or shares its memory, NaN or infinity in either, weights
             that are quantised, offloaded or parametrised, adapters whose base is not what SFT started from, a
-            family that the neuron map does not know. Nothing has been changed then.
+            family that the neuron map does not know, a refit of sharded or frozen weights or one whose loss is not
+            finite. Nothing has been changed then.
         FileNotFoundError: the anchor's path does not exist.
         RejuvenationError: reading the anchor failed in the middle of the edit; it says what was changed.
 
@@ -148,6 +147,7 @@ def rejuvenate(
         optimizer_state=optimizer_state,
         rounding=rounding,
         seed=seed,
+        refit=refit,
     )
     root, model, replicated = unwrap(model)
     targets = open_targets(model, anchor, resize_vocabulary, root)
@@ -201,18 +201,17 @@ def carry_out(
         drift=drift,
         entropy=entropy,
         lost=lost,
-        unsliced=_edited(plan) if unsliced is None else unsliced,
+        unsliced=_edited(targets, plan) if unsliced is None else unsliced,
         seconds=seconds,
     )
 
 
-def _edited(plan: Plan) -> list[str]:
-    fused = [name for name, share in plan.alphas.items() if share < 1]
-    return list(dict.fromkeys([*fused, *edited_parts(plan)]))
+def _edited(targets: Targets, plan: Plan) -> list[str]:
+    return list(dict.fromkeys([*edited_whole(targets, plan), *edited_parts(plan)]))
 
 
 def _entropy(planned: Replica, targets: Targets, plan: Plan, options: Options) -> float | None:
-    if not plan.batches:
+    if plan.comparison is None:
         return None
     if planned.targets is not targets:
         apply_plan(planned.targets, plan, options)
@@ -231,107 +230,9 @@ def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
         return None
 
 
-class RejuvenationError(RuntimeError):
-    """An edit that could not be finished; says which parameters were changed and which were not."""
-
-
-def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Options) -> WeightCopies:
-    """Check the optimizers, and find the copies of the weights that they hold; change nothing.
-
-    Raises:
-        ValueError: an optimizer's state cannot be edited as it has to be.
-    """
-    optimizers = list(optimizers)
-    check_optimizer_state(targets.layout, options.optimizer_state, optimizers)
-    check_optimizer_weights(optimizers, targets.layout)
-    copies = WeightCopies.find(optimizers, targets.layout)
-    if copies and targets.pulls:
-        raise ValueError(
-            "Expected an optimizer without copies of the weights with DoRA adapters, whose lengths are fused by no "
-            "lerp of their own, but its state holds "
-            f"{listing(key for _, keys in copies.keys for key in keys)}. Call `model.merge_and_unload()` before."
-        )
-    return copies
-
-
-@torch.no_grad()
-def apply_plan(
-    targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None = None
-) -> tuple[int, int]:
-    """Fuse every parameter and floating buffer, and reset the planned neurons in them.
-
-    Args:
-        targets: the parameters, and what they are pulled toward.
-        plan: what to change.
-        options: the rounding, the weight of the anchor on reset neurons and the seed.
-        copies: of the parameters, in the states of optimizers; they are edited alike.
-
-    Returns:
-        How many half-precision elements differ from the anchor, and how many of those rounding threw back
-        onto one of the two values that they should lie between.
-
-    Raises:
-        RejuvenationError: an anchor's tensor could not be read or written.
-    """
-    resets = edited_parts(plan)
-    fused = {name for name, share in plan.alphas.items() if share < 1}
-    changed = lost = 0.0
-    done: list[str] = []
-    try:
-        for name, shard in targets.layout.walk(fused.union(resets), write=True):
-            if name in targets.pulls:
-                targets.pulls[name](plan.alphas[name])
-            else:
-                weight = 1.0 - plan.alphas.get(name, 1.0)
-                anchor = targets.anchor_of(name)
-                generator = _generator(options, name, shard.offset)
-                counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
-                changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
-                for group, dim, index in resets.get(name, ()):
-                    reset_neurons(shard, anchor, group, dim, index, options.omega)
-            done.append(name)
-        for name, buffer in targets.buffers.fused.items():
-            if name in fused:
-                weight, generator = 1.0 - plan.alphas[name], _generator(options, name)
-                lerp_(buffer, targets.anchor_of(name), weight, generator=generator)
-                done.append(name)
-        for name, copy, displacement in copies.walk(fused.union(resets)) if copies else ():
-            anchor = targets.anchor_of(name)
-            anchor = torch.zeros_like(anchor) if displacement else anchor
-            lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0))
-            for group, dim, index in resets.get(name, ()):
-                reset_neurons(copy, anchor, group, dim, index, options.omega)
-        torch.clear_autocast_cache()  # copies of the weights as they were before the edit
-        counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
-    except Exception as error:
-        raise RejuvenationError(
-            f"The edit stopped with {type(error).__name__}: {error}. Edited by then: {len(done)} of "
-            f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
-        ) from error
-    return round(float(counts[0])), round(float(counts[1]))
-
-
-def _generator(options: Options, name: str, offset: tuple[int, ...] = ()) -> torch.Generator | None:
-    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are."""
-    if options.rounding == "nearest":
-        return None
-    digest = hashlib.sha256(f"{options.seed} {canonical_name(name)} {offset}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
-    """Return the rows and columns that a plan resets: group, dimension and index, by the parameter's name."""
-    parts: dict[str, list[tuple[NeuronGroup, int, Tensor]]] = {}
-    for reset in plan.resets:
-        for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0)):
-            if name is not None and len(reset.index):
-                parts.setdefault(name, []).append((reset.group, dim, reset.index))
-    return parts
-
-
 def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState) -> list[str]:
-    whole = [name for name in targets.parameters if plan.alphas[name] < 1]
-    return edit_optimizer_state(optimizers, targets.layout, whole, edited_parts(plan), mode)
+    whole, parts = edited_whole(targets, plan), edited_parts(plan)
+    return edit_optimizer_state(optimizers, targets.layout, whole, parts, mode)
 
 
 def _optimizers(given: Any) -> list[Optimizer]:

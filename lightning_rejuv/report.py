@@ -16,6 +16,7 @@ from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.drift import Drift, pooled
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Plan
+from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report_table import lines, measured
 
 
@@ -112,6 +113,7 @@ class RejuvenationReport:
         attribution: how neurons were chosen; None for fusion alone.
         comparison: the calibration set; None without a language model or for fusion alone.
         search: how alpha was found; None where it was given.
+        refit: the training steps after the edit; None without them.
         rounding_lost: share of the half-precision elements that differed from the anchor and that rounding
             threw back onto one of the two values that they should lie between; None without any.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
@@ -134,6 +136,7 @@ class RejuvenationReport:
     attribution: AttributionReport | None
     comparison: ComparisonReport | None
     search: AlphaSearch | None
+    refit: RefitReport | None
     rounding_lost: float | None
     optimizer_state_left: list[str]
     buffers_fused: list[str]
@@ -170,6 +173,8 @@ class RejuvenationReport:
             text += f", {self.neurons_reset} of {self.neurons_total} neurons reset"
             if self.neurons_asked not in (None, self.neurons_reset):
                 text += f" ({self.neurons_asked} asked for)"
+        if self.refit:
+            text += f", {self.refit.steps} steps of refit"
         if self.comparison:
             c = self.comparison
             text += f", token entropy {c.entropy_before:.3f} -> {measured(c.entropy_after, 3)} nats"
@@ -249,6 +254,7 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
         attribution=attribution,
         comparison=comparison,
         search=plan.search,
+        refit=plan.refitted.report if plan.refitted else None,
         rounding_lost=None,
         optimizer_state_left=[],
         buffers_fused=list(targets.buffers.fused) if plan.fuses else [],

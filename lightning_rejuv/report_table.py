@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_rejuv.alpha import MEANINGS
 
 if TYPE_CHECKING:
+    from lightning_rejuv.refit import RefitReport
     from lightning_rejuv.report import RejuvenationReport
 
 _LAYERS, _TENSORS, _POINTS = 8, 4, 9
@@ -33,6 +34,9 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
         yield _row("token entropy", f"{entropy}, teacher-forced on the calibration responses")
     if report.attribution:
         yield from _neurons(report)
+    if report.refit:
+        for title, text in refit_rows(report.refit):
+            yield _row(title, text)
     if report.rounding_lost is not None:
         share = f"{report.rounding_lost:.1%} of the changed half-precision elements"
         yield _row("rounding", f"{share} fell back onto the model's or the anchor's value")
@@ -49,6 +53,20 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
         else f", peak memory of the process {report.peak_memory / 2**20:.0f} MiB"
     )
     yield _row("cost", f"{report.seconds:.2f} s{memory}")
+
+
+def refit_rows(refit: RefitReport) -> Iterator[tuple[str, str]]:
+    """Yield title and text of the rows on a refit."""
+    what = f"{refit.steps} steps of AdamW at {refit.learning_rate:g}, {refit.batch_size} responses each"
+    yield "refit", f"{what}, {refit.weights:,} weights, {refit.seconds:.1f} s"
+    yield (
+        "  its loss",
+        f"{refit.joint_before:.3f} -> {refit.joint_after:.3f} nats a response, over all of them",
+    )
+    demonstrations = f"{refit.demonstrations_before:.3f} -> {refit.demonstrations_after:.3f}"
+    yield "", f"{demonstrations} over {refit.demonstrations} calibration responses"
+    own = f"{refit.base_samples_before:.3f} -> {refit.base_samples_after:.3f}"
+    yield "", f"{own} over {refit.base_samples} responses that the base sampled"
 
 
 def measured(value: float | None, digits: int) -> str:

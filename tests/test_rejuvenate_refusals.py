@@ -113,8 +113,8 @@ def test_an_error_during_calibration_leaves_the_model_as_it_was(pair):
 
 
 def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):
+    from lightning_rejuv import RejuvenationError
     from lightning_rejuv.anchor import Anchor
-    from lightning_rejuv.rejuvenate import RejuvenationError
 
     base, sft = pair
 

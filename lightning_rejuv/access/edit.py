@@ -1,9 +1,9 @@
-"""The one place where weights change: a lerp toward the anchor, of a tensor or of some rows or columns."""
+"""The one place where weights change: a lerp toward the anchor, of a tensor or of some rows or columns; a shift."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +68,47 @@ def lerp_(
         _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight, generator)
         param.index_copy_(dim, index.to(param.device), rows)
     return param
+
+
+def shift_(param: Tensor, move: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Move a parameter in place by what a training of it found: ``param + move``.
+
+    Computed in float32 or better and rounded once to the parameter's dtype.
+
+    Args:
+        param: the parameter, any shape, floating point.
+        move: tensor of the same shape, in float32 or better, on any device.
+        generator: as in :func:`lerp_`.
+
+    Returns:
+        ``param``.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> shift_(torch.ones(2), torch.tensor([0.5, -1.0]))
+    tensor([1.5000, 0.0000])
+    """
+    if param.shape != move.shape:
+        raise ValueError(f"Expected `move` to have shape {tuple(param.shape)} but got {tuple(move.shape)}.")
+    exact = torch.promote_types(param.dtype, move.dtype)
+    return lerp_(param, param.detach().to(exact) + move.to(param.device, exact), 1.0, generator=generator)
+
+
+@contextmanager
+def putting_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Hold a copy of some tensors, and on exit, also after an error, put it back bit for bit.
+
+    Args:
+        tensors: parameters and buffers, by name; whatever is written into them meanwhile is gone afterwards.
+    """
+    kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(kept[name])
 
 
 def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None) -> None:

@@ -24,9 +24,8 @@ def module_data(module: LightningModule, calibration: Any, options: Options) -> 
     Raises:
         MisconfigurationException: calibration data are needed, and there are none.
     """
-    needed = options.reset_fraction > 0 or (
-        options.searches_alpha and not hasattr(module, "sample_responses")
-    )
+    samples = options.searches_alpha and not hasattr(module, "sample_responses")
+    needed = options.reset_fraction > 0 or options.refit is not None or samples
     return Data(
         calibration=_calibration_of(module, calibration, options) if needed else None,
         sampler=getattr(module, "sample_responses", None),
@@ -50,13 +49,15 @@ def check_module_data(module: LightningModule, model: nn.Module, calibration: An
     data = module_data(module, calibration, options)
     if data.calibration is not None:
         batches_for(model, data.calibration)
-    if not options.searches_alpha:
+    if not options.searches_alpha and options.refit is None:
         return
     if data.sampler is None and not hasattr(model, "generate"):
+        needs, instead = "`refit`", "leave `refit` out"
+        if options.searches_alpha:
+            needs, instead = f"`alpha={options.alpha!r}`", "set `alpha` to a number"
         raise MisconfigurationException(
-            f"`alpha={options.alpha!r}` needs responses that the anchor samples, and "
-            f"{type(model).__name__} has no `generate`: give {type(module).__name__} a method "
-            "`sample_responses(model)` that returns them as batches, or set `alpha` to a number."
+            f"{needs} needs responses that the anchor samples, and {type(model).__name__} has no `generate`: give "
+            f"{type(module).__name__} a method `sample_responses(model)` that returns them as batches, or {instead}."
         )
     if options.alpha == "support_retention" and data.verifier is None:
         raise MisconfigurationException(
@@ -71,8 +72,9 @@ def _calibration_of(module: LightningModule, calibration: Any, options: Options)
     loader = getattr(module, "calibration_dataloader", None)
     if loader is None:
         raise MisconfigurationException(
-            f"`alpha={options.alpha!r}` with `reset_fraction={options.reset_fraction}` needs "
-            f"calibration data: pass `calibration=<batches>`, give {type(module).__name__} a "
-            "`calibration_dataloader()` that returns them, or set `reset_fraction=0` and a number for `alpha`."
+            f"`alpha={options.alpha!r}` with `reset_fraction={options.reset_fraction}`"
+            f"{'' if options.refit is None else ' and `refit`'} needs calibration data: pass `calibration=<batches>`, "
+            f"give {type(module).__name__} a `calibration_dataloader()` that returns them, or set `reset_fraction=0`, "
+            "a number for `alpha` and no `refit`."
         )
     return loader()

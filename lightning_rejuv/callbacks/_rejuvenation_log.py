@@ -138,4 +138,7 @@ def _scalars(report: RejuvenationReport) -> dict[str, float]:
         values["token_entropy_before"] = report.comparison.entropy_before
         values["token_entropy_after"] = report.comparison.entropy_after
         values["token_entropy_anchor"] = report.comparison.entropy_base
+    if report.refit:
+        values["refit_loss_before"] = report.refit.joint_before
+        values["refit_loss_after"] = report.refit.joint_after
     return {name: value for name, value in values.items() if value is not None}

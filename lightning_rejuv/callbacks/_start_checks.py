@@ -15,6 +15,7 @@ from torch import nn
 from lightning_rejuv.access.buffers import check_finite_buffers
 from lightning_rejuv.access.replica import blank
 from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.apply_plan import find_copies
 from lightning_rejuv.callbacks._averages import check_averages
 from lightning_rejuv.callbacks._initial_weights import INIT
 from lightning_rejuv.callbacks._module_data import check_module_data
@@ -24,7 +25,7 @@ from lightning_rejuv.drift import check_finite
 from lightning_rejuv.neurons import take_apart
 from lightning_rejuv.options import Options, alpha_by_name
 from lightning_rejuv.plan import check_pulls
-from lightning_rejuv.rejuvenate import find_copies
+from lightning_rejuv.refit import check_refit
 
 
 def check_arguments(
@@ -88,6 +89,7 @@ def check_start(
     if not isinstance(options.alpha, str):
         alpha_by_name(options.alpha, list(targets.fused))
     check_pulls(targets, options)
+    check_refit(targets, options)
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
     if options.reset_fraction > 0:

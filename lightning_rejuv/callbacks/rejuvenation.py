@@ -17,6 +17,7 @@ from lightning_rejuv._compat import fast_dev_run, language_model
 from lightning_rejuv.access.optimizer_state import OptimizerState
 from lightning_rejuv.access.replica import Replica
 from lightning_rejuv.access.targets import Targets, open_targets
+from lightning_rejuv.apply_plan import apply_plan, find_copies
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.callbacks._accumulation import Accumulation
 from lightning_rejuv.callbacks._averages import averaged_models, warn_of_copies
@@ -29,10 +30,10 @@ from lightning_rejuv.callbacks._rejuvenation_log import announce, check_report_p
 from lightning_rejuv.callbacks._start_checks import check_arguments, check_neighbours, check_start
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
-from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding
+from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding
 from lightning_rejuv.plan import Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
-from lightning_rejuv.rejuvenate import apply_plan, carry_out, find_copies
+from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report import RejuvenationReport
 
 
@@ -85,7 +86,9 @@ class RejuvenationCallback(OncePerRun):
         optimizer_state: what the optimizers forget of edited weights: "momentum", "reset" or "keep".
         resize_vocabulary: where SFT added tokens, fuse the common rows and keep the new ones.
         rounding: of bfloat16 parameters, "nearest" or "stochastic".
-        seed: of the random control, of sampling and of stochastic rounding.
+        seed: of the random control, of sampling, of stochastic rounding and of the order of a refit.
+        refit: a few plain training steps after the edit, on calibration responses and the base's own samples:
+            ``Refit(steps=20)``, in YAML ``{steps: 20}``.
 
     Attributes:
         report: what was done last, a :class:`RejuvenationReport`; None before it happens.
@@ -128,6 +131,7 @@ class RejuvenationCallback(OncePerRun):
         resize_vocabulary: bool = False,
         rounding: Rounding = "nearest",
         seed: int = 0,
+        refit: Refit | None = None,
     ) -> None:
         trigger = one_trigger(at_start, at_epoch, at_end, when)
         check_arguments(anchor, trigger, stop_after, name, calibration)
@@ -151,6 +155,7 @@ class RejuvenationCallback(OncePerRun):
             optimizer_state=optimizer_state,
             rounding=rounding,
             seed=seed,
+            refit=refit,
         )
         self._resize_vocabulary = resize_vocabulary
         self._accumulation = Accumulation()

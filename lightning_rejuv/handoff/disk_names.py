@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_rejuv.handoff.checkpoint import Checkpoint
 from lightning_rejuv.handoff.pattern import Pattern, pattern_of
+from lightning_rejuv.handoff.stream import grid
 from lightning_rejuv.names import listing
 
 
@@ -35,27 +36,12 @@ def on_disk(model: nn.Module, checkpoint: Checkpoint, masks: Mapping[str, Tensor
     Raises:
         ValueError: a parameter has no tensor of its own on disk; it is named.
     """
-    # A mask of zeros takes one byte, whatever its shape: conversions of several tensors need all of them.
-    empty = torch.zeros(1, dtype=torch.bool)
-    tied: dict[str, Any] = getattr(model, "all_tied_weights_keys", None) or {}
-    state = {
-        name: masks.get(name, empty.expand(parameter.shape))
-        for name, parameter in model.named_parameters()
-        if name not in tied
+    found = {
+        name: pattern_of(mask)
+        for name, mask in _placed(
+            model, checkpoint, masks, "neurons to reset", "set `reset_fraction=0`"
+        ).items()
     }
-    found = {}
-    for name, mask in to_disk_layout(model, state).items():
-        if not bool(mask.any()):
-            continue
-        if name not in checkpoint.place or checkpoint.entry(name).shape != tuple(mask.shape):
-            raise ValueError(
-                f"The neurons to reset lie in {name!r} {tuple(mask.shape)}, which {str(checkpoint.path)!r} "
-                "does not "
-                f"hold in that form: it holds {listing(checkpoint.place)}. Save it again with "
-                "`save_pretrained`, or "
-                "set `reset_fraction=0` for fusion alone."
-            )
-        found[name] = pattern_of(mask)
     selected = sum(int(mask.sum()) for mask in masks.values())
     if selected != sum(pattern.count for pattern in found.values()):
         raise ValueError(
@@ -64,4 +50,57 @@ def on_disk(model: nn.Module, checkpoint: Checkpoint, masks: Mapping[str, Tensor
             "Set "
             "`reset_fraction=0` for fusion alone."
         )
+    return found
+
+
+def moves_on_disk(model: nn.Module, checkpoint: Checkpoint, moves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Find what a refit moves on disk; a head that is stored beside the embedding it is tied to moves with it.
+
+    Args:
+        model: the model as it was loaded from the checkpoint.
+        checkpoint: the files.
+        moves: float32, in the shape of the parameter, for some of the model's parameters.
+
+    Returns:
+        By name on disk, in the CPU's memory, rows and columns as :func:`lightning_rejuv.handoff.stream.grid` has them.
+
+    Raises:
+        ValueError: a parameter has no tensor of its own on disk; it is named.
+    """
+    moves = {name: move.cpu() for name, move in moves.items()}
+    found = _placed(model, checkpoint, moves, "weights that the refit trained", "leave `refit` out")
+    count, there = (sum(int(m.count_nonzero()) for m in some.values()) for some in (moves, found))
+    if count != there:
+        raise ValueError(
+            f"Expected the {count} weights that the refit moved on disk but found {there}: this family stores them in "
+            "a form that is not known. Leave `refit` out."
+        )
+    tied: dict[str, Any] = getattr(model, "all_tied_weights_keys", None) or {}
+    twice = {name: moves[source] for name, source in tied.items() if source in moves}
+    for name, move in to_disk_layout(model, twice).items() if twice else ():
+        if name in checkpoint.place:
+            found[name] = move
+    return {name: move.reshape(grid(tuple(move.shape))) for name, move in found.items()}
+
+
+def _placed(
+    model: nn.Module, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], what: str, instead: str
+) -> dict[str, Tensor]:
+    """Return those of some parameters' tensors that are not zero as they lie on disk, each at a place that is there."""
+    tied: dict[str, Any] = getattr(model, "all_tied_weights_keys", None) or {}
+    kind = next((tensor.dtype for tensor in tensors.values()), torch.bool)
+    # Zeros take one element, whatever the shape: conversions of several tensors need all of them.
+    empty = torch.zeros(1, dtype=kind)
+    state = {
+        name: tensors.get(name, empty.expand(parameter.shape))
+        for name, parameter in model.named_parameters()
+        if name not in tied
+    }
+    found = {name: tensor for name, tensor in to_disk_layout(model, state).items() if bool(tensor.any())}
+    for name, tensor in found.items():
+        if name not in checkpoint.place or checkpoint.entry(name).shape != tuple(tensor.shape):
+            raise ValueError(
+                f"The {what} lie in {name!r} {tuple(tensor.shape)}, which {str(checkpoint.path)!r} does not hold in "
+                f"that form: it holds {listing(checkpoint.place)}. Save it again with `save_pretrained`, or {instead}."
+            )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lightning_rejuv.handoff.device import check_device
@@ -41,7 +42,7 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         idle += [name for name, value in plain.items() if beside[name] != value]
         idle += ["seed"] if asked.seed and asked.rounding == "nearest" else []
     if idle:
-        alone = "" if asked.searches_alpha else " and a number for `alpha`"
+        alone = "" if asked.runs_the_model else " and a number for `alpha`"
         raise ValueError(
             f"Expected no {', '.join(f'`{name}`' for name in idle)} with `reset_fraction=0`{alone}: it would have no "
             "effect. Leave it out, or pass a `reset_fraction` above 0."
@@ -49,9 +50,15 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
     if asked.runs_the_model and beside["calibration"] is None:
         raise ValueError(
             f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
-            f"reset_fraction={asked.reset_fraction:g} and alpha={asked.alpha!r}. Pass a JSONL file with prompts and "
-            "responses as in SFT, or set `reset_fraction=0` and a number for `alpha` (`--reset-fraction 0 --alpha "
-            "0.4`) for fusion alone."
+            f"reset_fraction={asked.reset_fraction:g} and alpha={asked.alpha!r}"
+            f"{'' if asked.refit is None else ' and a refit'}. Pass a JSONL file with prompts and responses as in SFT, "
+            "or set `reset_fraction=0` and a number for `alpha` (`--reset-fraction 0 --alpha 0.4`), and no refit, for "
+            "fusion alone."
+        )
+    if asked.refit is not None and beside["compute_dtype"] == "float16":
+        raise ValueError(
+            'Expected `compute_dtype` to be "float32" or "bfloat16" with `refit` but got "float16", whose gradients '
+            "underflow."
         )
     if asked.runs_the_model:
         check_device(beside["device"])
@@ -59,7 +66,7 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
 
 def applied(asked: Options, beside: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options as the report has them: None for what nothing was done with."""
-    options = {**vars(asked), **beside, "calibration": str(beside["calibration"])}
+    options = {**asdict(asked), **beside, "calibration": str(beside["calibration"])}
     del options["optimizer_state"]  # a checkpoint on disk has none
     idle = () if asked.reset_fraction else _OF_THE_RESET
     models = () if asked.runs_the_model else ("calibration", "device", "compute_dtype")

@@ -28,6 +28,7 @@ class Record:
         base: the base, likewise.
         outputs: the SHA-256 of every weight file that was written; empty where that is not said.
         base_files: the SHA-256 of the base's files, likewise.
+        refit: how many training steps were made afterwards.
     """
 
     alpha: float | dict[str, float]
@@ -36,21 +37,24 @@ class Record:
     base: str | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)
     base_files: Mapping[str, str] = field(default_factory=dict)
+    refit: int = 0
 
     @property
     def changes_nothing(self) -> bool:
         """Whether this is the SFT model itself: an adapter that was merged, and nothing else."""
         alphas = self.alpha.values() if isinstance(self.alpha, dict) else [self.alpha]
-        return all(alpha == 1.0 for alpha in alphas) and not self.resets
+        return all(alpha == 1.0 for alpha in alphas) and not self.resets and not self.refit
 
     def __str__(self) -> str:
         alpha = f"{self.alpha:.3g}" if isinstance(self.alpha, float) else "by name"
         resets = f", {self.resets:,} weights or neurons reset" if self.resets else ""
-        return f"alpha {alpha}{resets}, from {_shown(self.sft)} and its base {_shown(self.base)}"
+        refit = f", {self.refit:,} steps of refit" if self.refit else ""
+        return f"alpha {alpha}{resets}{refit}, from {_shown(self.sft)} and its base {_shown(self.base)}"
 
     def to_dict(self) -> dict[str, Any]:
         """What was said, as JSON can hold it."""
-        return {"alpha": self.alpha, "resets": self.resets, "sft": self.sft, "base": self.base}
+        told = ("alpha", "resets", "refit", "sft", "base")
+        return {name: getattr(self, name) for name in told}
 
 
 def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[Finding]]:
@@ -118,6 +122,7 @@ def _parsed(content: dict[str, Any]) -> Record:
         ValueError: it is neither.
     """
     alpha = _alpha(content.get("alpha"))
+    refit = _count(_mapping(content, "refit", optional=True).get("steps", 0), "refit")
     if "inputs" in content:  # as the command writes it
         inputs, outputs = _mapping(content, "inputs"), _mapping(content, "outputs")
         sft, base = _mapping(inputs, "sft"), _mapping(inputs, "base", optional=True)
@@ -130,16 +135,17 @@ def _parsed(content: dict[str, Any]) -> Record:
             _text(base.get("path"), "path"),
             {name: _text(digest, "outputs") or "" for name, digest in outputs.items()},
             {n: _text(d, "sha256") or "" for n, d in _mapping(base, "sha256", optional=True).items()},
+            refit,
         )
         before = _mapping(sft, "rejuvenated", optional=True)
         if not before or not record.changes_nothing:
             return record
         resets, made_from = _count(before.get("resets"), "resets"), _text(before.get("sft"), "sft")
-        return replace(record, alpha=_alpha(before.get("alpha")), resets=resets, sft=made_from)
+        steps = _count(before.get("refit", 0), "refit")
+        return replace(record, alpha=_alpha(before.get("alpha")), resets=resets, sft=made_from, refit=steps)
     if "drift_before" in content and isinstance(content.get("anchor"), str):  # as a report in memory is saved
-        return Record(
-            alpha, _count(content.get("neurons_reset", 0), "neurons_reset"), None, content["anchor"]
-        )
+        resets = _count(content.get("neurons_reset", 0), "neurons_reset")
+        return Record(alpha, resets, None, content["anchor"], refit=refit)
     raise ValueError("it names no inputs and no anchor")
 
 

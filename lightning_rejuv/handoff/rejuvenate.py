@@ -31,7 +31,7 @@ from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_dtypes, output_size
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
-from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Rounding, alpha_by_name
+from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding, alpha_by_name
 
 Bar = Callable[[int], Progress]
 
@@ -57,13 +57,15 @@ def rejuvenate_checkpoint(
     compute_dtype: str = "float32",
     rounding: Rounding = "nearest",
     seed: int = 0,
+    refit: Refit | None = None,
     bar: Bar | None = None,
 ) -> HandoffReport:
     """Write the rejuvenation of an SFT checkpoint: fusion with its base, then the targeted reset.
 
     The output has the SFT model's names, shards, config, tokenizer, chat template and generation config. It
     appears under its name whole, or not at all; the inputs are never written to. Fusion streams: its memory
-    does not grow with the model. The reset loads the SFT model to find the neurons. An option that would have
+    does not grow with the model. The reset loads the SFT model to find the neurons; a refit trains it as the edit will
+    leave it, and what that moved is added to the weights before they are rounded. An option that would have
     no effect is refused; those that the method has in memory mean the same as in
     :func:`lightning_rejuv.rejuvenate`.
 
@@ -82,13 +84,14 @@ def rejuvenate_checkpoint(
         scope: what neurons compete in.
         budget: what ``reset_fraction`` is a share of.
         alpha_target: what the value of alpha's rule may reach.
-        calibration: JSONL for the reset and for a rule that finds alpha, see
+        calibration: JSONL for the reset, for a rule that finds alpha and for a refit, see
             :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
         device: where models run for those.
         dtype: of the output, one of "float32", "bfloat16", "float16"; by default the SFT model's.
-        compute_dtype: in which models are loaded for the reset and for a rule that finds alpha.
+        compute_dtype: in which models are loaded for those.
         rounding: to half types, ``"nearest"``, or ``"stochastic"``, so that small changes survive on average.
-        seed: of stochastic rounding, sampling and the random control.
+        seed: of stochastic rounding, sampling, the random control and the order of a refit.
+        refit: a few plain training steps after the edit, on the calibration data and the base's own samples.
         bar: called with the number of bytes to do; returns what is called with those that are done.
 
     Returns:
@@ -128,6 +131,7 @@ def rejuvenate_checkpoint(
         alpha_target=alpha_target,
         rounding=rounding,
         seed=seed,
+        refit=refit,
     )
     beside = {"calibration": calibration, "device": device, "dtype": dtype, "compute_dtype": compute_dtype}
     check_options(asked, beside)
@@ -163,7 +167,7 @@ def rejuvenate_checkpoint(
     with ExitStack() as stack:
         partial = stack.enter_context(new_directory(out))
         hasher = stack.enter_context(Hasher({"base": _files(theirs), "sft": _files(ours)}))
-        attribution = None
+        attribution = refitted = None
         if loads:
             from lightning_rejuv.handoff.reset import plan_on_disk
 
@@ -181,11 +185,11 @@ def rejuvenate_checkpoint(
                 scratch,
             )
             shutil.rmtree(scratch)
-            recipe = replace(recipe, resets=plan.resets)
+            recipe = replace(recipe, resets=plan.resets, moves=plan.moves)
             if plan.alpha is not None:
                 given = plan.alpha
                 recipe = replace(recipe, alphas=dict.fromkeys(fused, given))
-            attribution = plan.attribution
+            attribution, refitted = plan.attribution, plan.refit
         with FileWriter(partial) as writer:
             progress = bar(ours.nbytes) if bar else lambda _: None
             stream = FusionStream(ours, theirs, pairing.pairs, recipe)
@@ -207,6 +211,7 @@ def rejuvenate_checkpoint(
             warnings=tuple(warnings),
             reset={name: pattern.count for name, pattern in recipe.resets.items()},
             attribution=attribution,
+            refit=refitted,
         )
         _write_beside(partial, ours, recipe, size, report)
     return report

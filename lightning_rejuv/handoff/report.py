@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.names import printable
+from lightning_rejuv.refit import RefitReport
+from lightning_rejuv.report_table import refit_rows
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
@@ -31,6 +33,7 @@ class HandoffReport:
         warnings: what deserves a look.
         reset: number of weights that were reset, by name on disk.
         attribution: how neurons were chosen, and the search for alpha; None for fusion alone.
+        refit: the training steps after the edit; None without them.
     """
 
     version: str
@@ -46,6 +49,7 @@ class HandoffReport:
     warnings: tuple[str, ...] = ()
     reset: Mapping[str, int] = field(default_factory=dict)
     attribution: Mapping[str, Any] | None = None
+    refit: RefitReport | None = None
 
     @property
     def total(self) -> TensorStatistics:
@@ -73,6 +77,8 @@ class HandoffReport:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
         if self.attribution:
             yield from self._attributed(self.attribution)
+        for title, text in refit_rows(self.refit) if self.refit else ():
+            yield f"  {title:<17}{text}"
         if self.vocabulary:
             yield "  vocabulary       " + ", ".join(f"{n} {what}" for what, n in self.vocabulary.items())
         if self.unused:
@@ -105,7 +111,9 @@ class HandoffReport:
             f"Written by `lightning-rejuv` {self.version}: base-anchored fusion"
             + (" and attribution-targeted reset" if self.reset else "")
             + " of the SFT model with its base ([arXiv 2606.09932](https://arxiv.org/abs/2606.09932)), to be",
-            "trained further with reinforcement learning. Inputs, hashes and options: `rejuvenation.json`.",
+            "trained further with reinforcement learning."
+            + (" A few steps of training followed." if self.refit else "")
+            + " Inputs, hashes and options: `rejuvenation.json`.",
             "",
             *lines,
             _END,

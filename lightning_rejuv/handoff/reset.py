@@ -1,4 +1,4 @@
-"""Which weights on disk the attribution-targeted reset returns to the base."""
+"""Which weights on disk the attribution-targeted reset returns to the base, and what a refit moves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
 from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.directory import write_file
-from lightning_rejuv.handoff.disk_names import on_disk
+from lightning_rejuv.handoff.disk_names import moves_on_disk, on_disk
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pair, Pairing
 from lightning_rejuv.handoff.pattern import Pattern
@@ -27,6 +27,7 @@ from lightning_rejuv.handoff.stream import FusionStream, Recipe
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.refit import RefitReport
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,15 @@ class DiskPlan:
         alpha: the alpha that was found; None where it was given.
         resets: the weights to reset, by name on disk.
         attribution: how they were chosen, in numbers.
+        moves: what a refit adds, by name on disk.
+        refit: what its steps did; None without one.
     """
 
     alpha: float | None
     resets: Mapping[str, Pattern]
     attribution: dict[str, Any]
+    moves: Mapping[str, Tensor]
+    refit: RefitReport | None
 
 
 def plan_on_disk(
@@ -90,7 +95,11 @@ def plan_on_disk(
         found["entropy_sft"] = plan.comparison.entropy_sft
         found["entropy_base"] = plan.comparison.entropy_base
     return DiskPlan(
-        plan.search.alpha if plan.search else None, on_disk(model, sft, masks(model, plan)), found
+        plan.search.alpha if plan.search else None,
+        on_disk(model, sft, masks(model, plan)),
+        found,
+        moves_on_disk(model, sft, plan.refitted.moves) if plan.refitted else {},
+        plan.refitted.report if plan.refitted else None,
     )
 
 

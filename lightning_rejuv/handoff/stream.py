@@ -39,6 +39,7 @@ class Recipe:
         seed: of the stochastic rounding.
         resets: by name on disk, the weights that are moved on toward the base after the fusion.
         omega: weight of the base there.
+        moves: by name on disk, what a refit adds after that: [rows, columns] of :func:`grid`.
     """
 
     alphas: Mapping[str, float]
@@ -47,6 +48,7 @@ class Recipe:
     seed: int = 0
     resets: Mapping[str, Pattern] = field(default_factory=dict)
     omega: float = 1.0
+    moves: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def output_dtypes(sft: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
@@ -188,6 +190,7 @@ class _Fuser:
         self._entry, self._pair, self._dtype, self._recipe = entry, pair, dtype, recipe
         self._alpha = recipe.alphas.get(entry.name, 1.0)
         self._pattern = recipe.resets.get(entry.name)
+        self._move = recipe.moves.get(entry.name)
         seed = hashlib.sha256(f"{recipe.seed} {entry.name}".encode()).digest()[:8]
         self._generator = torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
         self.measured = TensorStatistics()
@@ -211,9 +214,10 @@ class _Fuser:
         if self._pattern is not None:
             mask = self._pattern.rows(start, stop)
             fused = torch.where(mask, lerp_(fused.clone(), theirs, self._recipe.omega), fused)
-        out = self._round(fused)
+        out = self._round(fused if self._move is None else fused + self._move[start:stop])
         if self._alpha < 1.0:
-            self.measured.add_rounding(ours, theirs, out)
+            alone = out if self._move is None else to_nearest(fused, self._dtype)
+            self.measured.add_rounding(ours, theirs, alone)
         self._check_finite(out, ours, theirs)
         return out
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from lightning_rejuv.access import edit
-from lightning_rejuv.access.edit import Blend, count_lost, lerp_, lerp_counting_lost_
+from lightning_rejuv.access.edit import Blend, count_lost, lerp_, lerp_counting_lost_, putting_back, shift_
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -188,3 +189,34 @@ def test_large_tensors_are_rounded_stochastically_too(monkeypatch, edited):
     edited(param, base, 0.25, generator=torch.Generator().manual_seed(0))
     share = float((param == base).float().mean())
     assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 40000) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_shift_is_added_exactly_and_rounded_once(dtype):
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.randn(50, 7, generator=generator, dtype=torch.float64).to(dtype)
+    move = torch.randn(50, 7, generator=generator, dtype=torch.float32) / 100
+    before, kept = parameter.clone(), move.clone()
+    assert shift_(parameter, move) is parameter
+    exact = before.to(torch.promote_types(dtype, torch.float32)) + move
+    assert torch.equal(parameter, exact.to(dtype))
+    assert torch.equal(move, kept)
+    with pytest.raises(ValueError, match=r"`move` to have shape \(50, 7\) but got \(7, 50\)"):
+        shift_(parameter, move.T)
+
+
+def test_a_small_shift_of_bfloat16_survives_stochastic_rounding_on_average():
+    parameter = torch.ones(1 << 15, dtype=torch.bfloat16)
+    shift_(parameter, torch.full((1 << 15,), 1e-3), torch.Generator().manual_seed(0))
+    assert float(parameter.double().mean()) == pytest.approx(1.001, abs=1e-4)
+
+
+def test_tensors_are_put_back_also_after_an_error():
+    net = nn.BatchNorm1d(3)
+    tensors = {**dict(net.named_parameters()), "running_mean": net.running_mean}
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with pytest.raises(KeyboardInterrupt), putting_back(tensors), torch.no_grad():
+        for tensor in tensors.values():
+            tensor.fill_(float("nan"))
+        raise KeyboardInterrupt
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())

@@ -31,7 +31,7 @@ OPTIONS = {
     "seed": (1, {**FIXED, "rank_by": "random"}),
 }
 # These show elsewhere, and have tests of their own.
-OTHERS = {"base", "sft", "out", "device", "compute_dtype", "bar"}
+OTHERS = {"base", "sft", "out", "device", "compute_dtype", "refit", "bar"}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_report_holds_what_was_applied(models, usual, tmp_path):
     nothing_done_with = {name for name, value in alone.options.items() if value is None}
     assert nothing_done_with == {
         *("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget"),
-        *("calibration", "device", "compute_dtype", "dtype", "alpha_target"),
+        *("calibration", "device", "compute_dtype", "dtype", "alpha_target", "refit"),
     }
     assert json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["options"] == alone.options
 

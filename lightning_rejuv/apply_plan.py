@@ -1,0 +1,138 @@
+"""Doing what was planned: every parameter, buffer and copy of them fused, reset and shifted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_, reset_neurons, shift_
+from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
+from lightning_rejuv.access.optimizer_state import check_optimizer_state
+from lightning_rejuv.access.optimizer_weights import WeightCopies
+from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.names import canonical_name, listing
+from lightning_rejuv.neurons import NeuronGroup
+from lightning_rejuv.options import Options
+
+if TYPE_CHECKING:
+    from lightning_rejuv.plan import Plan
+
+
+class RejuvenationError(RuntimeError):
+    """An edit that could not be finished; says which parameters were changed and which were not."""
+
+
+def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Options) -> WeightCopies:
+    """Check the optimizers, and find the copies of the weights that they hold; change nothing.
+
+    Raises:
+        ValueError: an optimizer's state cannot be edited as it has to be.
+    """
+    optimizers = list(optimizers)
+    check_optimizer_state(targets.layout, options.optimizer_state, optimizers)
+    check_optimizer_weights(optimizers, targets.layout)
+    copies = WeightCopies.find(optimizers, targets.layout)
+    if copies and targets.pulls:
+        raise ValueError(
+            "Expected an optimizer without copies of the weights with DoRA adapters, whose lengths are fused by no "
+            "lerp of their own, but its state holds "
+            f"{listing(key for _, keys in copies.keys for key in keys)}. Call `model.merge_and_unload()` before."
+        )
+    return copies
+
+
+@torch.no_grad()
+def apply_plan(
+    targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None = None
+) -> tuple[int, int]:
+    """Fuse every parameter and floating buffer, reset the planned neurons in them, and add what a refit moved.
+
+    Args:
+        targets: the parameters, and what they are pulled toward.
+        plan: what to change.
+        options: the rounding, the weight of the anchor on reset neurons and the seed.
+        copies: of the parameters, in the states of optimizers; they are edited alike.
+
+    Returns:
+        How many half-precision elements differ from the anchor, and how many of those rounding threw back
+        onto one of the two values that they should lie between.
+
+    Raises:
+        RejuvenationError: an anchor's tensor could not be read or written.
+    """
+    resets = edited_parts(plan)
+    fused = {name for name, share in plan.alphas.items() if share < 1}
+    changed = lost = 0.0
+    done: list[str] = []
+    try:
+        for name, shard in targets.layout.walk(fused.union(resets), write=True):
+            if name in targets.pulls:
+                targets.pulls[name](plan.alphas[name])
+            else:
+                weight = 1.0 - plan.alphas.get(name, 1.0)
+                anchor = targets.anchor_of(name)
+                generator = _generator(options, name, shard.offset)
+                counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
+                changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
+                for group, dim, index in resets.get(name, ()):
+                    reset_neurons(shard, anchor, group, dim, index, options.omega)
+            done.append(name)
+        for name, buffer in targets.buffers.fused.items():
+            if name in fused:
+                weight, generator = 1.0 - plan.alphas[name], _generator(options, name)
+                lerp_(buffer, targets.anchor_of(name), weight, generator=generator)
+                done.append(name)
+        for name, copy, displacement in copies.walk(fused.union(resets)) if copies else ():
+            anchor = targets.anchor_of(name)
+            anchor = torch.zeros_like(anchor) if displacement else anchor
+            lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0))
+            for group, dim, index in resets.get(name, ()):
+                reset_neurons(copy, anchor, group, dim, index, options.omega)
+        _shift(targets, plan, options, copies)
+        torch.clear_autocast_cache()  # copies of the weights as they were before the edit
+        counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
+    except Exception as error:
+        raise RejuvenationError(
+            f"The edit stopped with {type(error).__name__}: {error}. Edited by then: {len(done)} of "
+            f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
+        ) from error
+    return round(float(counts[0])), round(float(counts[1]))
+
+
+def _shift(targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None) -> None:
+    """Move the parameters by what a refit found, and their copies alike; a sum of gradients keeps its length."""
+    moves = plan.refitted.moves if plan.refitted else {}
+    for name, move in moves.items():
+        shift_(targets.layout.parameters[name].detach(), move, _generator(options, f"{name} refitted"))
+    for name, copy, displacement in copies.walk(moves) if copies and moves else ():
+        if not displacement:
+            shift_(copy.values, moves[name])
+
+
+def _generator(options: Options, name: str, offset: tuple[int, ...] = ()) -> torch.Generator | None:
+    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are."""
+    if options.rounding == "nearest":
+        return None
+    digest = hashlib.sha256(f"{options.seed} {canonical_name(name)} {offset}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
+    """Return the rows and columns that a plan resets: group, dimension and index, by the parameter's name."""
+    parts: dict[str, list[tuple[NeuronGroup, int, Tensor]]] = {}
+    for reset in plan.resets:
+        for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0)):
+            if name is not None and len(reset.index):
+                parts.setdefault(name, []).append((reset.group, dim, reset.index))
+    return parts
+
+
+def edited_whole(targets: Targets, plan: Plan) -> list[str]:
+    """Return the names of the parameters of which a plan changes every element: fused or refitted."""
+    moved = plan.refitted.moves if plan.refitted else {}
+    return [n for n in targets.layout.parameters if plan.alphas.get(n, 1.0) < 1 or n in moved]

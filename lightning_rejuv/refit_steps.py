@@ -1,0 +1,112 @@
+"""The steps of a refit: AdamW on the responses of batches, in float32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.calibration import Batch
+from lightning_rejuv.forward import forward_logits
+
+
+def train(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], steps: Iterator[list[Batch]], rate: float
+) -> dict[str, Tensor]:
+    """Make steps of AdamW on the negative log-likelihood of response tokens, in nats a response.
+
+    Gradients that parameters hold are left as they are.
+
+    Args:
+        model: the model, in eval mode.
+        parameters: what is trained, in place.
+        steps: for each step the batches that its gradient is the mean of, over all of their responses.
+        rate: the learning rate.
+
+    Returns:
+        What the parameters hold in the end, in float32 or better: themselves, or the float32 copy of a half type.
+
+    Raises:
+        ValueError: a loss or a gradient is NaN or infinite.
+    """
+    exact = {
+        name: p.detach() if p.dtype.itemsize >= 4 else p.detach().float() for name, p in parameters.items()
+    }
+    optimizer = torch.optim.AdamW(exact.values(), lr=rate, weight_decay=0.0, foreach=False)
+    for number, batches in enumerate(steps, start=1):
+        loss, gradients = _gradients(model, list(parameters.values()), batches)
+        where = f"at step {number}"
+        check_finite(loss, where, rate)
+        for held, gradient in zip(exact.values(), gradients, strict=True):
+            held.grad = gradient
+            if gradient is not None:
+                check_finite(float(gradient.norm()), where, rate, "gradient")
+        del gradients
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.dtype != exact[name].dtype:
+                    parameter.copy_(exact[name])
+    return exact
+
+
+def _gradients(
+    model: nn.Module, parameters: list[nn.Parameter], batches: list[Batch]
+) -> tuple[float, list[Tensor | None]]:
+    """Loss and gradients, in float32 or better, of the mean over the responses of several batches."""
+    sums: list[Tensor | None] = [None] * len(parameters)
+    loss, responses = 0.0, count(batches)
+    for batch in batches:
+        with torch.enable_grad():
+            logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            targets = batch.targets[batch.response]
+            nll = nn.functional.cross_entropy(logits, targets, reduction="sum") / responses
+        if not nll.requires_grad:
+            raise ValueError(
+                "Expected parameters that require a gradient to take part in the model's output for `refit` but none "
+                "does. Activate the adapter that is to be trained."
+            )
+        found = torch.autograd.grad(nll, parameters, allow_unused=True)
+        loss += float(nll.detach())
+        del logits, nll
+        for place, gradient in enumerate(found):
+            if gradient is not None:
+                wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+                held = sums[place]
+                sums[place] = wide if held is None else held.add_(wide)
+    return loss, sums
+
+
+def check_finite(value: float, where: str, rate: float, what: str = "loss") -> None:
+    """Refuse a loss or a gradient that is NaN or infinite.
+
+    Args:
+        value: what is to be finite.
+        where: at which point of the refit, for the message.
+        rate: the learning rate.
+        what: what it is.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not -float("inf") < value < float("inf"):
+        raise ValueError(
+            f"Expected a finite {what} in the refit but got {value} {where}. The model is as it was before. Set a "
+            f"learning rate below {rate:g}, or leave `refit` out."
+        )
+
+
+def count(batches: list[Batch]) -> int:
+    """Return how many responses some batches hold."""
+    return sum(len(batch.response) for batch in batches)
+
+
+def without_float16(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast to float16 off, in which gradients underflow without a scaler; to bfloat16 it stays."""
+    kind = device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return torch.autocast(kind, enabled=False) if half else nullcontext()

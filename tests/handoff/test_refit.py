@@ -1,0 +1,149 @@
+"""A refit from disk to disk: what is written is what the library makes in memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_rejuv import Refit, cli
+from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint, verify
+from lightning_rejuv.handoff.checkpoint import open_checkpoint
+from lightning_rejuv.handoff.record import find_record
+from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration
+from tests.handoff.test_reset import load, rejuvenated_in_memory
+
+REFIT = Refit(steps=3, learning_rate=3e-3, batch_size=8)
+
+
+# Rows as they are; a transposed and fused weight, a tied head; fused projections; experts that are fused and renamed
+# in memory only; a head and biases under other names.
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral", "gpt_neox", "gemma2"])
+def test_the_written_model_is_what_the_library_makes_in_memory(family, tmp_path):
+    base, sft = pair(tmp_path, family, torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"alpha": 0.5, "reset_fraction": 0.05, "positions": "entropy_gap", "refit": REFIT, "seed": 4}
+    report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
+    expected, memory = rejuvenated_in_memory(base, sft, calibration, **options)
+    out = dict(load(tmp_path / "out").named_parameters())
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(out[name], parameter, rtol=1e-6, atol=1e-7, msg=name)
+    assert report.refit.joint_before == pytest.approx(memory.refit.joint_before, rel=1e-5)
+    assert report.refit.joint_after < report.refit.joint_before
+    assert report.refit.weights == memory.refit.weights == sum(p.numel() for p in expected.parameters())
+    assert verify(tmp_path / "out"), verify(tmp_path / "out")
+    plain, _ = rejuvenated_in_memory(base, sft, calibration, **{**options, "refit": None})
+    assert all(not torch.equal(out[name], parameter) for name, parameter in plain.named_parameters())
+
+
+def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
+    base, sft = pair(tmp_path)  # in bfloat16
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    whole = rejuvenate_checkpoint(base, sft, tmp_path / "whole", dtype="float32", **options)
+    half = rejuvenate_checkpoint(base, sft, tmp_path / "half", **options)
+    wide, narrow = tensors(tmp_path / "whole"), tensors(tmp_path / "half")
+    assert all(torch.equal(wide[name].bfloat16(), weight) for name, weight in narrow.items())
+    assert whole.refit.joint_after == half.refit.joint_after
+    plain = rejuvenate_checkpoint(base, sft, tmp_path / "plain", alpha=0.5, reset_fraction=0)
+    assert half.total.rounding_loss == plain.total.rounding_loss  # of the fusion
+
+
+def test_a_head_that_is_stored_beside_its_embedding_moves_with_it(tmp_path):
+    base, sft = pair(tmp_path, "llama", torch.float32, tie_word_embeddings=True)
+    file = next(f for f in sft.glob("*.safetensors") if "model.embed_tokens.weight" in load_file(f))
+    held = load_file(file)
+    save_file({**held, "lm_head.weight": held["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    index = json.loads((sft / "model.safetensors.index.json").read_text())
+    index["weight_map"]["lm_head.weight"] = file.name
+    (sft / "model.safetensors.index.json").write_text(json.dumps(index))
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"calibration": calibration, "alpha": 1.0, "reset_fraction": 0, "refit": REFIT}
+    rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
+    out = tensors(tmp_path / "out")
+    assert torch.equal(out["lm_head.weight"], out["model.embed_tokens.weight"])
+    assert not torch.equal(out["lm_head.weight"], held["model.embed_tokens.weight"])
+    assert verify(tmp_path / "out")
+
+
+def test_the_record_knows_of_it_and_a_changed_file_is_found(tmp_path):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"calibration": calibration, "alpha": 1.0, "reset_fraction": 0, "refit": REFIT}
+    report = rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
+    said = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
+    assert said["refit"]["steps"] == 3
+    assert said["refit"]["demonstrations_after"] == report.refit.demonstrations_after
+    assert said["options"]["refit"] == {"steps": 3, "learning_rate": 3e-3, "batch_size": 8}
+    assert "3 steps of AdamW at 0.003" in str(report)
+    assert "A few steps of training followed" in (tmp_path / "out" / "README.md").read_text()
+    record, _ = find_record(open_checkpoint(tmp_path / "out"), open_checkpoint(base))
+    assert (record.alpha, record.refit, record.changes_nothing) == (1.0, 3, False)
+    assert "alpha 1, 3 steps of refit, from" in str(record)
+    assert diagnose(base, tmp_path / "out").rejuvenated.refit == 3
+    assert find_record(open_checkpoint(sft), open_checkpoint(base))[0] is None
+
+
+def test_the_command(tmp_path, capsys):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    common = ["rejuvenate", "--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
+    common += ["--alpha", "0.5", "--reset-fraction", "0"]
+    steps = ["--refit-steps", "2", "--refit-learning-rate", "0.003"]
+    assert cli.main([*common, *steps, "--out", str(tmp_path / "out")]) == 0
+    assert "2 steps of AdamW at 0.003, 12 responses each" in capsys.readouterr().out
+    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": Refit(2, 3e-3)}
+    rejuvenate_checkpoint(base, sft, tmp_path / "python", **options)
+    ours, theirs = tensors(tmp_path / "out"), tensors(tmp_path / "python")
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    assert cli.main(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--refit-learning-rate", "1e-5"],
+            "no `--refit-learning-rate`, which would have no effect: without",
+        ),
+        (["--refit-steps", "0"], "an integer of at least 1 but got 0"),
+        (["--refit-steps", "2", "--refit-learning-rate", "1e30"], "finite loss in the refit"),
+        (["--refit-steps", "2", "--compute-dtype", "float16"], 'with `refit` but got "float16"'),
+    ],
+)
+def test_what_is_refused_leaves_nothing(options, message, tmp_path, capsys):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    command = ["rejuvenate", "--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
+    command += ["--alpha", "0.5", "--reset-fraction", "0", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, *options]) == 3
+    assert message in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "calibration.jsonl", "sft"]
+
+
+def test_without_calibration_data_or_for_an_adapter_it_is_refused(tmp_path, capsys):
+    base, sft = pair(tmp_path)
+    with pytest.raises(ValueError, match="Expected calibration data .* and a refit. Pass a JSONL"):
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, refit=REFIT)
+    (sft / "config.json").rename(sft / "adapter_config.json")
+    command = ["rejuvenate", "--sft", str(sft), "--out", str(tmp_path / "out"), "--refit-steps", "2"]
+    assert cli.main(command) == 3
+    assert "no `--refit-steps`, which would have no effect: an adapter" in capsys.readouterr().err
+
+
+def test_a_weight_without_a_place_on_disk_is_refused(tmp_path, monkeypatch):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    edit_config(sft, use_cache=True)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    monkeypatch.setattr(
+        "lightning_rejuv.handoff.disk_names.to_disk_layout",
+        lambda model, state: {f"{name}_elsewhere": tensor for name, tensor in state.items()},
+    )
+    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    with pytest.raises(
+        ValueError, match="weights that the refit trained lie in .*_elsewhere.* leave `refit` out"
+    ):
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

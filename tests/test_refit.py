@@ -1,0 +1,474 @@
+"""Refit against a training loop written out here: what it moves, what follows, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_rejuv import Refit, rejuvenate
+from tests.conftest import batch, float64_llama, greedy_batch, sharpened, tiny_llama
+
+RATE = 3e-3
+
+
+def data_of(base):
+    """Calibration batches and base samples, as the caller passes them: padded, and of several lengths."""
+    samples = [greedy_batch(base, rows=4, length=7, seed=5), batch(rows=3, length=11, seed=6)]
+    return [batch(rows=3, seed=1), greedy_batch(base, rows=2, seed=2)], samples
+
+
+def rows_of(batches):
+    """Every row without its padding: ids and labels."""
+    found = []
+    for data in batches:
+        mask = data.get("attention_mask", torch.ones_like(data["input_ids"])).bool()
+        found += [(i[m], y[m]) for i, y, m in zip(data["input_ids"], data["labels"], mask, strict=True)]
+    return found
+
+
+def nll(model, row):
+    """Summed negative log-likelihood of one response, nats."""
+    ids, labels = row
+    log_probs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+    told = labels[1:] != -100
+    return -log_probs[torch.arange(len(ids) - 1), ids[1:]][told].sum()
+
+
+def mean_nll(model, rows):
+    with torch.no_grad():
+        return float(sum(nll(model, row) for row in rows) / len(rows))
+
+
+def by_hand(model, rows, steps, rate, size, seed=0):
+    """AdamW without weight decay, as its paper has it, on the mean over rows that come in the order of a generator."""
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < steps * size:
+        order += torch.randperm(len(rows), generator=generator).tolist()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    first, second = ([torch.zeros_like(p, dtype=torch.float64) for p in trained] for _ in range(2))
+    for step in range(1, steps + 1):
+        loss = sum(nll(model, rows[n]) for n in order[(step - 1) * size : step * size]) / size
+        for p, m, v, g in zip(trained, first, second, torch.autograd.grad(loss, trained), strict=True):
+            m.mul_(0.9).add_(g, alpha=0.1)
+            v.mul_(0.999).add_(g * g, alpha=0.001)
+            change = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+            with torch.no_grad():
+                p.sub_(rate * change)
+
+
+def state(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def unchanged(model, before):
+    return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("edit", [{"alpha": 1.0, "reset_fraction": 0}, {"alpha": 0.4, "reset_fraction": 0.1}])
+@pytest.mark.parametrize(("size", "seed"), [(5, 0), (32, 3)], ids=["some at a time", "all at a time"])
+def test_it_is_plain_adamw_after_the_edit(edit, size, seed):
+    base = float64_llama()
+    sft = sharpened(base)
+    calibration, samples = data_of(base)
+    rows = rows_of(calibration) + rows_of(samples)
+    expected = copy.deepcopy(sft)
+    rejuvenate(expected, base, calibration, **edit)
+    before = [mean_nll(expected, part) for part in (rows[:5], rows[5:], rows)]
+    by_hand(expected, rows, 4, RATE, min(size, len(rows)), seed)
+    refit = Refit(steps=4, learning_rate=RATE, batch_size=size)
+    sampled_from = []
+
+    def sampler(model):
+        sampled_from.append(copy.deepcopy(model.state_dict()))
+        return samples
+
+    report = rejuvenate(sft, base, calibration, **edit, refit=refit, sampler=sampler, seed=seed)
+    for (name, ours), theirs in zip(sft.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=name)
+    assert len(sampled_from) == 1
+    assert all(torch.equal(w, sampled_from[0][n]) for n, w in base.state_dict().items())
+    found = report.refit
+    assert found.demonstrations_before == pytest.approx(before[0], rel=1e-6)
+    assert found.base_samples_before == pytest.approx(before[1], rel=1e-6)
+    assert found.joint_before == pytest.approx(before[2], rel=1e-6)
+    assert found.demonstrations_after == pytest.approx(mean_nll(expected, rows[:5]), rel=1e-6)
+    assert found.joint_after == pytest.approx(mean_nll(expected, rows), rel=1e-6)
+    assert found.joint_after < found.joint_before
+    assert (found.demonstrations, found.base_samples, found.steps) == (5, 7, 4)
+    assert found.weights == sum(p.numel() for p in sft.parameters())
+    assert "4 steps of refit" in report.summary()
+    assert f"{found.joint_before:.3f} -> {found.joint_after:.3f} nats a response" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["refit"]["steps"] == 4
+
+
+def test_the_search_for_alpha_and_the_refit_see_the_same_samples():
+    base = tiny_llama()
+    calibration, samples = data_of(base)
+    calls = []
+
+    def sampler(model):
+        calls.append(1)
+        return samples
+
+    model = sharpened(base)
+    report = rejuvenate(model, base, calibration, refit=Refit(2), sampler=sampler)
+    assert len(calls) == 1
+    assert report.search is not None
+    assert report.refit.base_samples == 7
+
+
+def test_without_a_sampler_the_base_continues_the_calibration_prompts():
+    base = tiny_llama()
+    calibration, _ = data_of(base)
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2, RATE)}
+    models = [sharpened(base) for _ in range(3)]
+    reports = [
+        rejuvenate(m, base, calibration, **options, seed=s) for m, s in zip(models, (0, 0, 1), strict=True)
+    ]
+    assert reports[0].refit.base_samples == 5
+    assert reports[0].refit.base_samples_before == reports[1].refit.base_samples_before
+    assert reports[0].refit.base_samples_before != reports[2].refit.base_samples_before
+    assert unchanged(models[1], state(models[0]))
+
+
+def test_it_leaves_no_trace_and_needs_no_mode():
+    base = tiny_llama(attention_dropout=0.3)
+    calibration, samples = data_of(base)
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(3, RATE), "sampler": lambda _: samples}
+    plain = sharpened(base)
+    rejuvenate(plain, base, calibration, **options)
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        model = sharpened(base).train()
+        model.model.layers[0].eval()
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        modes = [module.training for module in model.modules()]
+        torch.manual_seed(7)
+        random = torch.get_rng_state()
+        with mode():
+            rejuvenate(model, base, calibration, **options)
+        assert torch.equal(torch.get_rng_state(), random)
+        assert [module.training for module in model.modules()] == modes
+        assert all(p.requires_grad and torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+        assert not any(p._backward_hooks for p in model.parameters())
+        assert unchanged(model, state(plain))
+
+
+def test_frozen_parameters_stay_bitwise():
+    base = tiny_llama()
+    sft = sharpened(base)
+    for name, parameter in sft.named_parameters():
+        parameter.requires_grad_("mlp" in name)
+    calibration, samples = data_of(base)
+    options = {"alpha": 0.4, "reset_fraction": 0, "sampler": lambda _: samples}
+    fused = copy.deepcopy(sft)
+    rejuvenate(fused, base, calibration, **options)
+    report = rejuvenate(sft, base, calibration, refit=Refit(2, RATE), **options)
+    for (name, ours), theirs in zip(sft.named_parameters(), fused.parameters(), strict=True):
+        assert torch.equal(ours, theirs) == ("mlp" not in name), name
+        assert ours.requires_grad == ("mlp" in name)
+    assert report.refit.weights == sum(p.numel() for p in sft.parameters() if p.requires_grad)
+
+
+def test_tied_weights_stay_tied():
+    base = tiny_llama(tie_word_embeddings=True)
+    sft = sharpened(base)
+    calibration, samples = data_of(base)
+    rejuvenate(sft, base, calibration, alpha=1.0, refit=Refit(2, RATE), sampler=lambda _: samples)
+    assert sft.lm_head.weight is sft.model.embed_tokens.weight
+    assert not torch.equal(sft.lm_head.weight, base.lm_head.weight)
+
+
+def test_only_the_adapter_is_trained():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    base = tiny_llama()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(sharpened(base), config)
+    model.add_adapter("other", config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    model.set_adapter("default")
+    calibration, samples = data_of(base)
+    before, expected = state(model), copy.deepcopy(model)
+    rejuvenate(expected, None, calibration, alpha=0.5, reset_fraction=0)
+    rows = rows_of(calibration) + rows_of(samples)
+    by_hand(expected, rows, 3, 2e-4, len(rows))  # the rate of adapters, where none is named
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(3), "sampler": lambda _: samples}
+    report = rejuvenate(model, None, calibration, **options)
+    reference = state(expected)
+    for name, parameter in model.named_parameters():
+        trained = "lora_" in name and ".default." in name
+        assert torch.equal(parameter, before[name]) != trained, name
+        torch.testing.assert_close(parameter, reference[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert report.refit.learning_rate == 2e-4
+    assert report.refit.weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_weights_of_an_adapter_that_is_not_active_are_not_counted():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    base = tiny_llama()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(sharpened(base), config)
+    model.add_adapter("other", config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_B" in name:
+            nn.init.constant_(parameter, 0.01)
+    calibration, samples = data_of(base)
+    before = state(model)
+    options = {"alpha": 1.0, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _: samples}
+    report = rejuvenate(model, None, calibration, **options)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if ".other." in n)
+    assert 2 * report.refit.weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_steps_that_bfloat16_alone_would_lose_add_up():
+    base = tiny_llama(dtype=torch.bfloat16)
+    sft = sharpened(base)
+    with torch.no_grad():  # far from zero, where the last place is 2^-7 or 2^-8
+        sft.lm_head.weight.copy_(sft.lm_head.weight.sign() * (1 + sft.lm_head.weight.abs() / 4))
+    calibration = [greedy_batch(base, rows=4, seed=1)]
+    samples = [greedy_batch(base, rows=4, seed=2)]
+    rate, steps = 5e-4, 12
+    before, expected = state(sft), copy.deepcopy(sft)
+    masters = {name: p.detach().float().requires_grad_() for name, p in expected.named_parameters()}
+    optimizer = torch.optim.AdamW(masters.values(), lr=rate, weight_decay=0.0)
+    rows = rows_of(calibration) + rows_of(samples)
+    stack = {k: torch.stack([row[i] for row in rows]) for i, k in enumerate(("input_ids", "labels"))}
+    for _ in range(steps):
+        logits = expected(input_ids=stack["input_ids"]).logits[:, :-1].float()
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), stack["labels"][:, 1:].flatten(), reduction="sum"
+        )
+        names, parameters = zip(*expected.named_parameters(), strict=True)
+        for name, gradient in zip(names, torch.autograd.grad(loss / len(rows), parameters), strict=True):
+            masters[name].grad = gradient.float()
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in zip(names, parameters, strict=True):
+                parameter.copy_(masters[name])
+    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+    report = rejuvenate(sft, base, calibration, **options, refit=Refit(steps, rate))
+    head = sft.lm_head.weight
+    assert rate < 0.5 * torch.finfo(torch.bfloat16).eps / 2  # no step alone reaches half a last place above 1
+    assert (head != before["lm_head.weight"]).float().mean() > 0.2
+    assert head.dtype == torch.bfloat16
+    same = total = 0
+    for name, parameter in sft.named_parameters():
+        same += int((parameter == masters[name].bfloat16()).sum())
+        total += parameter.numel()
+    assert same > 0.95 * total  # the batch's rows are added up in another order here
+    assert report.refit.joint_after < report.refit.joint_before
+
+
+def test_stochastic_rounding_is_right_on_average():
+    base = tiny_llama(dtype=torch.bfloat16)
+    calibration = [greedy_batch(base, rows=4, seed=1)]
+    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: calibration, "refit": Refit(1, 1e-4)}
+    model, before = sharpened(base), sharpened(base)
+    rejuvenate(model, base, calibration, **options, rounding="stochastic")
+    moved = (model.lm_head.weight.double() - before.lm_head.weight.double()).detach()
+    # Nearly every weight moves by the learning rate, less than half of its last place: to nearest, none would.
+    nearest = sharpened(base)
+    rejuvenate(nearest, base, calibration, **options)
+    large = before.lm_head.weight.abs() > 0.1
+    assert not (nearest.lm_head.weight != before.lm_head.weight)[large].any()
+    assert moved[large].any()
+    assert float(moved[large].abs().mean()) == pytest.approx(1e-4, rel=0.5)
+
+
+def test_a_batch_takes_no_more_memory_than_the_data(monkeypatch):
+    base = tiny_llama()
+    calibration, samples = data_of(base)
+    calibration, samples = (
+        [{k: v[:1] for k, v in b.items()} for b in part] for part in (calibration, samples)
+    )
+    seen = []
+    sft = sharpened(base)
+    sft.register_forward_pre_hook(lambda *a: seen.append(a[2]["input_ids"].shape), with_kwargs=True)
+    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+    rejuvenate(sft, base, calibration, **options, refit=Refit(2, RATE, batch_size=4))
+    assert max(rows * width for rows, width in seen) <= 11
+    assert len(seen) == 4 + 2 * 4 + 4  # one row a pass: the losses, two steps, the losses
+
+
+class Lookahead(torch.optim.SGD):
+    """Keeps slow weights, and with float32 masters of half-precision parameters."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1, momentum=0.9)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = {
+                    "momentum_buffer": torch.ones_like(p),
+                    "slow_buffer": p.detach().float() + 0.01,
+                    "exp_avg_sq": torch.ones_like(p),
+                }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_optimizers_hold_follows(dtype):
+    base = tiny_llama(dtype=dtype)
+    sft = sharpened(base)
+    calibration, samples = data_of(base)
+    options = {"alpha": 0.5, "reset_fraction": 0, "sampler": lambda _: samples}
+    fused = copy.deepcopy(sft)
+    plain = Lookahead(fused.parameters())
+    rejuvenate(fused, base, calibration, **options, optimizer=plain)
+    optimizer = Lookahead(sft.parameters())
+    rejuvenate(sft, base, calibration, **options, optimizer=optimizer, refit=Refit(3, RATE))
+    for ours, theirs in zip(sft.parameters(), fused.parameters(), strict=True):
+        moved = optimizer.state[ours]["slow_buffer"] - plain.state[theirs]["slow_buffer"]
+        torch.testing.assert_close(
+            moved, (ours - theirs).float(), rtol=0, atol=1e-6 if dtype.itemsize == 4 else 0.01
+        )
+        assert float(moved.abs().max()) > RATE / 2
+        assert not optimizer.state[ours]["momentum_buffer"].any()
+        assert bool((optimizer.state[ours]["exp_avg_sq"] == 1).all())
+
+
+def test_a_refit_alone_is_forgotten_by_the_optimizer_too():
+    base = tiny_llama()
+    sft = sharpened(base)
+    sft.model.embed_tokens.weight.requires_grad_(False)
+    optimizer = Lookahead(sft.parameters())
+    calibration, samples = data_of(base)
+    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+    rejuvenate(sft, base, calibration, **options, optimizer=optimizer, refit=Refit(1, RATE))
+    for name, parameter in sft.named_parameters():
+        assert bool(optimizer.state[parameter]["momentum_buffer"].any()) == ("embed" in name), name
+
+
+def _without_generate(model):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    return Bare()
+
+
+def _frozen(model):
+    return model.requires_grad_(False)
+
+
+REFUSED = {
+    "a rate that is too large": (
+        {"refit": Refit(20, 1e30)},
+        None,
+        "finite loss in the refit but got nan at step 2",
+    ),
+    "nothing to train": ({}, _frozen, "all are frozen"),
+    "float16": ({}, lambda m: m.half(), "bfloat16 or float32 for `refit`"),
+    "no calibration": ({"calibration": None}, None, "Expected calibration batches but got None"),
+    "no samples": ({"sampler": lambda _: []}, None, "at least one sampled batch"),
+    "a loss": ({"loss": lambda m, b: m(**b).loss}, None, "no `refit` with `loss`"),
+    "not a Refit": ({"refit": 20}, None, "`refit` to be a `Refit` or None but got 20"),
+}
+
+
+@pytest.mark.parametrize(("changes", "make", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_refused_changes_nothing(changes, make, message):
+    base = tiny_llama()
+    model = sharpened(base)
+    model = make(model) if make else model
+    calibration, samples = data_of(base)
+    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": Refit(2)}
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"exp_avg": torch.ones_like(parameter)}
+    before = state(model)
+    with pytest.raises(ValueError, match=message):
+        rejuvenate(model, base, **{"sampler": lambda _: samples, **options, **changes}, optimizer=optimizer)
+    assert unchanged(model, before)
+    assert all(bool((s["exp_avg"] == 1).all()) for s in optimizer.state.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_it():
+    base = tiny_llama()
+    model = sharpened(base)
+    calibration, samples = data_of(base)
+    before = state(model)
+    model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ValueError, match="finite gradient in the refit but got (nan|inf) at step 1"):
+        rejuvenate(
+            model, base, calibration, alpha=0.5, reset_fraction=0, refit=Refit(2), sampler=lambda _: samples
+        )
+    assert unchanged(model, before)
+
+
+def test_an_interrupt_in_the_midst_leaves_the_model_as_it_was(monkeypatch):
+    base = tiny_llama()
+    model = sharpened(base)
+    calibration, samples = data_of(base)
+    before, calls = state(model), []
+
+    def step(self, *_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self)
+
+    real = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        rejuvenate(model, base, calibration, alpha=0.5, refit=Refit(3, RATE), sampler=lambda _: samples)
+    assert unchanged(model, before)
+
+
+def test_a_model_without_generate_needs_a_sampler():
+    base = tiny_llama()
+    model, anchor = _without_generate(sharpened(base)), _without_generate(base)
+    calibration, samples = data_of(base)
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2, RATE)}
+    before = state(model)
+    with pytest.raises(ValueError, match="Expected a `sampler` for `refit`"):
+        rejuvenate(model, anchor, calibration, **options)
+    assert unchanged(model, before)
+    rejuvenate(model, anchor, calibration, **options, sampler=lambda _: samples)
+    assert not unchanged(model, before)
+
+
+def test_a_loss_that_rises_is_warned_of():
+    base = tiny_llama()
+    model = sharpened(base)
+    calibration, samples = data_of(base)
+    with pytest.warns(
+        UserWarning, match="raised the loss that it descends, from .* learning rate 1 is too large"
+    ):
+        rejuvenate(
+            model,
+            base,
+            calibration,
+            alpha=0.5,
+            reset_fraction=0,
+            refit=Refit(2, 1.0),
+            sampler=lambda _: samples,
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "`steps` of `Refit` to be an integer of at least 1 but got 0"),
+        ({"steps": 1.5}, "`steps` of `Refit` to be an integer of at least 1 but got 1.5"),
+        ({"batch_size": True}, "`batch_size` of `Refit` to be an integer of at least 1 but got True"),
+        ({"learning_rate": 0.0}, "`learning_rate` of `Refit` to be a number above 0 but got 0.0"),
+        ({"learning_rate": math.nan}, "`learning_rate` of `Refit` to be a number above 0 but got nan"),
+        ({"learning_rate": "1e-5"}, "`learning_rate` of `Refit` to be a number above 0 but got '1e-5'"),
+    ],
+)
+def test_options_out_of_range(given, message):
+    with pytest.raises(ValueError, match=message):
+        Refit(**given)
