@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 AlphaRule = Literal["auto"]
 ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
@@ -24,7 +24,8 @@ _RAISE, _RAISES = 0.1, 3
 _UNFINISHED = 0.1
 
 
-class AlphaPoint(NamedTuple):
+@dataclass(frozen=True)
+class AlphaPoint:
     """What was measured at one alpha.
 
     Attributes:
@@ -134,7 +135,7 @@ def _shares(curve: Sequence[AlphaPoint], point: AlphaPoint) -> tuple[float, floa
 
 def _check_finite(curve: Sequence[AlphaPoint]) -> None:
     for point in curve:
-        if not all(map(math.isfinite, point)):
+        if not (math.isfinite(point.demonstrations) and math.isfinite(point.base_samples)):
             raise ValueError(
                 f"Expected finite likelihoods on the line between base and SFT model but at alpha {point.alpha:g} the "
                 f"demonstrations cost {point.demonstrations:g} nats a response and the base's samples "

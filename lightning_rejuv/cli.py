@@ -18,8 +18,6 @@ from lightning_rejuv.process import Interruption, complain, emit, prepare_stream
 
 _FAULTS, _REFUSED, _IO = 1, 3, 4
 
-# The rules that find alpha with calibration data alone.
-_RULES = ("auto", "kl_balance", "entropy_ratio")
 
 
 class _UsageError(Exception):
@@ -196,7 +194,7 @@ def _check_device(device: str | None) -> None:
 def _alpha(text: str) -> Any:
     from lightning_rejuv.handoff import read_alphas
 
-    if text in _RULES:
+    if text == "auto":
         return text
     if text.endswith((".yaml", ".yml")):
         return read_alphas(Path(text))
@@ -204,8 +202,7 @@ def _alpha(text: str) -> Any:
         return float(text)
     except ValueError:
         raise ValueError(
-            f"Expected `--alpha` to be a number in [0, 1], one of {', '.join(_RULES)} or a YAML file but "
-            f"got {text!r}."
+            f"Expected `--alpha` to be a number in [0, 1], auto or a YAML file but got {text!r}."
         ) from None
 
 

@@ -108,7 +108,6 @@ class Options:
     rank_by: RankBy | None = None
     scope: Scope = "model"
     budget: Budget = "share"
-    alpha_target: float | None = None
     optimizer_state: OptimizerState = "momentum"
     rounding: Rounding = "nearest"
     seed: int = 0
@@ -136,7 +135,6 @@ class Options:
                 raise ValueError(
                     f"Expected argument `{name}` to be an integer of at least {low}{most} but got {got!r}."
                 )
-        self._check_target()
         if not (self.refit is None or isinstance(self.refit, Refit)):
             raise ValueError(f"Expected argument `refit` to be a `Refit` or None but got {self.refit!r}.")
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
@@ -147,20 +145,6 @@ class Options:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-
-    def _check_target(self) -> None:
-        if self.alpha_target is None:
-            return
-        got = self.alpha_target
-        self._set("alpha_target", target := _number(got))
-        if target is None or not 0 <= target < float("inf"):
-            raise ValueError(
-                f"Expected argument `alpha_target` to be a number of at least 0 but got {got!r}."
-            )
-        if not self.searches_alpha:
-            raise ValueError(
-                f"`alpha_target` belongs to a rule that finds alpha, but alpha={self.alpha!r} is given."
-            )
 
     @property
     def searches_alpha(self) -> bool:

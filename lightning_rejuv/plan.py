@@ -125,7 +125,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     if resets_neurons and data.loss is not None:
         _check_beside_loss(options)
     batches: list[Batch] = []
-    if decoder or options.refit is not None or (options.searches_alpha and data.sampler is None):
+    if decoder or samples_the_base:
         batches = batches_for(model, data.calibration)
     elif resets_neurons and data.calibration is None:
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
@@ -148,15 +148,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
             if options.refit is not None:
                 samples = batches_for(model, own, "sampled")
             if sampler and options.searches_alpha:
-                search = find_alpha(
-                    model,
-                    blend,
-                    str(options.alpha),
-                    sampler,
-                    target=options.alpha_target,
-                    verifier=data.verifier,
-                    own=own,
-                )
+                search = find_alpha(model, blend, batches, own, sampler=sampler, verifier=data.verifier)
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if decoder:
                 rule, count = options.positions, options.positions_per_response
@@ -215,25 +207,19 @@ def _check_search(model: nn.Module, data: Data, options: Options) -> None:
     """Refuse a search for alpha, or a refit, that lacks something, before any data are read.
 
     Raises:
-        ValueError: a refit of what is no language model, no verifier for the rule that needs one, or no way to sample
-            responses.
+        ValueError: what is no language model, or no way to sample responses.
     """
     if options.refit is not None and data.loss is not None:
         raise ValueError(
             "Expected no `refit` with `loss`: it trains on the responses of a language model. Leave it out."
         )
-    if options.alpha == "support_retention" and data.verifier is None:
+    if data.loss is not None:
         raise ValueError(
-            'Expected a `verifier` for `alpha="support_retention"`: a function from a sampled batch to a bool '
-            'for each response. `alpha="auto"` needs none.'
+            f"Expected a number for `alpha` with `loss` but got {options.alpha!r}, a rule that goes by the responses of "
+            "a language model."
         )
     if data.sampler is not None:
         return
-    if data.loss is not None:
-        raise ValueError(
-            f"Expected a number for `alpha`, or a `sampler`, with `loss` but got {options.alpha!r}, a rule that needs "
-            "responses sampled from a language model."
-        )
     if not hasattr(model, "generate"):
         raise ValueError(
             f"Expected a `sampler` for {_what_samples(options)}, since {type(model).__name__} has no `generate`: "

@@ -44,7 +44,6 @@ def rejuvenate(
     budget: Budget = "share",
     sampler: Sampler | None = None,
     verifier: Verifier | None = None,
-    alpha_target: float | None = None,
     loss: Loss | None = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     optimizer_state: OptimizerState = "momentum",
@@ -70,11 +69,10 @@ def rejuvenate(
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
             and perhaps ``attention_mask``, or the rows of a dataset; not needed with a number for ``alpha`` and
             ``reset_fraction=0``.
-        alpha: weight of the SFT model. A rule that finds it by bisection on what the base samples itself:
-            ``"auto"`` (excess negative log-likelihood), ``"support_retention"`` (the same on verified
-            responses), ``"kl_balance"``, ``"entropy_ratio"``; see
-            :func:`lightning_rejuv.find_alpha.find_alpha`. Or a number, 0 to 1; 1 is reset alone. Or a mapping
-            of name patterns to numbers (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
+        alpha: weight of the SFT model. ``"auto"`` finds it by the likelihoods of the calibration responses and of
+            responses that the base samples, see :func:`lightning_rejuv.alpha.bargain`. Or a number, 0 to 1; 1 is
+            reset alone. Or a mapping of name patterns to numbers (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that
+            fits counts).
         reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
             are reset where fewer have a positive score, and the report says so. 0 is fusion alone.
         omega: weight of the base on a reset neuron; 1 overwrites it.
@@ -89,11 +87,11 @@ def rejuvenate(
         scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
         budget: ``"share"``, ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
             over positions of the top ``reset_fraction`` at each.
-        sampler: for a rule of alpha and for ``refit``: called with the model while it holds the weights to sample
+        sampler: for ``alpha="auto"`` and for ``refit``: called with the model while it holds the weights to sample
             from; returns responses that it sampled, as batches in the form of ``calibration``. By default the model's
             ``generate`` on the calibration prompts.
-        verifier: for ``alpha="support_retention"``: from a sampled batch to [B] bool, which are right.
-        alpha_target: what the rule's value may reach; see :func:`lightning_rejuv.alpha.default_target`.
+        verifier: for ``alpha="auto"``: from a sampled batch to [B] bool, which are right. With it a few responses are
+            sampled at the alpha that was found, and it is raised if none of them is right.
         loss: for a module that is no language model: from the module and a calibration batch to a scalar;
             neurons are then the output rows of its linear and convolutional layers, scored by gradient ×
             activation of the loss (with adapters, the rows that they change), and ``alpha`` is a number.
@@ -143,7 +141,6 @@ def rejuvenate(
         rank_by=rank_by,
         scope=scope,
         budget=budget,
-        alpha_target=alpha_target,
         optimizer_state=optimizer_state,
         rounding=rounding,
         seed=seed,

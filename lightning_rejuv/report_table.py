@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lightning_rejuv.alpha import MEANINGS
+from lightning_rejuv.alpha import AlphaSearch
 
 if TYPE_CHECKING:
     from lightning_rejuv.refit import RefitReport
     from lightning_rejuv.report import RejuvenationReport
 
-_LAYERS, _TENSORS, _POINTS = 8, 4, 9
+_LAYERS, _TENSORS = 8, 4
 
 
 def lines(report: RejuvenationReport) -> Iterator[str]:
@@ -85,12 +85,23 @@ def _alpha(report: RejuvenationReport) -> Iterator[str]:
         return
     yield _row("alpha", f"{report.alpha:.3f}  (weight of the SFT model)")
     if report.search:
-        search = report.search
-        yield _row("  found by", f"{search.rule}: {MEANINGS[search.rule]}, at most {search.target:.3g}")
-        step = max(1, len(search.curve) // _POINTS)
-        points = search.curve[::step]
-        yield _row("  alpha tried", " ".join(f"{alpha:>7.3f}" for alpha, _ in points))
-        yield _row("  value", " ".join(f"{value:>7.3f}" for _, value in points))
+        yield from _search(report.search)
+
+
+def _search(search: AlphaSearch) -> Iterator[str]:
+    kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's own ways are kept"
+    yield _row("  found by", f"{search.rule}: {kept}")
+    for title, name in (
+        ("  alpha tried", "alpha"),
+        ("  demonstrations", "demonstrations"),
+        ("  base samples", "base_samples"),
+    ):
+        yield _row(title, " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve))
+    unfinished = f", {search.unfinished} of them unfinished" if search.unfinished else ""
+    yield _row("", f"negative log-likelihoods, nats a response; {search.responses} base samples{unfinished}")
+    if search.right is not None:
+        yield _row("  rollouts", f"{search.right:.0%} of {search.responses} at this alpha are right")
+    yield from (_row("  doubt", doubt) for doubt in search.doubts)
 
 
 def _buffers(report: RejuvenationReport) -> Iterator[str]:

@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from examples.sft_to_rl.model import load_model
 from examples.sft_to_rl.pipeline import pretrained_base
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
 from lightning_rejuv import RejuvenationReport, rejuvenate
-from studies.arms import ARMS, EPOCHS, Arm
+from studies.arms import ARMS, EPOCHS, TODAY, Arm
 from studies.former_rules import find_alpha
 from studies.measures import Measures, respond, rounded, sampled_batch
 from studies.record import Record, digest_of
@@ -113,7 +114,10 @@ class Stage:
         if options.pop("support_of", None) is not None:
             model_of, _ = self.start(ARMS[arm.support_of])
             target = max(0.0, -self.measures.support.of(model_of))
-        if isinstance(options["alpha"], str):
+        if options["alpha"] == TODAY:
+            options["alpha"] = "auto"
+            options["sampler"] = lambda m: [sampled_batch(respond(m, run.task, run.settings, run.seed))]
+        elif isinstance(options["alpha"], str):
             options["alpha"] = find_alpha(
                 options["alpha"],
                 model,
@@ -154,6 +158,7 @@ class Stage:
             "rl_responses": module.settings.rl_budget,
             "measures": {**measures, **dict(rounded(first))},
             "alpha": round(report.alpha, 5) if report else None,
+            **({"search": asdict(report.search)} if report and report.search else {}),
             "neurons_reset": report.neurons_reset if report else 0,
             "neurons_total": report.neurons_total if report else 0,
             "resets": reset,

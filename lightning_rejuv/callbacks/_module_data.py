@@ -59,11 +59,6 @@ def check_module_data(module: LightningModule, model: nn.Module, calibration: An
             f"{needs} needs responses that the anchor samples, and {type(model).__name__} has no `generate`: give "
             f"{type(module).__name__} a method `sample_responses(model)` that returns them as batches, or {instead}."
         )
-    if options.alpha == "support_retention" and data.verifier is None:
-        raise MisconfigurationException(
-            f'`alpha="support_retention"` needs a verifier: give {type(module).__name__} a method '
-            '`verify_responses(batch)` that returns which are right, or use `alpha="auto"`.'
-        )
 
 
 def _calibration_of(module: LightningModule, calibration: Any, options: Options) -> Any:

@@ -56,7 +56,7 @@ class RejuvenationCallback(OncePerRun):
     - ``sample_responses(model)`` returns responses that the language model it is given samples, as batches
       of the same form, to find alpha; without it the model's ``generate`` samples from the calibration
       prompts;
-    - ``verify_responses(batch)`` says which of them are right, for ``alpha="support_retention"``.
+    - ``verify_responses(batch)`` says which sampled responses are right: the alpha that was found is then checked.
 
     Args:
         anchor: the base: its directory, a ``.safetensors`` file or a checkpoint; in Python also a module
@@ -71,8 +71,8 @@ class RejuvenationCallback(OncePerRun):
         stop_after: end the fit with the rejuvenation: no update follows, and as with ``at_end`` the edited model
             is what the fit ends with. Waits for ``min_epochs`` and ``min_steps`` as EarlyStopping does.
         name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
-        alpha: weight of the SFT model in the fusion: a rule that finds it, "auto", "support_retention",
-            "kl_balance" or "entropy_ratio"; or a number, 0 to 1; or one for each name pattern.
+        alpha: weight of the SFT model in the fusion: "auto" finds it; or a number, 0 to 1; or one for each name
+            pattern.
         reset_fraction: share of all neurons that is reset to the base; 0 is fusion alone.
         omega: weight of the base on a reset neuron.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
@@ -82,7 +82,6 @@ class RejuvenationCallback(OncePerRun):
         rank_by: "signed", "absolute" or, as a control, "random"; by default what fits the quantity.
         scope: what neurons compete in: "model", "layer" or "module".
         budget: "share" of the neurons, or the paper's "union" of the top share at each position.
-        alpha_target: what a rule for alpha may reach; the rule's default by default.
         optimizer_state: what the optimizers forget of edited weights: "momentum", "reset" or "keep".
         resize_vocabulary: where SFT added tokens, fuse the common rows and keep the new ones.
         rounding: of bfloat16 parameters, "nearest" or "stochastic".
@@ -126,7 +125,6 @@ class RejuvenationCallback(OncePerRun):
         rank_by: RankBy | None = None,
         scope: Scope = "model",
         budget: Budget = "share",
-        alpha_target: float | None = None,
         optimizer_state: OptimizerState = "momentum",
         resize_vocabulary: bool = False,
         rounding: Rounding = "nearest",
@@ -151,7 +149,6 @@ class RejuvenationCallback(OncePerRun):
             rank_by=rank_by,
             scope=scope,
             budget=budget,
-            alpha_target=alpha_target,
             optimizer_state=optimizer_state,
             rounding=rounding,
             seed=seed,

@@ -28,11 +28,6 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         value = beside[name]
         if value not in DTYPES and not (name == "dtype" and value is None):
             raise ValueError(f"Expected argument `{name}` to be one of {sorted(DTYPES)} but got {value!r}.")
-    if asked.alpha == "support_retention":
-        raise ValueError(
-            'Expected `alpha` to be a rule that needs no verifier but got "support_retention". Use "auto", or '
-            "`lightning_rejuv.rejuvenate` on models in memory."
-        )
     usual = Options()
     idle = []
     if not asked.reset_fraction:

@@ -50,7 +50,6 @@ def rejuvenate_checkpoint(
     rank_by: RankBy | None = None,
     scope: Scope = "model",
     budget: Budget = "share",
-    alpha_target: float | None = None,
     calibration: PathLike | None = None,
     device: str = "cpu",
     dtype: str | None = None,
@@ -73,8 +72,8 @@ def rejuvenate_checkpoint(
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
         out: directory to write; must not exist.
-        alpha: weight of the SFT model in the fusion: a rule that finds it, as ``"auto"``, which needs
-            calibration data; a number, 0 to 1; or one for each pattern of names on disk.
+        alpha: weight of the SFT model in the fusion: ``"auto"`` finds it with calibration data; a number, 0 to 1;
+            or one for each pattern of names on disk.
         reset_fraction: share of the neurons that is reset, 0 to 1; 0 is fusion alone.
         omega: weight of the base on a reset neuron.
         positions: at which positions neurons are attributed.
@@ -83,7 +82,6 @@ def rejuvenate_checkpoint(
         rank_by: by what neurons are ranked.
         scope: what neurons compete in.
         budget: what ``reset_fraction`` is a share of.
-        alpha_target: what the value of alpha's rule may reach.
         calibration: JSONL for the reset, for a rule that finds alpha and for a refit, see
             :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
         device: where models run for those.
@@ -128,7 +126,6 @@ def rejuvenate_checkpoint(
         rank_by=rank_by,
         scope=scope,
         budget=budget,
-        alpha_target=alpha_target,
         rounding=rounding,
         seed=seed,
         refit=refit,

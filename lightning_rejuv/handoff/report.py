@@ -97,7 +97,10 @@ class HandoffReport:
             entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
             yield f"  token entropy    {entropies}, before the fusion, teacher-forced"
         if found.get("search"):
-            yield f"  alpha found by   {found['search']['rule']}, target {found['search']['target']:g}"
+            search = found["search"]
+            kept = f"{search['taught']:.0%} of what SFT taught and {search['kept']:.0%} of the base's own ways"
+            yield f"  alpha found by   {search['rule']}: {kept} are kept"
+            yield from (f"    doubt          {doubt}" for doubt in search["doubts"])
 
     def card(self, existing: str) -> str:
         """Return a model card with a section on the rejuvenation; one that is there is replaced."""
