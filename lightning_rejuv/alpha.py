@@ -18,6 +18,9 @@ ENTROPY_RATIO = 0.5
 
 _TOLERANCE = 0.005
 
+# How many alphas a search evaluates at most: both ends, and halvings down to the tolerance.
+EVALUATIONS = 10
+
 MEANINGS: dict[str, str] = {
     "auto": "excess NLL, nats per response that the anchor sampled",
     "support_retention": "excess NLL, nats per verified response that the anchor sampled",

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.access.edit import Blend
-from lightning_rejuv.alpha import AlphaSearch, default_target, search_alpha
+from lightning_rejuv.alpha import EVALUATIONS, AlphaSearch, default_target, search_alpha
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.progress import phase
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
 Verifier = Callable[[Mapping[str, Tensor]], Tensor]
@@ -56,6 +57,13 @@ def find_alpha(
         tokens = sum(int(b.response.sum()) for b in batches) / sum(len(b.response) for b in batches)
         target = default_target(rule, tokens)
 
+    with phase("searching for alpha", EVALUATIONS * len(batches)):
+        return _search(model, blend, rule, sampler, batches, target)
+
+
+def _search(
+    model: nn.Module, blend: Blend, rule: str, sampler: Sampler, batches: list[Batch], target: float
+) -> AlphaSearch:
     if rule == "entropy_ratio":
         floor = _entropy(model, blend, batches, 0.0)
         return search_alpha(lambda a: 1 - _entropy(model, blend, batches, a) / floor, target, rule)

@@ -32,6 +32,7 @@ from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
 from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.progress import phase
 from lightning_rejuv.sampling import sample_with_generate
 
 
@@ -148,8 +149,12 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if decoder:
                 rule, count = options.positions, options.positions_per_response
-                comparison = compare(model, blend, batches, rule, count, targets.reference)
-                attribution = _attribute(model, decoder, blend, alphas, targets, batches, comparison, options)
+                with phase("comparing with the base", 2 * len(batches)):
+                    comparison = compare(model, blend, batches, rule, count, targets.reference)
+                with phase("attributing to neurons", len(batches)):
+                    attribution = _attribute(
+                        model, decoder, blend, alphas, targets, batches, comparison, options
+                    )
             elif resets_neurons:
                 blend.at(1.0)
                 assert data.loss is not None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_rejuv._compat import unwrap
-from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_, reset_neurons
+from lightning_rejuv.access.edit import lerp_, lerp_measuring_, reset_neurons
 from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.access.optimizer_state import OptimizerState, check_optimizer_state, edit_optimizer_state
 from lightning_rejuv.access.optimizer_weights import WeightCopies
@@ -185,7 +185,7 @@ def carry_out(
     optimizers = list(optimizers)
     copies = find_copies(targets, optimizers, options)
     report = draft_report(plan, options, targets)
-    lost = apply_plan(targets, plan, options, copies)
+    rounding = apply_plan(targets, plan, options, copies)
     unsliced = _afterwards(
         "the optimizer's state could not be edited",
         lambda: _forget(targets, plan, optimizers, options.optimizer_state),
@@ -200,7 +200,7 @@ def carry_out(
         targets,
         drift=drift,
         entropy=entropy,
-        lost=lost,
+        rounding=rounding,
         unsliced=_edited(plan) if unsliced is None else unsliced,
         seconds=seconds,
     )
@@ -257,7 +257,7 @@ def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Opti
 @torch.no_grad()
 def apply_plan(
     targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None = None
-) -> tuple[int, int]:
+) -> tuple[float, float]:
     """Fuse every parameter and floating buffer, and reset the planned neurons in them.
 
     Args:
@@ -267,15 +267,15 @@ def apply_plan(
         copies: of the parameters, in the states of optimizers; they are edited alike.
 
     Returns:
-        How many half-precision elements differ from the anchor, and how many of those rounding threw back
-        onto one of the two values that they should lie between.
+        What rounding did to the half-precision parameters: the numbers of
+        :func:`lightning_rejuv.access.edit.rounding_sums`.
 
     Raises:
         RejuvenationError: an anchor's tensor could not be read or written.
     """
     resets = edited_parts(plan)
     fused = {name for name, share in plan.alphas.items() if share < 1}
-    changed = lost = 0.0
+    gap = line = 0.0
     done: list[str] = []
     try:
         for name, shard in targets.layout.walk(fused.union(resets), write=True):
@@ -285,8 +285,8 @@ def apply_plan(
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
                 generator = _generator(options, name, shard.offset)
-                counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
-                changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
+                sums = lerp_measuring_(shard.values, shard.of(anchor), weight, generator)
+                gap, line = gap + sums[0] / shard.copies, line + sums[1] / shard.copies
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
@@ -302,13 +302,13 @@ def apply_plan(
             for group, dim, index in resets.get(name, ()):
                 reset_neurons(copy, anchor, group, dim, index, options.omega)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
-        counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
+        total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(
             f"The edit stopped with {type(error).__name__}: {error}. Edited by then: {len(done)} of "
             f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
         ) from error
-    return round(float(counts[0])), round(float(counts[1]))
+    return float(total[0]), float(total[1])
 
 
 def _generator(options: Options, name: str, offset: tuple[int, ...] = ()) -> torch.Generator | None:

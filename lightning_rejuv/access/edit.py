@@ -92,36 +92,40 @@ def _round_stochastically(value: Tensor, generator: torch.Generator | None) -> T
     return (bits & ~0xFFFF).view(torch.float32)
 
 
-def count_lost(before: Tensor, after: Tensor, base: Tensor) -> tuple[int, int]:
-    """Count what rounding threw away in a fusion.
+def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
+    """Add up what rounding did to a fusion along the line from a parameter to its base.
 
-    An SFT update that is small beside the weight's unit in the last place cannot be halved: the fused
-    value is rounded back to one of the two it should lie between.
+    The first sum over the second is the shift of alpha, the weight that the parameter has in the fusion: how far from
+    the exact fusion the rounded one lies along that line, in parts of the line. An SFT update of one unit in the last
+    place, for instance, cannot be halved: to nearest every alpha below one half becomes 0 there. The length of the
+    error would not tell that: stochastic rounding, which keeps alpha, makes the longer one.
 
     Args:
-        before: the parameter before the fusion.
-        after: the parameter after it, with 0 < alpha < 1.
-        base: the anchor's tensor.
+        param: the parameter before the fusion.
+        base: the anchor's tensor, of the same shape.
+        exact: the fusion before it was rounded.
+        rounded: the fusion.
 
     Returns:
-        How many elements differ between parameter and anchor, and how many of them ended as either.
+        ⟨base - param, exact - rounded⟩ and ‖base - param‖².
 
-    >>> w, b = torch.tensor([1.0, 1.0]).bfloat16(), torch.tensor([1.0078125, 2.0]).bfloat16()
-    >>> count_lost(w, lerp_(w.clone(), b, 0.5), b)
-    (2, 1)
+    >>> w, b = torch.tensor([1.0]).bfloat16(), torch.tensor([1.0078125]).bfloat16()  # the next one after 1
+    >>> gap, line = rounding_sums(w, b, 0.4 * w.float() + 0.6 * b.float(), lerp_(w.clone(), b, 0.6))
+    >>> round(gap / line, 3)
+    -0.4
     """
-    there = base.to(before.device, before.dtype)
-    changed = before != there
-    lost = changed & ((after == before) | (after == there))
-    # Not `sum`, which makes eight bytes of every bool first.
-    return int(changed.count_nonzero()), int(lost.count_nonzero())
+    wide = torch.promote_types(exact.dtype, torch.float32)
+    line = base.to(param.device, wide) - param.to(wide)
+    error = exact.to(wide) - rounded.to(wide)
+    gap, length = torch.stack([(line * error).sum(), (line * line).sum()]).tolist()
+    return gap, length
 
 
 @torch.no_grad()
-def lerp_counting_lost_(
+def lerp_measuring_(
     param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None = None
-) -> tuple[int, int]:
-    """Fuse a parameter as :func:`lerp_` does, and count what rounding threw away, some rows at a time.
+) -> tuple[float, float]:
+    """Fuse a parameter as :func:`lerp_` does, and add up what rounding did to it, some rows at a time.
 
     Args:
         param: the parameter, fused in place.
@@ -130,20 +134,21 @@ def lerp_counting_lost_(
         generator: of stochastic rounding.
 
     Returns:
-        As :func:`count_lost`; nothing is counted where nothing can be lost: in float32 and wider, and where
+        The numbers of :func:`rounding_sums`; zeros where rounding does next to nothing: in float32 and wider, and where
         ``weight`` is 0 or 1.
     """
     if param.dtype.itemsize >= 4 or weight in (0.0, 1.0) or param.dim() == 0:
         lerp_(param, base, weight, generator=generator)
-        return 0, 0
-    changed = lost = 0
+        return 0.0, 0.0
+    gap = line = 0.0
     rows = max(1, _PIECE // max(1, param[:1].numel()))
     for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
         before = piece.clone()
         lerp_(piece, base_piece, weight, generator=generator)
-        counted = count_lost(before, piece, base_piece)
-        changed, lost = changed + counted[0], lost + counted[1]
-    return changed, lost
+        exact = torch.lerp(before.float(), base_piece.to(piece.device, torch.float32), weight)
+        sums = rounding_sums(before, base_piece, exact, piece)
+        gap, line = gap + sums[0], line + sums[1]
+    return gap, line
 
 
 def reset_neurons(

@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.names import printable
+from lightning_rejuv.report_layers import table, where
+from lightning_rejuv.report_table import rounding
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
@@ -66,13 +68,16 @@ class HandoffReport:
         yield f"Rejuvenated {self.form} in {self.output}"
         yield f"  alpha            {self.alpha if isinstance(self.alpha, Mapping) else round(self.alpha, 3)}"
         if self.tensors:
-            yield f"  drift            {total.drift:.4f}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
+            yield f"  drift            {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
             yield f"  changed by SFT   {total.changed_share:.1%} of the weights"
-            yield f"  rounding loss    {total.rounding_loss:.1%} of those stay where SFT or the base has them"
+            remedy = "`--stochastic-rounding` or `--dtype float32`"
+            yield f"  rounding         {rounding(total.rounding_shift, remedy)}"
         if self.reset:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
         if self.attribution:
             yield from self._attributed(self.attribution)
+        if self.options.get("compute_dtype"):
+            yield f"  models ran       on {self.options['device']} in {self.options['compute_dtype']}"
         if self.vocabulary:
             yield "  vocabulary       " + ", ".join(f"{n} {what}" for what, n in self.vocabulary.items())
         if self.unused:
@@ -84,6 +89,10 @@ class HandoffReport:
         if found.get("neurons"):
             share = found["neurons_reset"] / found["neurons"]
             yield f"  neurons reset    {found['neurons_reset']} of {found['neurons']} ({share:.2%})"
+            if found["neurons_reset"]:
+                yield f"  reset in         {where(found['neurons_by_layer'])}"
+                for title, text in table(found["neurons_by_layer"]):
+                    yield f"    {title:<15}{text}"
             asked = found.get("neurons_asked")
             if asked not in (None, found["neurons_reset"]):
                 yield f"    asked for      {asked}; only those with a positive score are reset"
@@ -125,5 +134,5 @@ def row(statistics: TensorStatistics) -> dict[str, float | int | None]:
         "drift": statistics.drift if math.isfinite(statistics.drift) else None,
         "weights": statistics.count,
         "changed": statistics.changed_share,
-        "rounding_loss": statistics.rounding_loss,
+        "rounding_shift": statistics.rounding_shift,
     }
