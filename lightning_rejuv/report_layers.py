@@ -29,7 +29,7 @@ def where(counts: Counts) -> str:
     """Say in which layers and projections most of the neurons were reset.
 
     >>> where({0: {"v": 0, "down": 1}, 1: {"v": 4, "down": 9}, 2: {"v": 2, "down": 3}})
-    '95 % in layers 1-2 of 0-2; down (13), v (6)'
+    '95 % in layers 1-2 of 3; down (13), v (6)'
     """
     total = sum(sum(kinds.values()) for kinds in counts.values())
     first, last, held = _narrowest({layer: sum(kinds.values()) for layer, kinds in counts.items()})
@@ -41,7 +41,7 @@ def where(counts: Counts) -> str:
     names = ", ".join(f"{kind} ({by_kind[kind]})" for kind in most[:_KINDS])
     mostly = "mostly " if len(most) > _KINDS else ""
     share = "all" if held == total else f"{100 * held / total:.0f} %"
-    return f"{share} in {_layers(first, last)} of {min(counts)}-{max(counts)}; {mostly}{names}"
+    return f"{share} in {_layers(first, last)} of {len(counts)}; {mostly}{names}"
 
 
 def table(counts: Counts) -> Iterator[tuple[str, str]]:
@@ -55,13 +55,22 @@ def table(counts: Counts) -> Iterator[tuple[str, str]]:
     """
     kinds = list(dict.fromkeys(kind for by_kind in counts.values() for kind in by_kind))
     yield "layers", "".join(f"{kind:>7}" for kind in kinds)
-    layers = sorted(counts)
-    together = -(-len(layers) // _ROWS)
-    for start in range(0, len(layers), together):
-        band = layers[start : start + together]
+    for title, band in bands(counts):
         numbers = [sum(counts[layer].get(kind, 0) for layer in band) for kind in kinds]
-        title = f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0])
         yield title, "".join(f"{number or '.':>7}" for number in numbers)
+
+
+def bands(layers: Iterable[int]) -> Iterator[tuple[str, list[int]]]:
+    """Put neighbouring layers together, so that ten rows are enough for all; yield a title and the layers.
+
+    >>> list(bands(range(12)))[:2]
+    [('0-1', [0, 1]), ('2-3', [2, 3])]
+    """
+    known = sorted(layers)
+    together = -(-len(known) // _ROWS)
+    for start in range(0, len(known), max(1, together)):
+        band = known[start : start + together]
+        yield f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0]), band
 
 
 def _layers(first: int, last: int) -> str:

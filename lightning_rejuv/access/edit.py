@@ -76,18 +76,20 @@ def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Gen
         param.copy_(base)
     elif param.dtype == base.dtype and not stochastic:
         param.lerp_(base.to(param.device), weight)  # PyTorch computes half types in float32 here
-    elif param.dim() > 1 and param.numel() > _PIECE:
-        for piece, base_piece in zip(param, base, strict=True):
-            _lerp_whole(piece, base_piece, weight, generator)
     else:
-        exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
-        value = torch.lerp(param.to(exact), base.to(param.device, exact), weight)
-        param.copy_(_round_stochastically(value.float(), generator) if stochastic else value)
+        if not param.dim():
+            param, base = param[None], base[None]
+        rows = max(1, _PIECE // param[0].numel())
+        for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
+            exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
+            value = torch.lerp(piece.to(exact), base_piece.to(param.device, exact), weight)
+            piece.copy_(_round_stochastically(value.float(), generator) if stochastic else value)
 
 
 def _round_stochastically(value: Tensor, generator: torch.Generator | None) -> Tensor:
     """Round finite float32 to what bfloat16 can hold: add random low bits, then cut them off."""
-    noise = torch.randint(1 << 16, value.shape, generator=generator, dtype=torch.int32, device="cpu")
+    device = "cpu" if generator is None else generator.device
+    noise = torch.randint(1 << 16, value.shape, generator=generator, dtype=torch.int32, device=device)
     bits = value.contiguous().view(torch.int32) + noise.to(value.device)
     return (bits & ~0xFFFF).view(torch.float32)
 
@@ -172,6 +174,9 @@ def reset_neurons(
 class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
 
+    In bfloat16 a fusion is rounded stochastically, always in the same way: rounded to nearest, where SFT has moved
+    most weights by a unit in the last place, it would be that of another alpha (:func:`rounding_sums`).
+
     A context manager. From the first other weights on it holds one copy of the model's parameters, and on
     exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.
 
@@ -205,11 +210,16 @@ class Blend:
         if alpha == 1.0 and not self._kept:
             return  # the model's own weights are in it
         self._kept = self._kept or {name: p.detach().clone() for name, p in self._parameters.items()}
+        generators: dict[torch.device, torch.Generator] = {}
         for name, parameter in self._parameters.items():
             share = alpha[name] if isinstance(alpha, Mapping) else alpha
             if share > 0:
                 parameter.copy_(self._kept[name])
-            lerp_(parameter, self._base_of(name), 1.0 - share)
+            generator = None
+            if 0 < share < 1 and parameter.dtype == torch.bfloat16:
+                device = parameter.device
+                generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
+            lerp_(parameter, self._base_of(name), 1.0 - share, generator=generator)
         torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
 
     @torch.no_grad()

@@ -61,8 +61,8 @@ def _bar(trainer: Trainer) -> Iterator[Listener | None]:
 
             def count(phase: str, done: int, total: int) -> None:
                 if done == 0:
+                    counted.set_description(f"{_TITLE}: {phase}", refresh=False)
                     counted.reset(total)
-                    counted.set_description(f"{_TITLE}: {phase}")
                 counted.update(done - counted.n)
 
             yield count

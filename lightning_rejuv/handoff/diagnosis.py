@@ -13,6 +13,7 @@ from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.options import FIXED_ALPHA
+from lightning_rejuv.report_layers import bands
 from lightning_rejuv.report_table import rounding
 from lightning_rejuv.verdict import Reason, Verdict, judge
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 UNMEASURED = "Weights alone cannot tell whether SFT went too far."
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-_SHOWN = 12
+_TITLE, _OTHERS = "layer ", 4
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Diagnosis:
         groups: dict[str, list[TensorStatistics]] = {}
         for name, statistics in self.tensors.items():
             found = _LAYER.search(name)
-            groups.setdefault(f"layer {found.group(1)}" if found else name, []).append(statistics)
+            groups.setdefault(f"{_TITLE}{found.group(1)}" if found else name, []).append(statistics)
         return {name: pooled(group) for name, group in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,13 +124,22 @@ class Diagnosis:
         yield f"  changed by SFT     {total.changed_share:.1%} of the weights"
         remedy = "`--stochastic-rounding` or `--dtype float32`"
         yield f"  rounding           fused at alpha {FIXED_ALPHA:g}, {rounding(total.rounding_shift, remedy)}"
-        yield "  drift by layer     drift   changed"
-        ranked = sorted(self.layers.items(), key=lambda item: -item[1].drift)
-        for name, s in ranked[:_SHOWN]:
+        yield "  by layer               drift   changed"
+        for name, s in self._by_layer():
             yield f"    {name[-40:]:<15} {s.drift:>#9.3g} {s.changed_share:>9.1%}"
-        if len(ranked) > _SHOWN:
-            yield f"    … {len(ranked) - _SHOWN} more with less drift (all in `--json`)"
         yield from map(str, self.findings)
+
+    def _by_layer(self) -> Iterator[tuple[str, TensorStatistics]]:
+        """Go through the layers, neighbours together where there are many, and what else has moved furthest."""
+        known = self.layers
+        numbers = [int(name.removeprefix(_TITLE)) for name in known if name.startswith(_TITLE)]
+        for title, band in bands(numbers):
+            yield (
+                f"layers {title}" if len(band) > 1 else f"layer {title}",
+                pooled(known[f"{_TITLE}{number}"] for number in band),
+            )
+        others = [item for item in known.items() if not item[0].startswith(_TITLE)]
+        yield from sorted(others, key=lambda item: -item[1].drift)[:_OTHERS]
 
 
 def verdict_on(behaviour: Behaviour | None, unchanged: bool) -> Verdict:

@@ -198,6 +198,24 @@ def test_a_shift_of_alpha_is_positive_toward_the_model(alpha):
     assert rounding_sums(sft, base, exact, exact) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 0.7])
+def test_a_blend_in_bfloat16_has_the_alpha_that_it_is_at(alpha):
+    """Where SFT has moved weights by one unit in the last place, rounding to nearest would be all of it or nothing."""
+    base = torch.full((200, 200), 1.0, dtype=torch.bfloat16)
+    sft = torch.full((200, 200), 1.0078125, dtype=torch.bfloat16)
+    weight = sft.clone()
+    with Blend({"w": weight}, lambda name: base) as blend:
+        seen = []
+        for share in (alpha, 0.0, alpha, 1.0):
+            blend.at(share)
+            seen.append(weight.clone())
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], base)
+    assert torch.equal(seen[3], sft)
+    found = float((seen[0] == sft).double().mean())
+    assert abs(found - alpha) < 5 * (alpha * (1 - alpha) / 40000) ** 0.5
+
+
 @pytest.mark.parametrize("edited", [lerp_, lerp_measuring_])
 def test_large_tensors_are_rounded_stochastically_too(monkeypatch, edited):
     monkeypatch.setattr(edit, "_PIECE", 100)

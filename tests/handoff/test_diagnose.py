@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_drift_from_the_files_alone(models):
     written = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, alpha=FIXED_ALPHA)
     assert diagnosis.total.rounding_shift == written.total.rounding_shift  # what it foretells is what comes
     assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
-    assert "drift by layer" in str(diagnosis)
+    rows = str(diagnosis).partition("by layer")[2]
+    for name in ("layer 0", "layer 1", "lm_head.weight"):
+        assert re.search(rf"^    {name} +{diagnosis.layers[name].drift:#.3g} ", rows, flags=re.M), name
     assert f"fused at alpha 0.4, shifts alpha by {diagnosis.total.rounding_shift:+.3f}" in str(diagnosis)
 
 
