@@ -116,7 +116,7 @@ def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -
     >>> round(gap / line, 3)
     -0.4
     """
-    wide = torch.promote_types(exact.dtype, torch.float32)
+    wide = torch.float32 if param.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
     line = base.to(param.device, wide) - param.to(wide)
     error = exact.to(wide) - rounded.to(wide)
     gap, length = torch.stack([(line * error).sum(), (line * line).sum()]).tolist()
