@@ -63,10 +63,11 @@ class HandoffReport:
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, tables: bool = True) -> Iterator[str]:
         total = self.total
         yield f"Rejuvenated {self.form} in {self.output}"
-        yield f"  alpha            {self.alpha if isinstance(self.alpha, Mapping) else round(self.alpha, 3)}"
+        given = self.alpha if isinstance(self.alpha, Mapping) else f"{self.alpha:.3f}"
+        yield f"  alpha            {given}  (weight of the SFT model)"
         if self.tensors:
             yield f"  drift            {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
             yield f"  changed by SFT   {total.changed_share:.1%} of the weights"
@@ -75,7 +76,7 @@ class HandoffReport:
         if self.reset:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
         if self.attribution:
-            yield from self._attributed(self.attribution)
+            yield from self._attributed(self.attribution, tables)
         if self.options.get("compute_dtype"):
             yield f"  models ran       on {self.options['device']} in {self.options['compute_dtype']}"
         if self.vocabulary:
@@ -85,17 +86,17 @@ class HandoffReport:
         for warning in self.warnings:
             yield f"  warning          {warning}"
 
-    def _attributed(self, found: Mapping[str, Any]) -> Iterator[str]:
+    def _attributed(self, found: Mapping[str, Any], tables: bool) -> Iterator[str]:
         if found.get("neurons"):
             share = found["neurons_reset"] / found["neurons"]
             yield f"  neurons reset    {found['neurons_reset']} of {found['neurons']} ({share:.2%})"
-            if found["neurons_reset"]:
-                yield f"  reset in         {where(found['neurons_by_layer'])}"
-                for title, text in table(found["neurons_by_layer"]):
-                    yield f"    {title:<15}{text}"
             asked = found.get("neurons_asked")
             if asked not in (None, found["neurons_reset"]):
                 yield f"    asked for      {asked}; only those with a positive score are reset"
+            if found["neurons_reset"]:
+                yield f"  reset in         {where(found['neurons_by_layer'])}"
+                for title, text in table(found["neurons_by_layer"]) if tables else ():
+                    yield f"    {title:<15}{text}"
         if "entropy_sft" in found:
             entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
             yield f"  token entropy    {entropies}, before the fusion, teacher-forced"
@@ -106,7 +107,7 @@ class HandoffReport:
         """Return a model card with a section on the rejuvenation; one that is there is replaced."""
         before, found, rest = existing.partition(_BEGIN)
         after = rest.partition(_END)[2] if found else ""
-        lines = [f"- {printable(line.strip())}" for line in list(self._lines())[1:]]
+        lines = [f"- {printable(line.strip())}" for line in list(self._lines(tables=False))[1:]]
         section = [
             _BEGIN,
             "## Rejuvenation",
