@@ -243,6 +243,24 @@ def is_hugging_face(module: nn.Module) -> bool:
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)
 
 
+def computes_fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 in hardware, so that float32 is several times slower.
+
+    GPUs of NVIDIA do since Ampere, those of AMD that torch supports do all, CPUs with avx512_bf16, amx_bf16 or
+    Arm's bf16. Where a CPU has none of them, bfloat16 is the slower one by far.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        known = torch.cpu.get_capabilities()
+        return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    # Before 2.11 torch says it of x86 only, and privately.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def class_before_fsdp2(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before ``fully_shard`` made a subclass of it."""
     from torch.distributed.fsdp import FSDPModule

@@ -73,16 +73,16 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
 
     The demonstrations gain ``D(0) - D(alpha)`` over the base, the base's own samples ``B(1) - B(alpha)`` over the SFT
     model, where D and B are negative log-likelihoods. Their product is largest where neither can gain by a factor
-    what the other does not lose by a larger one (Nash 1950, "The Bargaining Problem"). Alpha does not depend on the unit,
-    on the number nor on the length of the responses, since a factor on D or B changes nothing; there is no target to
-    choose. Between the points of the curve a parabola is put through the three around the highest.
+    what the other does not lose by a larger one (Nash 1950, "The Bargaining Problem"). Alpha does not depend on the
+    unit, on the number nor on the length of the responses, since a factor on D or B changes nothing; there is no target
+    to choose. Between the points of the curve a parabola is put through the three around the highest.
 
     Args:
         curve: at least three points in order of alpha, the first at 0 and the last at 1.
 
     Returns:
-        The search, with the doubts that the curve itself raises. ``alpha`` is 1 if nothing differs on the whole line, and
-        that with the likeliest demonstrations if the base's samples are as likely under the SFT model.
+        The search, with the doubts that the curve itself raises. ``alpha`` is 1 if nothing differs on the whole line,
+        and that with the likeliest demonstrations if the base's samples are as likely under the SFT model.
 
     Raises:
         ValueError: a value is not finite, or the demonstrations are nowhere likelier than under the base.
@@ -107,7 +107,9 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     best = max(range(len(curve)), key=values.__getitem__)
     alpha = _peak([point.alpha for point in curve], values, best)
     kept = shares_at(curve, alpha)
-    return AlphaSearch("auto", alpha, *kept, list(curve), doubts=tuple(_doubts(curve, values, best, alpha, kept)))
+    return AlphaSearch(
+        "auto", alpha, *kept, list(curve), doubts=tuple(_doubts(curve, values, best, alpha, kept))
+    )
 
 
 def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
@@ -195,9 +197,7 @@ def _doubts(
     return doubts
 
 
-def with_rollouts(
-    search: AlphaSearch, right_at: Callable[[float], float], responses: int
-) -> AlphaSearch:
+def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], responses: int) -> AlphaSearch:
     """Have a few rollouts checked, and raise alpha if none of them is right: the format, or the skill, is lost there.
 
     Args:
@@ -221,7 +221,9 @@ def with_rollouts(
     if right > 0:
         kept = shares_at(search.curve, alpha)
         doubt = f"{none}: it was raised to {alpha:.2f}."
-        return replace(search, alpha=alpha, taught=kept[0], kept=kept[1], right=right, doubts=(*search.doubts, doubt))
+        return replace(
+            search, alpha=alpha, taught=kept[0], kept=kept[1], right=right, doubts=(*search.doubts, doubt)
+        )
     doubt = f"{none}, nor at any up to {alpha:.2f}: RL will have nothing to reward. Do more SFT, or a refit."
     return replace(search, right=0.0, doubts=(*search.doubts, doubt))
 

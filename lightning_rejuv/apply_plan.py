@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_rejuv.access.edit import lerp_, lerp_counting_lost_, reset_neurons, shift_
+from lightning_rejuv.access.edit import lerp_, lerp_measuring_, reset_neurons, shift_
 from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.access.optimizer_state import check_optimizer_state
 from lightning_rejuv.access.optimizer_weights import WeightCopies
@@ -49,7 +49,7 @@ def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Opti
 @torch.no_grad()
 def apply_plan(
     targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None = None
-) -> tuple[int, int]:
+) -> tuple[float, float]:
     """Fuse every parameter and floating buffer, reset the planned neurons in them, and add what a refit moved.
 
     Args:
@@ -59,15 +59,15 @@ def apply_plan(
         copies: of the parameters, in the states of optimizers; they are edited alike.
 
     Returns:
-        How many half-precision elements differ from the anchor, and how many of those rounding threw back
-        onto one of the two values that they should lie between.
+        What rounding did to the fusion of the half-precision parameters: the numbers of
+        :func:`lightning_rejuv.access.edit.rounding_sums`.
 
     Raises:
         RejuvenationError: an anchor's tensor could not be read or written.
     """
     resets = edited_parts(plan)
     fused = {name for name, share in plan.alphas.items() if share < 1}
-    changed = lost = 0.0
+    gap = line = 0.0
     done: list[str] = []
     try:
         for name, shard in targets.layout.walk(fused.union(resets), write=True):
@@ -77,8 +77,8 @@ def apply_plan(
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
                 generator = _generator(options, name, shard.offset)
-                counted = lerp_counting_lost_(shard.values, shard.of(anchor), weight, generator)
-                changed, lost = changed + counted[0] / shard.copies, lost + counted[1] / shard.copies
+                sums = lerp_measuring_(shard.values, shard.of(anchor), weight, generator)
+                gap, line = gap + sums[0] / shard.copies, line + sums[1] / shard.copies
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, options.omega)
             done.append(name)
@@ -95,13 +95,13 @@ def apply_plan(
                 reset_neurons(copy, anchor, group, dim, index, options.omega)
         _shift(targets, plan, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
-        counts = targets.layout.total(torch.tensor([changed, lost], dtype=torch.float64))
+        total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
     except Exception as error:
         raise RejuvenationError(
             f"The edit stopped with {type(error).__name__}: {error}. Edited by then: {len(done)} of "
             f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
         ) from error
-    return round(float(counts[0])), round(float(counts[1]))
+    return float(total[0]), float(total[1])
 
 
 def _shift(targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None) -> None:

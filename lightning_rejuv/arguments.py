@@ -184,7 +184,11 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
 
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="where models are run (default cpu)")
-    command.add_argument("--compute-dtype", choices=_DTYPES, help="their dtype (default float32)")
+    command.add_argument(
+        "--compute-dtype",
+        choices=("auto", *_DTYPES),
+        help="their dtype (default auto: bfloat16 where the device's hardware multiplies in it, else float32)",
+    )
 
 
 def _verify_arguments(command: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lightning_rejuv.process import Interruption, complain, emit, prepare_stream
 
 _FAULTS, _REFUSED, _IO = 1, 3, 4
 
+
+_BAR = "{desc}: {percentage:3.0f} % |{bar:30}| {elapsed}, {remaining} left"
 
 
 class _UsageError(Exception):
@@ -59,7 +62,8 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
                 from lightning_rejuv import handoff
 
             command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
-            report, code = command(parsed, handoff, _bar(parsed, interruption))
+            with _progress(parsed, interruption) as progress:
+                report, code = command(parsed, handoff, progress)
         except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
             raise RuntimeError(f"a library ended the process with SystemExit({error.code!r})") from error
     if parsed.json:
@@ -103,7 +107,7 @@ def _answer(
     return f"{kind}: {text[:600]} (this {hint})", _REFUSED
 
 
-def _rejuvenate(parsed: argparse.Namespace, handoff: Any, bar: Any) -> tuple[Any, int]:
+def _rejuvenate(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tuple[Any, int]:
     adapter = handoff.is_adapter(parsed.sft)
     if not adapter:
         _check_device(parsed.device)
@@ -119,10 +123,12 @@ def _rejuvenate(parsed: argparse.Namespace, handoff: Any, bar: Any) -> tuple[Any
     }
     refit = _refit(parsed)
     if adapter:
-        return _adapter(parsed, handoff, _said(given), bar), 0
+        return _adapter(parsed, handoff, _said(given), progress), 0
     only = ("reset_fraction", "calibration", "device", "compute_dtype")
     given |= {name: getattr(parsed, name) for name in only} | {"refit": refit}
-    return handoff.rejuvenate_checkpoint(parsed.base, parsed.sft, parsed.out, bar=bar, **_said(given)), 0
+    return handoff.rejuvenate_checkpoint(
+        parsed.base, parsed.sft, parsed.out, progress=progress, **_said(given)
+    ), 0
 
 
 def _refit(parsed: argparse.Namespace) -> Any:
@@ -134,7 +140,7 @@ def _refit(parsed: argparse.Namespace) -> Any:
     return Refit(steps=parsed.refit_steps, learning_rate=parsed.refit_learning_rate)
 
 
-def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], bar: Any) -> Any:
+def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], progress: Any) -> Any:
     # Not a number, too, is not 0.
     if isinstance(given.get("alpha"), str) or parsed.reset_fraction not in (None, 0):
         raise ValueError(
@@ -152,19 +158,19 @@ def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], ba
         raise ValueError("Expected `--base` to merge the adapter into.")
     if not parsed.stochastic_rounding:
         _refuse(parsed, ("seed",), "nothing is drawn at random without `--stochastic-rounding`")
-    return handoff.merge_adapter(parsed.base, parsed.sft, parsed.out, bar=bar, **given)
+    return handoff.merge_adapter(parsed.base, parsed.sft, parsed.out, progress=progress, **given)
 
 
-def _diagnose(parsed: argparse.Namespace, handoff: Any, bar: Any) -> tuple[Any, int]:
+def _diagnose(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tuple[Any, int]:
     _check_device(parsed.device)
     if parsed.calibration is None:
         _refuse(parsed, ("device", "compute_dtype"), "without `--calibration` no model is run")
     given = {name: getattr(parsed, name) for name in ("calibration", "verifier", "device", "compute_dtype")}
-    return handoff.diagnose(parsed.base, parsed.sft, bar=bar, **_said(given)), 0
+    return handoff.diagnose(parsed.base, parsed.sft, progress=progress, **_said(given)), 0
 
 
-def _verify(parsed: argparse.Namespace, handoff: Any, bar: Any) -> tuple[Any, int]:
-    verification = handoff.verify(parsed.directory, bar)
+def _verify(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tuple[Any, int]:
+    verification = handoff.verify(parsed.directory, progress)
     return verification, 0 if verification else _FAULTS
 
 
@@ -206,27 +212,33 @@ def _alpha(text: str) -> Any:
         ) from None
 
 
-def _bar(parsed: argparse.Namespace, interruption: Interruption) -> Callable[[int], Callable[[int], object]]:
-    def begin(total: int) -> Callable[[int], object]:
-        from tqdm import tqdm  # type: ignore[import-untyped]
+@contextmanager
+def _progress(
+    parsed: argparse.Namespace, interruption: Interruption
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows each phase as a bar with the time left, and stops where a signal has come."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-        tqdm.monitor_interval = 0  # no thread of its own, which an interrupt could leave waiting for a lock
-        # `disable=None` leaves it out where standard error is no terminal.
-        hidden = True if parsed.quiet else None
-        bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=hidden, leave=False)
-        done = 0
+    tqdm.monitor_interval = 0  # no thread of its own, which an interrupt could leave waiting for a lock
+    # `disable=None` leaves it out where standard error is no terminal.
+    options = {"disable": True if parsed.quiet else None, "leave": False}
+    bar = tqdm(disable=True)
 
-        def advance(more: int) -> None:
-            nonlocal done
-            interruption.check()
-            done += more
-            bar.update(more)
-            if done >= total:
-                bar.close()
+    def tell(phase: str, done: int, total: int) -> None:
+        nonlocal bar
+        interruption.check()
+        if done == 0:
+            bar.close()
+            # A phase of one step has no time left to tell: it is only named.
+            bar = tqdm(desc=phase, total=total, bar_format=_BAR if total > 1 else "{desc} …", **options)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
 
-        return advance
-
-    return begin
+    try:
+        yield tell
+    finally:
+        bar.close()
 
 
 if __name__ == "__main__":

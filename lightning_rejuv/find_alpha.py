@@ -15,6 +15,7 @@ from lightning_rejuv.attribution import Confidence, confidence, format_probabili
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.progress import phase
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
 Verifier = Callable[[Mapping[str, Tensor]], Tensor]
@@ -48,13 +49,14 @@ def find_alpha(
     batches = batches_for(model, own, "sampled")
     base: list[Confidence] = []
     curve = []
-    for alpha in GRID:
-        blend.at(alpha)
-        found = [confidence(model, batch) for batch in demonstrations]
-        base = base or found
-        sampled = nll_per_response([confidence(model, batch) for batch in batches])
-        form = format_probability(demonstrations, found, base)
-        curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
+    with phase("searching for alpha", len(GRID) * (len(demonstrations) + len(batches))):
+        for alpha in GRID:
+            blend.at(alpha)
+            found = [confidence(model, batch) for batch in demonstrations]
+            base = base or found
+            sampled = nll_per_response([confidence(model, batch) for batch in batches])
+            form = format_probability(demonstrations, found, base)
+            curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
     responses, unfinished = sum(len(batch.response) for batch in batches), _unfinished(own)
     search = bargain(curve)
     search = replace(

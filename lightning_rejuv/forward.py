@@ -13,21 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import is_hugging_face, language_model
-
-_watchers: list[Callable[[], object]] = []
+from lightning_rejuv.progress import advance
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@contextmanager
-def watching_forwards(watcher: Callable[[], object]) -> Iterator[None]:
-    """Have a function called after every :func:`forward_logits`: for a progress bar."""
-    _watchers.append(watcher)
-    try:
-        yield
-    finally:
-        _watchers.remove(watcher)
 
 
 @contextmanager
@@ -137,6 +126,8 @@ def taken_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tenso
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Return a language model's logits [B, T, V], be its output a tensor or a Hugging Face one.
 
+    A pass is a step of the current :func:`lightning_rejuv.progress.phase`.
+
     Args:
         model: the model.
         inputs: ``input_ids`` [B, T] and what goes with them; what the model's ``forward`` does not take is left out.
@@ -146,8 +137,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """
     torch.clear_autocast_cache()  # a model that enters autocast itself may have filled it with other weights
     output = model(**taken_inputs(model, inputs))
-    for watcher in _watchers:
-        watcher()
+    advance()
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise TypeError(

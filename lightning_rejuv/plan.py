@@ -32,6 +32,7 @@ from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
 from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import Refitted, check_refit, try_refit
 from lightning_rejuv.sampling import sample_with_generate
 
@@ -152,8 +153,12 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if decoder:
                 rule, count = options.positions, options.positions_per_response
-                comparison = compare(model, blend, batches, rule, count, targets.reference)
-                attribution = _attribute(model, decoder, blend, alphas, targets, batches, comparison, options)
+                with phase("comparing with the base", 2 * len(batches)):
+                    comparison = compare(model, blend, batches, rule, count, targets.reference)
+                with phase("attributing to neurons", len(batches)):
+                    attribution = _attribute(
+                        model, decoder, blend, alphas, targets, batches, comparison, options
+                    )
             elif resets_neurons:
                 blend.at(1.0)
                 assert data.loss is not None
@@ -215,8 +220,8 @@ def _check_search(model: nn.Module, data: Data, options: Options) -> None:
         )
     if data.loss is not None:
         raise ValueError(
-            f"Expected a number for `alpha` with `loss` but got {options.alpha!r}, a rule that goes by the responses of "
-            "a language model."
+            f"Expected a number for `alpha` with `loss` but got {options.alpha!r}, a rule that goes by the responses "
+            "of a language model."
         )
     if data.sampler is not None:
         return

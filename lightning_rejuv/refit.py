@@ -27,6 +27,7 @@ from lightning_rejuv.attribution import confidence, nll_per_response
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.options import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Options
+from lightning_rejuv.progress import phase
 from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
 from lightning_rejuv.regroup import Pool
 
@@ -160,10 +161,12 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         except RejuvenationError as error:  # which says what has changed: here nothing will have
             raise error.__cause__ or error from None
         edited = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        before = _losses(model, plan)
-        steps = pool.draws(min(asked.batch_size, len(pool)), asked.steps, options.seed)
-        trained_to = train(model, trained, steps, rate)
-        after = _losses(model, plan)
+        steps = list(pool.draws(min(asked.batch_size, len(pool)), asked.steps, options.seed))
+        passes = 2 * (len(plan.batches) + len(plan.samples)) + sum(map(len, steps))
+        with phase("refitting", passes):
+            before = _losses(model, plan)
+            trained_to = train(model, trained, steps, rate)
+            after = _losses(model, plan)
         moves = {name: value - edited.pop(name) for name, value in trained_to.items()}
     # Not those of an adapter that is not active.
     moves = {name: move for name, move in moves.items() if bool(move.any())}

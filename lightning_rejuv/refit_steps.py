@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,7 +13,7 @@ from lightning_rejuv.forward import forward_logits
 
 
 def train(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], steps: Iterator[list[Batch]], rate: float
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], steps: Iterable[list[Batch]], rate: float
 ) -> dict[str, Tensor]:
     """Make steps of AdamW on the negative log-likelihood of response tokens, in nats a response.
 

@@ -182,7 +182,7 @@ def carry_out(
     optimizers = list(optimizers)
     copies = find_copies(targets, optimizers, options)
     report = draft_report(plan, options, targets)
-    lost = apply_plan(targets, plan, options, copies)
+    rounding = apply_plan(targets, plan, options, copies)
     unsliced = _afterwards(
         "the optimizer's state could not be edited",
         lambda: _forget(targets, plan, optimizers, options.optimizer_state),
@@ -197,7 +197,7 @@ def carry_out(
         targets,
         drift=drift,
         entropy=entropy,
-        lost=lost,
+        rounding=rounding,
         unsliced=_edited(targets, plan) if unsliced is None else unsliced,
         seconds=seconds,
     )

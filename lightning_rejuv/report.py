@@ -17,6 +17,7 @@ from lightning_rejuv.drift import Drift, pooled
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.refit import RefitReport
+from lightning_rejuv.report_layers import by_layer
 from lightning_rejuv.report_table import lines, measured
 
 
@@ -114,8 +115,10 @@ class RejuvenationReport:
         comparison: the calibration set; None without a language model or for fusion alone.
         search: how alpha was found; None where it was given.
         refit: the training steps after the edit; None without them.
-        rounding_lost: share of the half-precision elements that differed from the anchor and that rounding
-            threw back onto one of the two values that they should lie between; None without any.
+        rounding_shift: by how much rounding the fusion to half types shifted alpha: how far the rounded weights lie
+            from the exact fusion along the line between model and anchor, in parts of that line, positive toward the
+            model; None where nothing of a half type was fused. See
+            :func:`lightning_rejuv.access.edit.rounding_sums`.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         buffers_fused: floating buffers that were fused like the parameters.
         buffers_kept: floating buffers that stay the model's, since the anchor does not hold them.
@@ -137,7 +140,7 @@ class RejuvenationReport:
     comparison: ComparisonReport | None
     search: AlphaSearch | None
     refit: RefitReport | None
-    rounding_lost: float | None
+    rounding_shift: float | None
     optimizer_state_left: list[str]
     buffers_fused: list[str]
     buffers_kept: list[str]
@@ -156,6 +159,11 @@ class RejuvenationReport:
         return sum(group.reset for group in self.neurons)
 
     @property
+    def neurons_by_layer(self) -> dict[int, dict[str, int]]:
+        """Number of neurons that were reset, by layer and projection, for all that there are."""
+        return by_layer((group.layer, group.kind, group.reset) for group in self.neurons)
+
+    @property
     def neurons_asked(self) -> int | None:
         """Number of neurons that ``reset_fraction`` asked for; None for fusion alone and for the paper's union.
 
@@ -168,7 +176,7 @@ class RejuvenationReport:
 
     def summary(self) -> str:
         """One line: what changed and how much."""
-        text = f"alpha {self._alpha()}, drift {self.drift_before:.3f} -> {measured(self.drift_after, 3)}"
+        text = f"alpha {self._alpha()}, drift {self.drift_before:#.3g} -> {measured(self.drift_after)}"
         if self.attribution:
             text += f", {self.neurons_reset} of {self.neurons_total} neurons reset"
             if self.neurons_asked not in (None, self.neurons_reset):
@@ -177,7 +185,7 @@ class RejuvenationReport:
             text += f", {self.refit.steps} steps of refit"
         if self.comparison:
             c = self.comparison
-            text += f", token entropy {c.entropy_before:.3f} -> {measured(c.entropy_after, 3)} nats"
+            text += f", token entropy {c.entropy_before:.3f} -> {measured(c.entropy_after, '.3f')} nats"
             text += f" (anchor {c.entropy_base:.3f})"
         return text
 
@@ -255,7 +263,7 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
         comparison=comparison,
         search=plan.search,
         refit=plan.refitted.report if plan.refitted else None,
-        rounding_lost=None,
+        rounding_shift=None,
         optimizer_state_left=[],
         buffers_fused=list(targets.buffers.fused) if plan.fuses else [],
         buffers_kept=list(targets.buffers.kept) if plan.fuses else [],
@@ -271,7 +279,7 @@ def finish_report(
     *,
     drift: Mapping[str, Drift] | None,
     entropy: float | None,
-    lost: tuple[int, int],
+    rounding: tuple[float, float],
     unsliced: list[str],
     seconds: float,
 ) -> RejuvenationReport:
@@ -282,7 +290,7 @@ def finish_report(
         targets: what was changed.
         drift: from the anchor, by tensor; None where it could not be measured.
         entropy: mean token entropy on the calibration set, nats; None without one.
-        lost: half-precision elements that differed from the anchor, and those that rounding threw back.
+        rounding: what :func:`lightning_rejuv.access.edit.rounding_sums` says of all parameters together.
         unsliced: parameters whose optimizer state could not be edited.
         seconds: wall time.
     """
@@ -294,7 +302,7 @@ def finish_report(
         drift_after=None if drift is None else pooled(drift),
         tensors=tensors,
         comparison=draft.comparison and replace(draft.comparison, entropy_after=entropy),
-        rounding_lost=lost[1] / lost[0] if lost[0] else None,
+        rounding_shift=rounding[0] / rounding[1] if rounding[1] else None,
         optimizer_state_left=unsliced,
         seconds=seconds,
         peak_memory=targets.peak_memory(),

@@ -14,6 +14,7 @@ from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.calibration_checks import context_length, vocabulary_size
 from lightning_rejuv.find_alpha import Sampler
 from lightning_rejuv.forward import takes
+from lightning_rejuv.progress import advance, phase
 
 # A base answers at greater length than it was taught to: so many times the longest calibration response.
 _LONGER = 4
@@ -48,15 +49,37 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
     def sampler(model: nn.Module) -> list[dict[str, Tensor]]:
         torch.manual_seed(seed)
         limit = context_length(model)
-        samples = []
+        samples, groups = [], []
         for length, prompts in _by_length(batches).items():
             new = longest if limit is None else min(longest, limit - length)
             together = max(1, min(rows, _LONGER * tokens // (length + new)))
-            for first in range(0, len(prompts), together):
-                samples += _parts(_continued(model, prompts[first : first + together], new), tokens)
+            groups += [(prompts[k : k + together], new) for k in range(0, len(prompts), together)]
+        with phase("sampling responses", sum(new for _, new in groups)):
+            for prompts, new in groups:
+                with _counting_tokens(model, new):
+                    samples += _parts(_continued(model, prompts, new), tokens)
         return samples
 
     return sampler
+
+
+@contextmanager
+def _counting_tokens(model: nn.Module, most: int) -> Iterator[None]:
+    """Tell of each token of some responses that are sampled together; at the end of ``most``, if there were fewer."""
+    left = most
+
+    def count(*_: object) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            advance()
+
+    handle = language_model(model).register_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+    advance(left)
 
 
 def _by_length(batches: list[Batch]) -> dict[int, list[dict[str, Tensor]]]:

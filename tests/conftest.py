@@ -4,12 +4,24 @@ import copy
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _any_hardware():
+    """On every machine models are run in float32 where no other dtype is asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_rejuv._compat.computes_fast_in_bfloat16", lambda device: False)
+        yield
 
 
 def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
@@ -89,3 +101,12 @@ def greedy_batch(model: nn.Module, rows: int = 3, length: int = 9, seed: int = 0
     labels = ids.clone()
     labels[:, :3] = -100
     return {"input_ids": ids, "labels": labels}
+
+
+def shift_of_alpha(
+    sft: dict[str, torch.Tensor], base: dict[str, torch.Tensor], fused: dict[str, torch.Tensor], alpha: float
+) -> float:
+    """The alpha of the fusion that lies nearest to what was written, less the one that was asked for; float64."""
+    ours, theirs, result = (torch.cat([m[n].double().flatten() for n in sft]) for m in (sft, base, fused))
+    line = ours - theirs
+    return float((result - theirs) @ line / (line @ line)) - alpha

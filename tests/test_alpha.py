@@ -67,7 +67,9 @@ def test_a_base_that_lost_nothing_leaves_the_likeliest_demonstrations():
 
 
 def test_demonstrations_that_sft_made_no_likelier_are_refused():
-    with pytest.raises(ValueError, match=r"likeliest under the base \(5.00 nats a response, 8.00 under the SFT"):
+    with pytest.raises(
+        ValueError, match=r"likeliest under the base \(5.00 nats a response, 8.00 under the SFT"
+    ):
         bargain(line(lambda a: 5 + 3 * a, base_samples))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,9 +87,31 @@ def test_a_progress_bar_where_there_is_a_terminal(models, tmp_path, capsys, monk
     fuse += ["--reset-fraction", "0", "--alpha", "0.5"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main([*fuse, "--out", str(tmp_path / "a")]) == 0
-    assert "%" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "fusing the weights:   0 % |" in shown
+    assert " left" in shown
     assert main([*fuse, "--out", str(tmp_path / "b"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_every_phase_of_a_diagnosis_is_named(tmp_path, capsys, monkeypatch):
+    base, sft, calibration = map(str, known_pair(tmp_path))
+    known = ["diagnose", "--base", base, "--sft", sft, "--calibration", calibration]
+    capsys.readouterr()
+    assert main(known) == 0
+    assert " left" not in capsys.readouterr().err  # no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(known) == 0
+    shown = capsys.readouterr()
+    bars = re.findall(r"([a-z ]+): +0 % \|", shown.err)
+    assert list(dict.fromkeys(bars)) == [
+        "reading the weights",
+        "comparing with the base",
+        "sampling responses",
+        "searching for alpha",
+    ]
+    assert "loading the model …" in shown.err
+    assert "models ran         on cpu in float32" in shown.out
 
 
 @pytest.mark.parametrize(

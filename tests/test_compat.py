@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 
@@ -16,6 +17,7 @@ from torchmetrics import SumMetric
 from lightning_rejuv._compat import (
     adapters_are_disabled,
     average_of,
+    computes_fast_in_bfloat16,
     fast_dev_run,
     first_logged_step,
     language_model,
@@ -167,3 +169,54 @@ def test_fabrics_wrapper_is_taken_off_and_saved_buffers_are_known():
     assert unwrap(net) == (net, net, False)
     saved = {name for name in net.state_dict() if name not in dict(net.named_parameters())}
     assert {name for name, _ in persistent_buffers(net)} == saved
+
+
+@pytest.mark.parametrize(
+    ("known", "fast"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"architecture": "aarch64", "bf16": True}, True),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "aarch64", "neon": True}, False),
+    ],
+)
+def test_a_cpu_with_bfloat16_instructions_computes_fast_in_it(known, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert computes_fast_in_bfloat16(torch.device("cpu")) is fast
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not computes_fast_in_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
+def test_an_older_torch_says_so_privately(avx512, amx, monkeypatch):
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert computes_fast_in_bfloat16(torch.device("cpu")) is (avx512 or amx)
+
+
+def test_this_cpus_two_answers_agree():
+    if not hasattr(torch.cpu, "get_capabilities"):
+        pytest.skip("torch has no get_capabilities before 2.11")
+    known = torch.cpu.get_capabilities()
+    if known["architecture"] == "x86_64":
+        assert known["avx512_bf16"] is torch.cpu._is_avx512_bf16_supported()
+        assert known["amx_tile"] is torch.cpu._is_amx_tile_supported()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bfloat16_is_not_fast_in_it(native, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(asked.append(device)))
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+    )
+    assert computes_fast_in_bfloat16(torch.device("cuda", 1)) is native
+    assert asked == [torch.device("cuda", 1)]
+
+
+def test_other_devices_compute_in_float32():
+    assert not computes_fast_in_bfloat16(torch.device("mps"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.neurons import take_apart
-from tests.conftest import batch, float64_llama, greedy_batch, sharpened, shifted, tiny_llama
+from tests.conftest import batch, float64_llama, greedy_batch, sharpened, shift_of_alpha, shifted, tiny_llama
 
 
 @pytest.fixture
@@ -361,27 +361,27 @@ def test_rounding_is_reported_and_can_be_stochastic():
     models = {}
     for rounding in ("nearest", "stochastic"):
         models[rounding] = copy.deepcopy(sft)
-        report = rejuvenate(models[rounding], base, alpha=0.5, reset_fraction=0, rounding=rounding)
-        changed = lost = 0
-        for name, parameter in models[rounding].named_parameters():
-            moved = before[name] != anchor[name]
-            changed += int(moved.sum())
-            lost += int((moved & ((parameter == before[name]) | (parameter == anchor[name]))).sum())
-        assert report.rounding_lost == pytest.approx(lost / changed)
-        assert report.rounding_lost > 0.5
-        assert "fell back" in str(report)
+        report = rejuvenate(models[rounding], base, alpha=0.3, reset_fraction=0, rounding=rounding)
+        shift = shift_of_alpha(before, anchor, _state(models[rounding]), 0.3)
+        assert report.rounding_shift == pytest.approx(shift, rel=1e-3, abs=1e-5)
+        if rounding == "nearest":
+            assert shift < -0.1
+            assert f"shifts alpha by {shift:+.3f}, toward the base: " in str(report)
+        else:
+            assert abs(shift) < 0.1  # of a few thousand weights
+            assert f"shifts alpha by {shift:+.3f}" in str(report)
     assert any(
         not torch.equal(p, q)
         for p, q in zip(models["nearest"].parameters(), models["stochastic"].parameters(), strict=True)
     )
-    exact = {n: (before[n].double() + anchor[n].double()) / 2 for n in before}
+    exact = {n: 0.3 * before[n].double() + 0.7 * anchor[n].double() for n in before}
     for name, parameter in models["nearest"].named_parameters():
         assert torch.equal(parameter, exact[name].to(torch.bfloat16))
 
 
 def test_float32_reports_no_rounding(pair):
     base, sft = pair
-    assert rejuvenate(sft, base, alpha=0.5, reset_fraction=0).rounding_lost is None
+    assert rejuvenate(sft, base, alpha=0.5, reset_fraction=0).rounding_shift is None
 
 
 def test_a_resized_vocabulary_is_fused_by_index_on_request_only():

@@ -117,52 +117,58 @@ def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Gen
         param.copy_(base)
     elif param.dtype == base.dtype and not stochastic:
         param.lerp_(base.to(param.device), weight)  # PyTorch computes half types in float32 here
-    elif param.dim() > 1 and param.numel() > _PIECE:
-        for piece, base_piece in zip(param, base, strict=True):
-            _lerp_whole(piece, base_piece, weight, generator)
     else:
-        exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
-        value = torch.lerp(param.to(exact), base.to(param.device, exact), weight)
-        param.copy_(_round_stochastically(value.float(), generator) if stochastic else value)
+        if not param.dim():
+            param, base = param[None], base[None]
+        rows = max(1, _PIECE // param[0].numel())
+        for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
+            exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
+            value = torch.lerp(piece.to(exact), base_piece.to(param.device, exact), weight)
+            piece.copy_(_round_stochastically(value.float(), generator) if stochastic else value)
 
 
 def _round_stochastically(value: Tensor, generator: torch.Generator | None) -> Tensor:
     """Round finite float32 to what bfloat16 can hold: add random low bits, then cut them off."""
-    noise = torch.randint(1 << 16, value.shape, generator=generator, dtype=torch.int32, device="cpu")
+    device = "cpu" if generator is None else generator.device
+    noise = torch.randint(1 << 16, value.shape, generator=generator, dtype=torch.int32, device=device)
     bits = value.contiguous().view(torch.int32) + noise.to(value.device)
     return (bits & ~0xFFFF).view(torch.float32)
 
 
-def count_lost(before: Tensor, after: Tensor, base: Tensor) -> tuple[int, int]:
-    """Count what rounding threw away in a fusion.
+def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
+    """Add up what rounding did to a fusion along the line from a parameter to its base.
 
-    An SFT update that is small beside the weight's unit in the last place cannot be halved: the fused
-    value is rounded back to one of the two it should lie between.
+    The first sum over the second is the shift of alpha, the weight that the parameter has in the fusion: how far from
+    the exact fusion the rounded one lies along that line, in parts of the line. An SFT update of one unit in the last
+    place, for instance, cannot be halved: to nearest every alpha below one half becomes 0 there. The length of the
+    error would not tell that: stochastic rounding, which keeps alpha, makes the longer one.
 
     Args:
-        before: the parameter before the fusion.
-        after: the parameter after it, with 0 < alpha < 1.
-        base: the anchor's tensor.
+        param: the parameter before the fusion.
+        base: the anchor's tensor, of the same shape.
+        exact: the fusion before it was rounded.
+        rounded: the fusion.
 
     Returns:
-        How many elements differ between parameter and anchor, and how many of them ended as either.
+        ⟨base - param, exact - rounded⟩ and ‖base - param‖².
 
-    >>> w, b = torch.tensor([1.0, 1.0]).bfloat16(), torch.tensor([1.0078125, 2.0]).bfloat16()
-    >>> count_lost(w, lerp_(w.clone(), b, 0.5), b)
-    (2, 1)
+    >>> w, b = torch.tensor([1.0]).bfloat16(), torch.tensor([1.0078125]).bfloat16()  # the next one after 1
+    >>> gap, line = rounding_sums(w, b, 0.4 * w.float() + 0.6 * b.float(), lerp_(w.clone(), b, 0.6))
+    >>> round(gap / line, 3)
+    -0.4
     """
-    there = base.to(before.device, before.dtype)
-    changed = before != there
-    lost = changed & ((after == before) | (after == there))
-    # Not `sum`, which makes eight bytes of every bool first.
-    return int(changed.count_nonzero()), int(lost.count_nonzero())
+    wide = torch.float32 if param.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    line = base.to(param.device, wide) - param.to(wide)
+    error = exact.to(wide) - rounded.to(wide)
+    gap, length = torch.stack([(line * error).sum(), (line * line).sum()]).tolist()
+    return gap, length
 
 
 @torch.no_grad()
-def lerp_counting_lost_(
+def lerp_measuring_(
     param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None = None
-) -> tuple[int, int]:
-    """Fuse a parameter as :func:`lerp_` does, and count what rounding threw away, some rows at a time.
+) -> tuple[float, float]:
+    """Fuse a parameter as :func:`lerp_` does, and add up what rounding did to it, some rows at a time.
 
     Args:
         param: the parameter, fused in place.
@@ -171,20 +177,21 @@ def lerp_counting_lost_(
         generator: of stochastic rounding.
 
     Returns:
-        As :func:`count_lost`; nothing is counted where nothing can be lost: in float32 and wider, and where
+        The numbers of :func:`rounding_sums`; zeros where rounding does next to nothing: in float32 and wider, and where
         ``weight`` is 0 or 1.
     """
     if param.dtype.itemsize >= 4 or weight in (0.0, 1.0) or param.dim() == 0:
         lerp_(param, base, weight, generator=generator)
-        return 0, 0
-    changed = lost = 0
+        return 0.0, 0.0
+    gap = line = 0.0
     rows = max(1, _PIECE // max(1, param[:1].numel()))
     for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
         before = piece.clone()
         lerp_(piece, base_piece, weight, generator=generator)
-        counted = count_lost(before, piece, base_piece)
-        changed, lost = changed + counted[0], lost + counted[1]
-    return changed, lost
+        exact = torch.lerp(before.float(), base_piece.to(piece.device, torch.float32), weight)
+        sums = rounding_sums(before, base_piece, exact, piece)
+        gap, line = gap + sums[0], line + sums[1]
+    return gap, line
 
 
 def reset_neurons(
@@ -207,6 +214,9 @@ def reset_neurons(
 
 class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
+
+    In bfloat16 a fusion is rounded stochastically, always in the same way: rounded to nearest, where SFT has moved
+    most weights by a unit in the last place, it would be that of another alpha (:func:`rounding_sums`).
 
     A context manager. From the first other weights on it holds one copy of the model's parameters, and on
     exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.
@@ -241,11 +251,16 @@ class Blend:
         if alpha == 1.0 and not self._kept:
             return  # the model's own weights are in it
         self._kept = self._kept or {name: p.detach().clone() for name, p in self._parameters.items()}
+        generators: dict[torch.device, torch.Generator] = {}
         for name, parameter in self._parameters.items():
             share = alpha[name] if isinstance(alpha, Mapping) else alpha
             if share > 0:
                 parameter.copy_(self._kept[name])
-            lerp_(parameter, self._base_of(name), 1.0 - share)
+            generator = None
+            if 0 < share < 1 and parameter.dtype == torch.bfloat16:
+                device = parameter.device
+                generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
+            lerp_(parameter, self._base_of(name), 1.0 - share, generator=generator)
         torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
 
     @torch.no_grad()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_rejuv.forward import watching_forwards
+from lightning_rejuv.progress import Listener, reporting
 
-_TITLE = "Rejuvenation: forward passes"
+_TITLE = "Rejuvenation"
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def as_in_training(trainer: Trainer) -> Iterator[None]:
     """Run forward passes as the training step does, and leave no trace in the random states.
 
     Under the precision plugin, so that activations are those of training; without compiled graphs, in which
-    hooks that are added later do not fire. The passes are counted beside the Trainer's progress bar, if it has one.
+    hooks that are added later do not fire. The progress is shown beside the Trainer's own, if it shows one.
 
     Args:
         trainer: the Trainer.
@@ -35,25 +34,37 @@ def as_in_training(trainer: Trainer) -> Iterator[None]:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(default)
         if trainer.is_global_zero:
-            stack.enter_context(watching_forwards(stack.enter_context(_counter(trainer))))
+            stack.enter_context(reporting(stack.enter_context(_bar(trainer))))
         yield
 
 
 @contextmanager
-def _counter(trainer: Trainer) -> Iterator[Callable[[], object]]:
-    """Show a count where the Trainer shows its progress: yield what adds one to it."""
+def _bar(trainer: Trainer) -> Iterator[Listener | None]:
+    """Show phases where the Trainer shows its progress; yield what is told of them."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, RichProgressBar) and bar.progress is not None:
         shown = bar.progress
-        task = shown.add_task(_TITLE, total=float("inf"))  # how many a search will take is not known
+        task = shown.add_task(_TITLE, total=1)
+
+        def tell(phase: str, done: int, total: int) -> None:
+            name = f"{_TITLE}: {phase}"
+            shown.update(task, description=name, completed=done, total=total, refresh=True)
+
         try:
-            yield partial(shown.update, task, advance=1, refresh=True)
+            yield tell
         finally:
             shown.remove_task(task)
     elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         with tqdm(desc=_TITLE, leave=False) as counted:
-            yield counted.update
+
+            def count(phase: str, done: int, total: int) -> None:
+                if done == 0:
+                    counted.set_description(f"{_TITLE}: {phase}", refresh=False)
+                    counted.reset(total)
+                counted.update(done - counted.n)
+
+            yield count
     else:
-        yield lambda: None
+        yield None

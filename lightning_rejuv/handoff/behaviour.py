@@ -23,6 +23,7 @@ from lightning_rejuv.handoff.checkpoint import Checkpoint
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for, loadable
+from lightning_rejuv.progress import phase
 from lightning_rejuv.sampling import sample_with_generate
 
 TextVerifier = Callable[[str, str], Any]
@@ -91,10 +92,11 @@ def measure_behaviour(
     rule = "support_retention" if verifier else "auto"
     lengths = _Lengths(sample_with_generate(batches, seed))
     with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
-        blend.at(0.0)
-        entropy_base = _entropy(model, batches)
-        blend.at(1.0)
-        entropy_sft = _entropy(model, batches)
+        with phase("comparing with the base", 2 * len(batches)):
+            blend.at(0.0)
+            entropy_base = _entropy(model, batches)
+            blend.at(1.0)
+            entropy_sft = _entropy(model, batches)
         check = lengths.of_right(text_verifier(verifier, tokenizer)) if verifier else None
         search = find_alpha(model, blend, rule, lengths.of_all, verifier=check)
     excess = dict(search.curve)[1.0]

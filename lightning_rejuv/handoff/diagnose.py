@@ -15,13 +15,14 @@ from lightning_rejuv.handoff.checks import (
     check_tying,
     check_vocabulary,
 )
-from lightning_rejuv.handoff.device import check_device
+from lightning_rejuv.handoff.device import check_compute_dtype, check_device, compute_dtype_on
 from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.record import find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
-from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe
+from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe
 from lightning_rejuv.options import FIXED_ALPHA
+from lightning_rejuv.progress import Listener, reporting
 
 
 def diagnose(
@@ -31,8 +32,8 @@ def diagnose(
     calibration: PathLike | None = None,
     verifier: str | Callable[[str, str], object] | None = None,
     device: str = "cpu",
-    compute_dtype: str = "float32",
-    bar: Callable[[int], Progress] | None = None,
+    compute_dtype: str = "auto",
+    progress: Listener | None = None,
 ) -> Diagnosis:
     """Compare an SFT checkpoint with its base.
 
@@ -47,17 +48,14 @@ def diagnose(
         calibration: JSONL, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
         verifier: from prompt and response to whether it is right, or ``"module:function"``.
         device: where the model runs.
-        compute_dtype: in which dtype it runs.
-        bar: called with the number of bytes to read; returns what is called with those that are done.
+        compute_dtype: in which dtype it runs; see :func:`rejuvenate_checkpoint`.
+        progress: see :func:`rejuvenate_checkpoint`.
 
     Raises:
         ValueError: checkpoints that do not belong together, malformed files, a verifier without calibration.
         OSError: reading failed.
     """
-    if compute_dtype not in DTYPES:
-        raise ValueError(
-            f"Expected argument `compute_dtype` to be one of {sorted(DTYPES)} but got {compute_dtype!r}."
-        )
+    check_compute_dtype(compute_dtype)
     if verifier is not None and calibration is None:
         raise ValueError("Expected `calibration` with `verifier`: its prompts are what the base answers.")
     if calibration is not None:
@@ -84,13 +82,15 @@ def diagnose(
         check = import_verifier(verifier) if isinstance(verifier, str) else verifier
         batches = calibration_batches(ours, Path(calibration).expanduser())
     stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, FIXED_ALPHA)))
-    stream.measure(bar(ours.nbytes) if bar else lambda _: None)
-    behaviour = None
-    if batches is not None:
-        with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
-            behaviour = measure_behaviour(
-                ours, theirs, pairing, batches, check, device, DTYPES[compute_dtype], Path(scratch)
-            )
+    behaviour, run_in = None, None
+    with reporting(progress):
+        stream.measure()
+        if batches is not None:
+            run_in = compute_dtype_on(device, compute_dtype)
+            with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
+                behaviour = measure_behaviour(
+                    ours, theirs, pairing, batches, check, device, DTYPES[run_in], Path(scratch)
+                )
     record, recorded = find_record(ours, theirs)
     findings = [*recorded, *_findings(ours, theirs, pairing)]
     same_vocabulary = pairing.rows is None or pairing.rows.identity
@@ -108,6 +108,8 @@ def diagnose(
         recommendation=recommendation,
         alpha=alpha,
         rejuvenated=record,
+        device=device if run_in else None,
+        compute_dtype=run_in,
     )
 
 

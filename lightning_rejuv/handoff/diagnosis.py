@@ -13,6 +13,8 @@ from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.options import FIXED_ALPHA
+from lightning_rejuv.report_layers import bands
+from lightning_rejuv.report_table import rounding
 from lightning_rejuv.verdict import Reason, Verdict, judge
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 UNMEASURED = "Weights alone cannot tell whether SFT went too far."
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-_SHOWN = 12
+_TITLE, _OTHERS = "layer ", 4
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Diagnosis:
     Attributes:
         base: the base's directory.
         sft: the SFT model's.
-        tensors: drift of every tensor, by name on disk, and what rounding takes from its fusion at alpha 0.4.
+        tensors: drift of every tensor, by name on disk, and by how much rounding shifts alpha 0.4.
         findings: tying, vocabulary, tokenizer, chat template, EOS, generation config, an earlier rejuvenation.
         behaviour: entropies, support and the search for alpha; None without calibration data.
         verdict: the monitor's: "plastic", "at risk", "collapsed", or "unknown" without calibration data.
@@ -39,6 +41,8 @@ class Diagnosis:
         alpha: the recommended weight of the SFT model, which is never another than the search found; None
             where nothing is recommended.
         rejuvenated: how the SFT model was rejuvenated before; None where it was not.
+        device: where models were run; None without calibration data.
+        compute_dtype: in which dtype.
     """
 
     base: str
@@ -51,6 +55,8 @@ class Diagnosis:
     recommendation: str
     alpha: float | None
     rejuvenated: Record | None = None
+    device: str | None = None
+    compute_dtype: str | None = None
 
     @property
     def reason(self) -> str:
@@ -68,7 +74,7 @@ class Diagnosis:
         groups: dict[str, list[TensorStatistics]] = {}
         for name, statistics in self.tensors.items():
             found = _LAYER.search(name)
-            groups.setdefault(f"layer {found.group(1)}" if found else name, []).append(statistics)
+            groups.setdefault(f"{_TITLE}{found.group(1)}" if found else name, []).append(statistics)
         return {name: pooled(group) for name, group in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +93,8 @@ class Diagnosis:
             "layers": {name: row(statistics) for name, statistics in self.layers.items()},
             "tensors": {name: row(statistics) for name, statistics in self.tensors.items()},
             "findings": [vars(finding) for finding in self.findings],
+            "device": self.device,
+            "compute_dtype": self.compute_dtype,
             "behaviour": _finite({**asdict(b), "entropy_ratio": b.entropy_ratio}) if b else None,
         }
 
@@ -110,19 +118,28 @@ class Diagnosis:
             yield f"  token entropy      {entropies} ({b.responses} responses, teacher-forced)"
             yield f"  support retention  {b.support_retention:+.2f} nats per response, on {whose}"
             yield f"  alpha found        {b.search.alpha:.3f}  ({b.search.rule}, at most {b.search.target:g} nats lost)"
-        yield f"  drift              {total.drift:.4f}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
+        if self.compute_dtype:
+            yield f"  models ran         on {self.device} in {self.compute_dtype}"
+        yield f"  drift              {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
         yield f"  changed by SFT     {total.changed_share:.1%} of the weights"
-        yield (
-            f"  rounding loss      {total.rounding_loss:.1%} of those stay at an end point when fused at alpha "
-            f"{FIXED_ALPHA:g}"
-        )
-        yield "  drift by layer     drift   changed  rounding loss"
-        ranked = sorted(self.layers.items(), key=lambda item: -item[1].drift)
-        for name, s in ranked[:_SHOWN]:
-            yield f"    {name[-40:]:<15} {s.drift:>9.4f} {s.changed_share:>9.1%} {s.rounding_loss:>14.1%}"
-        if len(ranked) > _SHOWN:
-            yield f"    … {len(ranked) - _SHOWN} more with less drift (all in `--json`)"
+        remedy = "`--stochastic-rounding` or `--dtype float32`"
+        yield f"  rounding           fused at alpha {FIXED_ALPHA:g}, {rounding(total.rounding_shift, remedy)}"
+        yield "  by layer               drift   changed"
+        for name, s in self._by_layer():
+            yield f"    {name[-40:]:<15} {s.drift:>#9.3g} {s.changed_share:>9.1%}"
         yield from map(str, self.findings)
+
+    def _by_layer(self) -> Iterator[tuple[str, TensorStatistics]]:
+        """Go through the layers, neighbours together where there are many, and what else has moved furthest."""
+        known = self.layers
+        numbers = [int(name.removeprefix(_TITLE)) for name in known if name.startswith(_TITLE)]
+        for title, band in bands(numbers):
+            yield (
+                f"layers {title}" if len(band) > 1 else f"layer {title}",
+                pooled(known[f"{_TITLE}{number}"] for number in band),
+            )
+        others = [item for item in known.items() if not item[0].startswith(_TITLE)]
+        yield from sorted(others, key=lambda item: -item[1].drift)[:_OTHERS]
 
 
 def verdict_on(behaviour: Behaviour | None, unchanged: bool) -> Verdict:

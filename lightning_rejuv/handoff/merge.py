@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,7 +42,6 @@ from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out
 from lightning_rejuv.handoff.stream import (
     DTYPES,
     FusionStream,
-    Progress,
     Recipe,
     output_dtypes,
     output_size,
@@ -54,6 +53,7 @@ from lightning_rejuv.handoff.write_report import check_apart, check_room, write_
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
 from lightning_rejuv.options import FIXED_ALPHA, Options, Rounding, alpha_by_name
+from lightning_rejuv.progress import Listener, reporting
 
 
 def merge_adapter(
@@ -65,7 +65,7 @@ def merge_adapter(
     dtype: str | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
-    bar: Callable[[int], Progress] | None = None,
+    progress: Listener | None = None,
 ) -> HandoffReport:
     """Write the fusion of a LoRA-SFT model with its base as a whole model, in the base's layout.
 
@@ -82,7 +82,7 @@ def merge_adapter(
         dtype: of the output; by default the base's.
         rounding: see :func:`rejuvenate_checkpoint`.
         seed: of stochastic rounding; refused without it.
-        bar: see :func:`rejuvenate_checkpoint`.
+        progress: see :func:`rejuvenate_checkpoint`.
 
     Raises:
         ValueError: the base does not hold a weight that the adapter updates, in its shape.
@@ -126,9 +126,9 @@ def merge_adapter(
     with new_directory(target) as partial, Hasher(inputs) as hasher:
         with FileWriter(partial) as writer, reading(theirs, adapter.files) as (base_reader, files):
             rows = _MergedRows(touched, base_reader, files)
-            progress = bar(theirs.nbytes) if bar else lambda _: None
             stream = FusionStream(theirs, theirs, pairs, recipe, rows)
-            stream.write(writer, progress)
+            with reporting(progress):
+                stream.write(writer)
         own = [str(file) for file in sidecar_files(source)]
         copy_sidecar(source, partial, None)
         copy_sidecar(

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_rejuv._compat import require
 from lightning_rejuv.anchor.config import configs
 from lightning_rejuv.anchor.files import CONFIG, read_json
+from lightning_rejuv.progress import phase
 
 # How many layers, blocks or experts: each is an object in memory, also of a model without weights.
 _COUNT = re.compile(r"(?:layer|block|expert)s?$")
@@ -80,14 +81,15 @@ def load_model(directory: Path, device: str, dtype: torch.dtype) -> nn.Module:
     require("transformers", "A model to be run")
     from transformers import AutoModelForCausalLM
 
-    model, info = from_local(
-        AutoModelForCausalLM,
-        directory,
-        config=load_config(directory),
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with phase("loading the model", 1):
+        model, info = from_local(
+            AutoModelForCausalLM,
+            directory,
+            config=load_config(directory),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     missing = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if missing:
         raise ValueError(

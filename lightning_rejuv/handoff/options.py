@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lightning_rejuv.handoff.device import check_device
+from lightning_rejuv.handoff.device import check_compute_dtype, check_device
 from lightning_rejuv.handoff.stream import DTYPES
 from lightning_rejuv.options import Options
 
@@ -24,16 +24,17 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one is out of range, has no effect beside the others, or is missing; or the device is not there.
     """
-    for name in ("dtype", "compute_dtype"):
-        value = beside[name]
-        if value not in DTYPES and not (name == "dtype" and value is None):
-            raise ValueError(f"Expected argument `{name}` to be one of {sorted(DTYPES)} but got {value!r}.")
+    check_compute_dtype(beside["compute_dtype"])
+    if beside["dtype"] is not None and beside["dtype"] not in DTYPES:
+        raise ValueError(
+            f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {beside['dtype']!r}."
+        )
     usual = Options()
     idle = []
     if not asked.reset_fraction:
         idle = [name for name in _OF_THE_RESET if getattr(asked, name) != getattr(usual, name)]
     if not asked.runs_the_model:
-        plain = {"calibration": None, "device": "cpu", "compute_dtype": "float32"}
+        plain = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
         idle += [name for name, value in plain.items() if beside[name] != value]
         idle += ["seed"] if asked.seed and asked.rounding == "nearest" else []
     if idle:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning_rejuv.handoff.checkpoint import (
     left_out,
     open_checkpoint,
 )
+from lightning_rejuv.handoff.device import compute_dtype_on
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
 from lightning_rejuv.handoff.options import applied, check_options
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
@@ -28,12 +28,11 @@ from lightning_rejuv.handoff.report import HandoffReport
 from lightning_rejuv.handoff.rounding import check_rounding
 from lightning_rejuv.handoff.same import check_differ
 from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_size
-from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Progress, Recipe, output_dtypes, output_size
+from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding, alpha_by_name
-
-Bar = Callable[[int], Progress]
+from lightning_rejuv.progress import Listener, reporting
 
 
 def rejuvenate_checkpoint(
@@ -53,11 +52,11 @@ def rejuvenate_checkpoint(
     calibration: PathLike | None = None,
     device: str = "cpu",
     dtype: str | None = None,
-    compute_dtype: str = "float32",
+    compute_dtype: str = "auto",
     rounding: Rounding = "nearest",
     seed: int = 0,
     refit: Refit | None = None,
-    bar: Bar | None = None,
+    progress: Listener | None = None,
 ) -> HandoffReport:
     """Write the rejuvenation of an SFT checkpoint: fusion with its base, then the targeted reset.
 
@@ -86,11 +85,13 @@ def rejuvenate_checkpoint(
             :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
         device: where models run for those.
         dtype: of the output, one of "float32", "bfloat16", "float16"; by default the SFT model's.
-        compute_dtype: in which models are loaded for those.
+        compute_dtype: in which models are run for those; ``"auto"`` is bfloat16 where the device's hardware
+            multiplies in it and float32 elsewhere, and the report says which it was.
         rounding: to half types, ``"nearest"``, or ``"stochastic"``, so that small changes survive on average.
         seed: of stochastic rounding, sampling, the random control and the order of a refit.
         refit: a few plain training steps after the edit, on the calibration data and the base's own samples.
-        bar: called with the number of bytes to do; returns what is called with those that are done.
+        progress: called with the name of each phase, how much of it is done, and how much there is to do (bytes
+            of weights, forward passes or tokens).
 
     Returns:
         The report, which stands in the output as ``rejuvenation.json`` too.
@@ -133,6 +134,8 @@ def rejuvenate_checkpoint(
     beside = {"calibration": calibration, "device": device, "dtype": dtype, "compute_dtype": compute_dtype}
     check_options(asked, beside)
     loads = asked.runs_the_model
+    if loads:
+        compute_dtype = beside["compute_dtype"] = compute_dtype_on(device, compute_dtype)
     base, sft, out = (Path(path).expanduser() for path in (base, sft, out))
     check_free(out)
     check_apart(out, base, sft)
@@ -162,6 +165,7 @@ def rejuvenate_checkpoint(
     check_room(out, size + sidecar_size(sft))
 
     with ExitStack() as stack:
+        stack.enter_context(reporting(progress))
         partial = stack.enter_context(new_directory(out))
         hasher = stack.enter_context(Hasher({"base": _files(theirs), "sft": _files(ours)}))
         attribution = refitted = None
@@ -188,9 +192,8 @@ def rejuvenate_checkpoint(
                 recipe = replace(recipe, alphas=dict.fromkeys(fused, given))
             attribution, refitted = plan.attribution, plan.refit
         with FileWriter(partial) as writer:
-            progress = bar(ours.nbytes) if bar else lambda _: None
             stream = FusionStream(ours, theirs, pairing.pairs, recipe)
-            stream.write(writer, progress)
+            stream.write(writer)
         report = HandoffReport(
             version=__version__,
             output=str(out),

@@ -10,7 +10,8 @@ from typing import Any
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.names import printable
 from lightning_rejuv.refit import RefitReport
-from lightning_rejuv.report_table import refit_rows
+from lightning_rejuv.report_layers import table, where
+from lightning_rejuv.report_table import refit_rows, rounding
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
@@ -65,20 +66,24 @@ class HandoffReport:
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, tables: bool = True) -> Iterator[str]:
         total = self.total
         yield f"Rejuvenated {self.form} in {self.output}"
-        yield f"  alpha            {self.alpha if isinstance(self.alpha, Mapping) else round(self.alpha, 3)}"
+        given = self.alpha if isinstance(self.alpha, Mapping) else f"{self.alpha:.3f}"
+        yield f"  alpha            {given}  (weight of the SFT model)"
         if self.tensors:
-            yield f"  drift            {total.drift:.4f}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
+            yield f"  drift            {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
             yield f"  changed by SFT   {total.changed_share:.1%} of the weights"
-            yield f"  rounding loss    {total.rounding_loss:.1%} of those stay where SFT or the base has them"
+            remedy = "`--stochastic-rounding` or `--dtype float32`"
+            yield f"  rounding         {rounding(total.rounding_shift, remedy)}"
         if self.reset:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
         if self.attribution:
-            yield from self._attributed(self.attribution)
+            yield from self._attributed(self.attribution, tables)
         for title, text in refit_rows(self.refit) if self.refit else ():
             yield f"  {title:<17}{text}"
+        if self.options.get("compute_dtype"):
+            yield f"  models ran       on {self.options['device']} in {self.options['compute_dtype']}"
         if self.vocabulary:
             yield "  vocabulary       " + ", ".join(f"{n} {what}" for what, n in self.vocabulary.items())
         if self.unused:
@@ -86,19 +91,25 @@ class HandoffReport:
         for warning in self.warnings:
             yield f"  warning          {warning}"
 
-    def _attributed(self, found: Mapping[str, Any]) -> Iterator[str]:
+    def _attributed(self, found: Mapping[str, Any], tables: bool) -> Iterator[str]:
         if found.get("neurons"):
             share = found["neurons_reset"] / found["neurons"]
             yield f"  neurons reset    {found['neurons_reset']} of {found['neurons']} ({share:.2%})"
             asked = found.get("neurons_asked")
             if asked not in (None, found["neurons_reset"]):
                 yield f"    asked for      {asked}; only those with a positive score are reset"
+            if found["neurons_reset"]:
+                yield f"  reset in         {where(found['neurons_by_layer'])}"
+                for title, text in table(found["neurons_by_layer"]) if tables else ():
+                    yield f"    {title:<15}{text}"
         if "entropy_sft" in found:
             entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
             yield f"  token entropy    {entropies}, before the fusion, teacher-forced"
         if found.get("search"):
             search = found["search"]
-            kept = f"{search['taught']:.0%} of what SFT taught and {search['kept']:.0%} of the base's own ways"
+            kept = (
+                f"{search['taught']:.0%} of what SFT taught and {search['kept']:.0%} of the base's own ways"
+            )
             yield f"  alpha found by   {search['rule']}: {kept} are kept"
             yield from (f"    doubt          {doubt}" for doubt in search["doubts"])
 
@@ -106,7 +117,7 @@ class HandoffReport:
         """Return a model card with a section on the rejuvenation; one that is there is replaced."""
         before, found, rest = existing.partition(_BEGIN)
         after = rest.partition(_END)[2] if found else ""
-        lines = [f"- {printable(line.strip())}" for line in list(self._lines())[1:]]
+        lines = [f"- {printable(line.strip())}" for line in list(self._lines(tables=False))[1:]]
         section = [
             _BEGIN,
             "## Rejuvenation",
@@ -136,5 +147,5 @@ def row(statistics: TensorStatistics) -> dict[str, float | int | None]:
         "drift": statistics.drift if math.isfinite(statistics.drift) else None,
         "weights": statistics.count,
         "changed": statistics.changed_share,
-        "rounding_loss": statistics.rounding_loss,
+        "rounding_shift": statistics.rounding_shift,
     }

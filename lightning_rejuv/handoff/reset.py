@@ -27,7 +27,9 @@ from lightning_rejuv.handoff.stream import FusionStream, Recipe
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.options import Options
 from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import RefitReport
+from lightning_rejuv.report_layers import by_layer
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def plan_on_disk(
         "neurons": neurons,
         "neurons_asked": count_of(options.reset_fraction, neurons) if options.budget == "share" else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
+        "neurons_by_layer": by_layer((r.group.layer, r.group.kind, len(r.index)) for r in plan.resets),
         "search": asdict(plan.search) if plan.search else None,
     }
     if plan.comparison and plan.attribution:
@@ -158,8 +161,8 @@ def anchor_for(
 def _write(sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path) -> None:
     """Write what the SFT model's names stand for in the base, or in itself where they have no pair."""
     target.mkdir()
-    with FileWriter(target) as writer:
-        FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer, lambda _: None)
+    with FileWriter(target) as writer, phase(f"copying the {target.name} to scratch", sft.nbytes):
+        FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer)
     copy_sidecar(sft.path, target, None)
     if sft.index is not None:
         write_file(target / INDEX, json.dumps(sft.index).encode())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_rejuv.access.edit import rounding_sums
+
 # Every how many rows weights are compared one by one; norms are always of all weights.
 _SAMPLED_ROWS = 8
 
@@ -23,7 +25,8 @@ class TensorStatistics:
         count: number of weights.
         sampled: number of weights in the rows that are compared one by one.
         changed: how many of them differ from the base.
-        stuck: how many of the changed ones have a fusion that rounds to one of its two end points.
+        gap: how far from the exact fusion those rows lie, along the line from the SFT model to the base.
+        line: its length squared; the two of :func:`lightning_rejuv.access.edit.rounding_sums`.
     """
 
     difference: float = 0.0
@@ -31,7 +34,8 @@ class TensorStatistics:
     count: int = 0
     sampled: int = 0
     changed: int = 0
-    stuck: int = 0
+    gap: float = 0.0
+    line: float = 0.0
 
     @property
     def drift(self) -> float:
@@ -46,9 +50,9 @@ class TensorStatistics:
         return self.changed / self.sampled if self.sampled else 0.0
 
     @property
-    def rounding_loss(self) -> float:
-        """Share of the changed weights that fusion leaves at one of the two end points; an estimate."""
-        return self.stuck / self.changed if self.changed else 0.0
+    def rounding_shift(self) -> float:
+        """By how much rounding shifts alpha, positive toward the SFT model; an estimate from every eighth row."""
+        return self.gap / self.line if self.line else 0.0
 
     def add_norms(self, sft: Tensor, base: Tensor) -> None:
         """Add rows in float32 or float64."""
@@ -58,20 +62,20 @@ class TensorStatistics:
         self.base += float(torch.dot(flat, flat))
         self.count += flat.numel()
 
-    def add_rounding(self, sft: Tensor, base: Tensor, fused: Tensor) -> None:
-        """Add rows before the fusion and after it, rounded; every eighth row is looked at."""
-        ours, theirs, result = (t[::_SAMPLED_ROWS] for t in (sft, base, fused))
-        changed = ours != theirs
-        stuck = changed & ((result == ours) | (result == theirs))
-        self.sampled += changed.numel()
-        self.changed += int(changed.count_nonzero())
-        self.stuck += int(stuck.count_nonzero())
+    def add_rounding(self, sft: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
+        """Add rows before the fusion, and after it before and after rounding; every eighth row is looked at."""
+        ours, theirs, wanted, got = (t[::_SAMPLED_ROWS] for t in (sft, base, exact, rounded))
+        self.sampled += ours.numel()
+        self.changed += int((ours != theirs).count_nonzero())
+        gap, line = rounding_sums(ours, theirs, wanted, got)
+        self.gap += gap
+        self.line += line
 
 
 def pooled(statistics: Iterable[TensorStatistics]) -> TensorStatistics:
     """Sum over tensors, as if they were one vector."""
     total = TensorStatistics()
     for one in statistics:
-        for field in ("difference", "base", "count", "sampled", "changed", "stuck"):
+        for field in ("difference", "base", "count", "sampled", "changed", "gap", "line"):
             setattr(total, field, getattr(total, field) + getattr(one, field))
     return total

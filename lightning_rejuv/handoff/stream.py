@@ -18,12 +18,12 @@ from lightning_rejuv.handoff.pattern import Pattern
 from lightning_rejuv.handoff.rounding import stochastic_round, to_nearest
 from lightning_rejuv.handoff.statistics import TensorStatistics
 from lightning_rejuv.handoff.writer import FileWriter
+from lightning_rejuv.progress import advance, phase
 
 _PIECE = 1 << 18  # weights that are worked on at a time: what a core's cache holds
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Progress = Callable[[int], object]
 # Rows of the SFT model's tensor: its entry, the first row, the row after the last.
 SftRows = Callable[[Entry, int, int], Tensor]
 
@@ -120,16 +120,18 @@ class FusionStream:
                     if pair.base is not None:
                         self.measured[entry.name] = fuser.measured
 
-    def write(self, writer: FileWriter, progress: Progress) -> None:
-        """Write all of it; ``progress`` is called with the number of the SFT model's bytes that were done."""
-        for file, content, done in self:
-            writer.write(file, content)
-            progress(done)
+    def write(self, writer: FileWriter) -> None:
+        """Write all of it; progress counts the SFT model's bytes."""
+        with phase("fusing the weights", self._sft.nbytes):
+            for file, content, done in self:
+                writer.write(file, content)
+                advance(done)
 
-    def measure(self, progress: Progress) -> None:
+    def measure(self) -> None:
         """Compute all of it and write nothing."""
-        for _, _, done in self:
-            progress(done)
+        with phase("reading the weights", self._sft.nbytes):
+            for _, _, done in self:
+                advance(done)
 
 
 def output_size(sft: Checkpoint, dtype: torch.dtype | None) -> int:
@@ -214,10 +216,11 @@ class _Fuser:
         if self._pattern is not None:
             mask = self._pattern.rows(start, stop)
             fused = torch.where(mask, lerp_(fused.clone(), theirs, self._recipe.omega), fused)
-        out = self._round(fused if self._move is None else fused + self._move[start:stop])
+        if self._move is not None:
+            fused = fused + self._move[start:stop]
+        out = self._round(fused)
         if self._alpha < 1.0:
-            alone = out if self._move is None else to_nearest(fused, self._dtype)
-            self.measured.add_rounding(ours, theirs, alone)
+            self.measured.add_rounding(ours, theirs, fused, out)
         self._check_finite(out, ours, theirs)
         return out
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from lightning_rejuv.handoff.checks import (
 )
 from lightning_rejuv.handoff.provenance import hash_file
 from lightning_rejuv.handoff.sidecar import REPORT
-from lightning_rejuv.handoff.stream import Progress, one_thread
+from lightning_rejuv.handoff.stream import one_thread
 from lightning_rejuv.names import listing
+from lightning_rejuv.progress import Listener, advance, phase, reporting
 
 _PIECE = 1 << 20
 
@@ -46,7 +46,7 @@ class Verification:
         return {"path": self.path, "ok": bool(self), "findings": [vars(finding) for finding in self.findings]}
 
 
-def verify(path: PathLike, bar: Callable[[int], Progress] | None = None) -> Verification:
+def verify(path: PathLike, progress: Listener | None = None) -> Verification:
     """Check a checkpoint directory, or a LoRA adapter's, without loading a model into memory.
 
     Index, headers and shapes; that transformers' model of this config has exactly these tensors; NaN and
@@ -55,7 +55,7 @@ def verify(path: PathLike, bar: Callable[[int], Progress] | None = None) -> Veri
 
     Args:
         path: the directory.
-        bar: called with the number of bytes to read; returns what is called with those that are done.
+        progress: called with the name of each phase, how much of it is done, and how much there is to do.
 
     Returns:
         The findings. A file that cannot be read is a finding, not an exception.
@@ -71,26 +71,23 @@ def verify(path: PathLike, bar: Callable[[int], Progress] | None = None) -> Veri
         return Verification(str(root), (Finding("index and headers", False, str(error)),))
     files = f"{len(checkpoint.place)} tensors in {len(checkpoint.shards)} files, {checkpoint.nbytes:,} bytes"
     findings = [Finding("index and headers", True, files)]
-    progress = bar(checkpoint.nbytes) if bar else lambda _: None
-    checks: dict[str, _Check] = {
-        "values": partial(_values, progress=progress),
-        **(_ADAPTER if adapter else _MODEL),
-    }
-    for name, check in checks.items():
-        try:
-            findings += check(checkpoint)
-        except (ValueError, OSError) as error:
-            findings.append(Finding(name, False, str(error)))
+    checks: dict[str, _Check] = {"values": _values, **(_ADAPTER if adapter else _MODEL)}
+    with reporting(progress):
+        for name, check in checks.items():
+            try:
+                findings += check(checkpoint)
+            except (ValueError, OSError) as error:
+                findings.append(Finding(name, False, str(error)))
     return Verification(str(root), tuple(findings))
 
 
-def _values(checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
+def _values(checkpoint: Checkpoint) -> Iterator[Finding]:
     bad = []
-    with one_thread(), reading(checkpoint) as (reader,):
+    with phase("reading the weights", checkpoint.nbytes), one_thread(), reading(checkpoint) as (reader,):
         for name, (_, entry) in checkpoint.place.items():
             for start in range(0, entry.numel, _PIECE):
                 piece = reader.read(name, start, min(_PIECE, entry.numel - start))
-                progress(piece.nbytes)
+                advance(piece.nbytes)
                 if not _finite(piece):
                     bad.append(name)
                     break

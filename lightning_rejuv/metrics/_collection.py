@@ -17,7 +17,7 @@ from lightning_rejuv.metrics._base import DriftSums
 from lightning_rejuv.metrics._layers import LayerValues, activation_values, rank_values, site_scores
 from lightning_rejuv.metrics._plot import plot_values
 from lightning_rejuv.metrics._recorder import Record
-from lightning_rejuv.metrics._spectrum import FeatureSpectrum
+from lightning_rejuv.metrics._spectrum import SiteSpectrum
 from lightning_rejuv.metrics.pass_at_k import PassAtK
 from lightning_rejuv.names import listing
 
@@ -194,7 +194,7 @@ class MeasureCollection(MetricCollection):
         for site, parts in record.spectra.items():
             name = _SPECTRUM + site.replace(".", "/")
             if name not in self._modules:
-                self.add_metrics({name: FeatureSpectrum(parts[0].shape[0]).to(parts[0].device)})
+                self.add_metrics({name: SiteSpectrum(parts[0].shape[0]).to(parts[0].device)})
             self._modules[name].absorb(*parts)
         for name, sums in (("token_entropy", record.entropy), ("top1_confidence", record.confidence)):
             if sums is not None:

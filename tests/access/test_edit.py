@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_rejuv.access import edit
-from lightning_rejuv.access.edit import Blend, count_lost, lerp_, lerp_counting_lost_, putting_back, shift_
+from lightning_rejuv.access.edit import (
+    Blend,
+    lerp_,
+    lerp_measuring_,
+    putting_back,
+    rounding_sums,
+    shift_,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -160,28 +167,64 @@ def test_float64_is_not_rounded_on_the_way(dtype, base_dtype):
 
 
 @pytest.mark.parametrize("base_dtype", [torch.bfloat16, torch.float32])
-def test_large_tensors_are_edited_in_pieces_as_if_they_were_one(monkeypatch, base_dtype):
+@pytest.mark.parametrize("piece", [14, 1 << 20])
+def test_what_rounding_did_is_that_of_float64(monkeypatch, base_dtype, piece):
+    """In pieces as if they were one, with weights that do not differ and some that do by a step or two."""
     param, base = _pair((9, 7), torch.bfloat16, base_dtype)
-    base = torch.where(base.abs() < 1, param.to(base_dtype), base)  # some do not differ
-    base[::2] = (param * 1.01)[::2].to(base_dtype)  # and some by a step or two
-    whole = param.clone()
-    expected = count_lost(param, lerp_(whole, base, 0.3), base)
-    assert 0 < expected[1] < expected[0] < 63
-    monkeypatch.setattr(edit, "_PIECE", 14)
-    counted = param.clone()
-    assert lerp_counting_lost_(counted, base, 0.3) == expected
-    assert torch.equal(counted, whole)
+    base = torch.where(base.abs() < 1, param.to(base_dtype), base)
+    base[::2] = (param * 1.01)[::2].to(base_dtype)
+    whole = lerp_(param.clone(), base, 0.3)
+    w, b, r = (t.double() for t in (param, base, whole))
+    expected = float(((b - w) * (0.7 * w + 0.3 * b - r)).sum()), float((b - w).square().sum())
+    monkeypatch.setattr(edit, "_PIECE", piece)
+    fused = param.clone()
+    found = lerp_measuring_(fused, base, 0.3)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert torch.equal(fused, whole)
     assert torch.equal(lerp_(param, base, 0.3), whole)
 
 
-def test_what_rounds_to_either_end_is_lost():
-    before = torch.tensor([1.0, 1.0, 1.0, 1.0]).bfloat16()
-    base = torch.tensor([1.0, 2.0, 1.0078125, 1.0078125]).bfloat16()
-    after = torch.tensor([1.0, 1.5, 1.0, 1.0078125]).bfloat16()
-    assert count_lost(before, after, base) == (3, 2)
+@pytest.mark.parametrize(
+    ("alpha", "shift"), [(0.1, -0.1), (0.4, -0.4), (0.6, 0.4), (0.9, 0.1)], ids=lambda value: f"{value:g}"
+)
+def test_the_shift_of_alpha_where_the_two_are_neighbours_in_bfloat16(alpha, shift):
+    """To nearest every weight becomes one of the two; stochastically they keep alpha, with a longer error."""
+    base = torch.full((40000,), 1.0, dtype=torch.bfloat16)
+    sft = torch.full((40000,), 1.0078125, dtype=torch.bfloat16)
+    gap, line = lerp_measuring_(sft.clone(), base, 1 - alpha)
+    assert gap / line == pytest.approx(shift, abs=1e-4)
+    gap, line = lerp_measuring_(sft.clone(), base, 1 - alpha, torch.Generator().manual_seed(0))
+    assert abs(gap / line) < 5 * (alpha * (1 - alpha) / 40000) ** 0.5
 
 
-@pytest.mark.parametrize("edited", [lerp_, lerp_counting_lost_])
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_a_shift_of_alpha_is_positive_toward_the_model(alpha):
+    sft, base = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0])
+    exact = alpha * sft + (1 - alpha) * base
+    assert rounding_sums(sft, base, exact, sft) == (1 - alpha, 1.0)
+    assert rounding_sums(sft, base, exact, base) == (-alpha, 1.0)
+    assert rounding_sums(sft, base, exact, exact) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 0.7])
+def test_a_blend_in_bfloat16_has_the_alpha_that_it_is_at(alpha):
+    """Where SFT has moved weights by one unit in the last place, rounding to nearest would be all of it or nothing."""
+    base = torch.full((200, 200), 1.0, dtype=torch.bfloat16)
+    sft = torch.full((200, 200), 1.0078125, dtype=torch.bfloat16)
+    weight = sft.clone()
+    with Blend({"w": weight}, lambda name: base) as blend:
+        seen = []
+        for share in (alpha, 0.0, alpha, 1.0):
+            blend.at(share)
+            seen.append(weight.clone())
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], base)
+    assert torch.equal(seen[3], sft)
+    found = float((seen[0] == sft).double().mean())
+    assert abs(found - alpha) < 5 * (alpha * (1 - alpha) / 40000) ** 0.5
+
+
+@pytest.mark.parametrize("edited", [lerp_, lerp_measuring_])
 def test_large_tensors_are_rounded_stochastically_too(monkeypatch, edited):
     monkeypatch.setattr(edit, "_PIECE", 100)
     param = torch.full((40, 1000), 1.0, dtype=torch.bfloat16)

@@ -78,8 +78,8 @@ def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", ["tqdm", "rich", None])
-def test_a_progress_bar_counts_the_forward_passes(kind, pair, tmp_path, capsys, monkeypatch):
-    """Two batches: through the base, the model, once for the attribution, and once more at the end."""
+def test_a_progress_bar_names_the_phases(kind, pair, tmp_path, capsys, monkeypatch):
+    """Two batches: through the base and the model, and once more for the attribution."""
     base, sft = pair
     callbacks, shown = [RejuvenationCallback(base, at_start=True, alpha=0.5)], []
     monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, mininterval=0))
@@ -87,13 +87,21 @@ def test_a_progress_bar_counts_the_forward_passes(kind, pair, tmp_path, capsys, 
         callbacks.append(TQDMProgressBar())
     if kind == "rich":
         rich = pytest.importorskip("rich.progress")
-        monkeypatch.setattr(rich.Progress, "refresh", lambda self: shown.append(self.tasks[-1].completed))
+        monkeypatch.setattr(rich.Progress, "refresh", lambda self: shown.append(_seen(self.tasks[-1])))
         callbacks.append(RichProgressBar())
     options = {"max_steps": 1, "enable_progress_bar": kind is not None}
     fit(Calibrated(sft, base), *callbacks, tmp_path=tmp_path, **options)
-    printed = re.findall(r"Rejuvenation: forward passes: (\d+)it", capsys.readouterr().err)
-    assert [int(count) for count in printed] == (list(range(9)) if kind == "tqdm" else [])
-    assert max(shown, default=0) == (8 if kind == "rich" else 0)
+    expected = [("comparing with the base", done, 4) for done in range(5)]
+    expected += [("attributing to neurons", done, 2) for done in range(3)]
+    printed = re.findall(r"Rejuvenation: ([a-z ]+):.*?(\d+)/(\d+) ", capsys.readouterr().err)
+    found = dict.fromkeys((phase, int(done), int(total)) for phase, done, total in printed)
+    assert list(found) == (expected if kind == "tqdm" else [])
+    told = [step for step in dict.fromkeys(shown) if step[0].startswith("Rejuvenation: ")]
+    assert told == [(f"Rejuvenation: {phase}", *step) for phase, *step in expected if kind == "rich"]
+
+
+def _seen(task):
+    return task.description, task.completed, task.total
 
 
 # One that differs from the default and shows in the weights, and what is needed for it to show.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -50,10 +51,12 @@ def test_drift_from_the_files_alone(models):
     assert "Nothing is recommended without calibration data" in diagnosis.recommendation
     assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
     written = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, alpha=FIXED_ALPHA)
-    assert diagnosis.total.rounding_loss == written.total.rounding_loss  # what it foretells is what comes
+    assert diagnosis.total.rounding_shift == written.total.rounding_shift  # what it foretells is what comes
     assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
-    assert "drift by layer" in str(diagnosis)
-    assert "when fused at alpha 0.4" in str(diagnosis)
+    rows = str(diagnosis).partition("by layer")[2]
+    for name in ("layer 0", "layer 1", "lm_head.weight"):
+        assert re.search(rf"^    {name} +{diagnosis.layers[name].drift:#.3g} ", rows, flags=re.M), name
+    assert f"fused at alpha 0.4, shifts alpha by {diagnosis.total.rounding_shift:+.3f}" in str(diagnosis)
 
 
 def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
@@ -173,9 +176,8 @@ def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(
     (tmp_path / "bad.jsonl").write_text("no JSON")
     read = []
 
-    def bar(total):
-        read.append(total)
-        return lambda done: None
+    def progress(phase, done, total):
+        read.append(phase)
 
     for options, message in (
         ({"calibration": "~/nowhere.jsonl"}, "nowhere.jsonl"),
@@ -183,6 +185,13 @@ def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(
         ({"calibration": "~/c.jsonl", "verifier": "math:no_such"}, "no_such"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
-            diagnose(base, sft, bar=bar, **options)
+            diagnose(base, sft, progress=progress, **options)
     assert read == []
-    assert diagnose(base, sft, bar=bar, calibration="~/c.jsonl").behaviour is not None
+    assert diagnose(base, sft, progress=progress, calibration="~/c.jsonl").behaviour is not None
+    assert list(dict.fromkeys(read)) == [
+        "reading the weights",
+        "loading the model",
+        "comparing with the base",
+        "sampling responses",
+        "searching for alpha",
+    ]

@@ -69,6 +69,24 @@ def test_a_second_rejuvenation_is_never_recommended(level):
     assert ("a smaller alpha" in text) == (level in ("at risk", "collapsed"))
 
 
+def test_drift_is_told_in_the_order_of_the_layers_and_fits_a_screen():
+    """Thirty layers of two tensors, three layers a row; and of eight other tensors those that moved furthest."""
+    tensors = {
+        f"model.layers.{n}.{part}": TensorStatistics(size * (n + 1), 4.0, 10, 10, 5)
+        for n in range(30)
+        for part, size in (("a", 1e-4), ("b", 3e-4))
+    }
+    tensors |= {f"other.{n}": TensorStatistics(1e-6 * (n + 1), 1.0, 10, 10, 0) for n in range(8)}
+    verdict = verdict_on(None, unchanged=False)
+    found = Diagnosis("b", "s", tensors, (), None, verdict.level, verdict.reasons, "", None)
+    rows = [line.split() for line in str(found).partition("changed\n")[2].splitlines()]
+    assert [row[1] for row in rows[:10]] == [f"{n}-{n + 2}" for n in range(0, 30, 3)]
+    for row, first in zip(rows, range(0, 30, 3), strict=False):
+        squares = sum(4e-4 * (n + 1) for n in range(first, first + 3))
+        assert row[2:] == [f"{math.sqrt(squares / (6 * 4.0)):#.3g}", "50.0%"]
+    assert [row[0] for row in rows[10:]] == ["other.7", "other.6", "other.5", "other.4"]
+
+
 def test_json_holds_no_nan_and_the_keys_stay():
     measured = behaviour(math.nan, 0.0, entropy=(0.2, 0.0))
     verdict = verdict_on(measured, unchanged=False)

@@ -31,7 +31,7 @@ OPTIONS = {
     "seed": (1, {**FIXED, "rank_by": "random"}),
 }
 # These show elsewhere, and have tests of their own.
-OTHERS = {"base", "sft", "out", "device", "compute_dtype", "refit", "bar"}
+OTHERS = {"base", "sft", "out", "device", "compute_dtype", "refit", "progress"}
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,21 @@ def test_no_option_is_ignored_on_disk(name, models, usual, tmp_path):
     assert changed == {name}
 
 
-def test_where_and_in_which_dtype_models_run(models, usual, tmp_path):
-    _, report = usual(FIXED)
-    assert (report.options["device"], report.options["compute_dtype"]) == ("cpu", "float32")
-    _, half = run(models, tmp_path / "out", **FIXED, compute_dtype="bfloat16")
-    assert half.options["compute_dtype"] == "bfloat16"
-    assert half.attribution["entropy_sft"] != report.attribution["entropy_sft"]
+def test_where_and_in_which_dtype_models_run(models, tmp_path, monkeypatch):
+    """What was chosen is in the report, and it is what the models are loaded in."""
+    found = {}
+    for name, compute_dtype, fast in (
+        ("float32", "auto", False),
+        ("bfloat16", "auto", True),
+        ("asked for", "bfloat16", False),
+    ):
+        monkeypatch.setattr("lightning_rejuv._compat.computes_fast_in_bfloat16", lambda _, f=fast: f)
+        _, found[name] = run(models, tmp_path / name, **FIXED, compute_dtype=compute_dtype)
+        dtype = "float32" if name == "float32" else "bfloat16"
+        assert (found[name].options["device"], found[name].options["compute_dtype"]) == ("cpu", dtype)
+        assert f"models ran       on cpu in {dtype}\n" in f"{found[name]}\n"
+    entropies = {name: report.attribution["entropy_sft"] for name, report in found.items()}
+    assert entropies["float32"] != entropies["bfloat16"] == entropies["asked for"]
 
 
 def test_the_report_holds_what_was_applied(models, usual, tmp_path):

@@ -12,6 +12,7 @@ from lightning_rejuv.handoff.checkpoint import open_checkpoint
 from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_tokenizer
+from lightning_rejuv.report_layers import where
 from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration, write_tokenizer
 from tests.handoff.families import FAMILIES, tiny
 
@@ -91,6 +92,25 @@ def test_a_partial_reset_and_half_precision(tmp_path):
         assert torch.equal(
             b[~selected & (ours[name] != theirs[name])], a[~selected & (ours[name] != theirs[name])]
         )
+
+
+def test_the_report_says_where_neurons_were_reset_and_the_card_in_one_line(tmp_path):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "c.jsonl")
+    report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **OPTIONS)
+    _, expected = rejuvenated_in_memory(base, sft, calibration)
+    found = report.attribution["neurons_by_layer"]
+    assert found == expected.neurons_by_layer
+    assert sum(n for kinds in found.values() for n in kinds.values()) == expected.neurons_reset > 0
+    line = where(found)
+    assert f"reset in         {line}\n" in f"{report}"
+    assert f"reset in         {line}\n" in f"{expected}"
+    assert "    layers " in str(report)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"- reset in         {line}\n" in card
+    assert "- layers " not in card
+    written = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
+    assert written["attribution"]["neurons_by_layer"] == {str(n): kinds for n, kinds in found.items()}
 
 
 def test_random_control_resets_the_same_number(tmp_path):

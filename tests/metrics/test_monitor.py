@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -56,6 +57,27 @@ def test_measure_equals_the_functionals_on_response_positions(llama, tuned):
     assert values["relative_drift"].item() == pytest.approx(relative_drift(weights, old).item(), rel=1e-5)
     assert monitor.reference.values["token_entropy"] == pytest.approx(token_entropy(base).item(), rel=1e-5)
     assert monitor.compute() == values
+
+
+def test_few_positions_bound_the_rank_without_a_warning_each_time(llama, tuned):
+    """Short answers: a few positions of sixteen features; the rank is that of the function, which warns of it once."""
+    short = batch(rows=2, length=12)
+    short["labels"][0, 4:] = -100
+    short["labels"][1, 5:] = -100
+    monitor = PlasticityMonitor(anchor=llama.state_dict(), probe=[short])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = monitor.measure(tuned)
+        monitor.measure(tuned)
+    mask = response_mask(short["labels"])
+    with torch.no_grad():
+        hidden = tuned.model(input_ids=short["input_ids"], attention_mask=short["attention_mask"])
+    rows = hidden.last_hidden_state[mask]
+    assert len(rows) < rows.shape[1]
+    with pytest.warns(UserWarning, match=f"no rank above {len(rows)}"):
+        expected = effective_rank(rows).item()
+    assert values["effective_rank"].item() == pytest.approx(expected, rel=1e-4)
+    assert values["effective_rank"] <= len(rows)
 
 
 def test_activations_are_the_down_projections_input_at_response_positions(llama):
