@@ -40,14 +40,14 @@ def evaluate(
         responses; ``entropy`` of a token, nats; ``length``, tokens a response.
     """
     count, group = size
-    problems = SPLITS[split].draw(count, seed_of(f"evaluation {split}", seed))
+    problems = SPLITS[split].draw(count, seed_of(f"problems {split}", seed))
     samples = sample(
         model,
         [encode_prompt(tokenizer, problem.question) for problem in problems],
         group,
         max_new_tokens,
         end=end_of(tokenizer),
-        generator=torch.Generator().manual_seed(seed_of(f"evaluation samples {split}", seed)),
+        generator=torch.Generator().manual_seed(seed_of(f"samples {split}", seed)),
     )
     texts = [tokenizer.decode(tokens) for tokens in samples.tokens]
     rewards = torch.tensor([reward(problems[row // group], text) for row, text in enumerate(texts)])

@@ -91,7 +91,7 @@ class Recipe:
     rl: RL = RL()
     out_of_distribution: str = "sum3"
     middle: Texts | None = None
-    evaluation: tuple[int, int] = (64, 8)
+    evaluation: tuple[int, int] = (48, 8)
     out_of_distribution_evaluation: tuple[int, int] = (32, 8)
 
     def settings(self) -> dict[str, Any]:

@@ -81,13 +81,14 @@ class Stages:
         if recipe.middle is None or directory.is_dir():
             return
         with tempfile.TemporaryDirectory(dir=_made(directory.parent), prefix="unfinished-") as parent:
-            self._train(self.workspace.pretrained, recipe.middle, Path(parent), "middle")
+            self._train(self.workspace.pretrained, recipe.middle, Path(parent), f"{recipe.name} middle")
             os.replace(Path(parent, f"epoch_{recipe.middle.epochs[-1]}"), directory)
 
     def train_ladder(self, recipe: Recipe, sft_seed: int) -> None:
         """Fine-tune the recipe's base on the demonstrations of one seed."""
         with whole_directory(self.workspace.ladder(recipe, sft_seed)) as unfinished:
-            self._train(self.workspace.base(recipe), recipe.sft, unfinished, "demonstrations", sft_seed)
+            base, purpose = self.workspace.base(recipe), f"{recipe.name} demonstrations"
+            self._train(base, recipe.sft, unfinished, purpose, sft_seed)
 
     def _train(self, source: Path, texts: Texts, directory: Path, purpose: str, *seeds: int) -> None:
         tokenizer = load_tokenizer(source)
@@ -128,7 +129,7 @@ class Stages:
             from lightning_rejuv import Refit
 
             options["refit"] = Refit(steps=edit.refit_steps, learning_rate=recipe.sft.learning_rate)
-        pairs = demonstrations(tokenizer, recipe.sft.parts, "calibration", sft_seed)
+        pairs = demonstrations(tokenizer, recipe.sft.parts, f"{recipe.name} calibration", sft_seed)
         report = rejuvenate(
             model,
             self.workspace.base(recipe),
@@ -150,9 +151,9 @@ class Stages:
             entropy_bonus=arm.entropy_bonus,
         )
         problems = SPLITS[rl.split].draw(
-            rl.steps * rl.prompts, seed_of("RL problems", job.sft_seed, job.rl_seed)
+            rl.steps * rl.prompts, seed_of(f"{recipe.name} RL problems", job.sft_seed, job.rl_seed)
         )
-        samples = seed_of("RL samples", job.sft_seed, job.rl_seed)
+        samples = seed_of(f"{recipe.name} RL samples", job.sft_seed, job.rl_seed)
         started = time.perf_counter()
         if arm.trainer == "trl":
             model, curves = reinforce_with_trl(directory, tokenizer, problems, rl, self.device, samples)
@@ -175,8 +176,9 @@ class Stages:
             "id": (recipe.rl.split, recipe.evaluation),
             "ood": (recipe.out_of_distribution, recipe.out_of_distribution_evaluation),
         }
+        seed = seed_of(f"{recipe.name} evaluation", sft_seed)
         scores = {
-            name: evaluate(model, tokenizer, split, size, recipe.rl.max_new_tokens, sft_seed)
+            name: evaluate(model, tokenizer, split, size, recipe.rl.max_new_tokens, seed)
             for name, (split, size) in splits.items()
         }
         return {**scores, "knowledge": Knowledge(self.workspace.knowledge, tokenizer).of(model)}
