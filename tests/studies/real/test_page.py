@@ -1,0 +1,146 @@
+"""The page from made-up results, whole and partial; and the page in docs/ against the results that lie there."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from studies.analysis.markdown import DASH, fill_places, places
+from studies.real import page
+from studies.real.analysis import QUESTIONS, SUCCESS, difference, differences, load
+from studies.real.arms import ARMS
+from studies.real.jobs import Job
+from studies.real.page import blocks, main
+from studies.real.recipes import RECIPES
+from studies.real.record import Record, where
+
+ROOT = Path(__file__).parents[3]
+ENDS = {"excessive": 0.1, "moderate": 0.6, "fusion": 0.55, "fusion_reset": 0.6, "fusion_random": 0.58}
+
+
+def _scores(value: float) -> dict:
+    measures = {"pass_at_k": min(1.0, 2 * value), "zero_variance": 1 - value, "format": 0.9, "entropy": 0.3}
+    return {
+        "id": {"pass_at_1": value, **measures},
+        "ood": {"pass_at_1": value / 2, **measures},
+        "knowledge": {"excess_nll": 0.12, "agreement": 0.8},
+    }
+
+
+def _write(
+    root: Path, recipes="VX", sft_seeds=(101, 102, 103), rl_seeds=(201, 202), arms=tuple(ENDS)
+) -> None:
+    for recipe in recipes:
+        for sft_seed in sft_seeds:
+            record = Record(root, RECIPES[recipe], sft_seed)
+            for arm in arms:
+                start = Job("start", recipe, sft_seed, ARMS[arm].start)
+                record.add(start, {"edit": {"alpha": 0.4 + sft_seed / 10000}, **_scores(0.05)})
+                for rl_seed in rl_seeds:
+                    noise = random.Random(f"{recipe} {sft_seed} {rl_seed} {arm}").uniform(-0.05, 0.05)
+                    value = ENDS[arm] + noise + (0.2 if recipe == "X" else 0.0)
+                    result = {
+                        "made": ARMS[arm].recipe(),
+                        **_scores(value),
+                        "curves": {"reward": [0.0, 2 * value]},
+                        "processor_seconds": 600.0,
+                        "where": where("cpu", "float32"),
+                    }
+                    record.add(Job("arm", recipe, sft_seed, arm, rl_seed), result)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_for_each_arm_of_each_recipe(tmp_path):
+    _write(tmp_path)
+    runs = load(tmp_path)
+    assert len(runs) == 2 * 3 * 2 * 5
+    header, _, *rows = blocks(runs)["table"].splitlines()
+    assert len(rows) == 10
+    assert {len(_cells(line)) for line in (header, *rows)} == {len(page.HEADER)}
+    by_name = {_cells(row)[0]: dict(zip(page.HEADER, _cells(row), strict=True)) for row in rows}
+    fusion = by_name["V: fusion, alpha auto"]
+    ends = [run.pass_at_1 for run in runs if (run.recipe, run.arm) == ("V", "fusion")]
+    assert fusion["runs"] == "6 of 3 SFT seeds"
+    assert fusion["pass@1 before"] == "0.05"
+    assert fusion["pass@1 after RL"] == f"**{sum(ends) / 6:.2f}**"
+    assert fusion["lowest, highest"] == f"{min(ends):.2f}, {max(ends):.2f}"
+    assert fusion["succeed"] == "6 of 6"
+    assert fusion["reward during RL"] == f"{sum(ends) / 6:.2f}"
+    assert fusion["core-minutes"] == "10"
+    excessive = [run.pass_at_1 for run in runs if (run.recipe, run.arm) == ("X", "excessive")]
+    succeed = sum(end >= SUCCESS for end in excessive)
+    assert by_name["X: excessive SFT"]["succeed"] == f"{succeed} of 6"
+    assert blocks(runs)["alphas"] == "V: 0.41, 0.41, 0.41; X: 0.41, 0.41, 0.41"
+
+
+def test_differences_pair_seeds_and_average_over_those_of_rl(tmp_path):
+    _write(tmp_path)
+    runs = load(tmp_path)
+    (first, end, during, p), second, third, *_ = differences(runs)
+    assert (first.ours, first.theirs) == ("fusion", "excessive")
+    value = {(run.recipe, run.sft_seed, run.rl_seed, run.arm): run.pass_at_1 for run in runs}
+    expected = {
+        (recipe, sft): sum(
+            value[recipe, sft, rl, "fusion"] - value[recipe, sft, rl, "excessive"] for rl in (201, 202)
+        )
+        / 2
+        for recipe in "VX"
+        for sft in (101, 102, 103)
+    }
+    assert end.estimate.n == 6
+    assert end.estimate.value == pytest.approx(sum(expected.values()) / 6)
+    assert during.estimate.value == pytest.approx(end.estimate.value)  # the made-up curves average to the end
+    assert end.p == pytest.approx(2 / 64)  # the smallest that six pairs can give
+    assert p == pytest.approx(min(1.0, 3 * 2 / 64))
+    assert [primary.primary for primary, *_ in (second, third)] == [True, True]
+    text = blocks(runs)["questions"]
+    assert text.splitlines()[0].startswith("- Fusion against excessive SFT: **+0.4")
+    assert "6 SFT seeds, 6 above and 0 below, p = 0.094 (Holm)): above." in text.splitlines()[0]
+
+
+def test_partial_results_say_how_many_there_are(tmp_path):
+    _write(tmp_path, recipes="V", sft_seeds=(101,), rl_seeds=(201, 202), arms=("excessive", "fusion"))
+    _write(tmp_path, recipes="V", sft_seeds=(102,), rl_seeds=(201,), arms=("excessive",))
+    runs = load(tmp_path)
+    rows = [_cells(row) for row in blocks(runs)["table"].splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("V: excessive SFT", "3 of 2 SFT seeds"),
+        ("V: fusion, alpha auto", "2 of 1 SFT seed"),
+    ]
+    found = difference(runs, QUESTIONS[0], lambda run: run.pass_at_1)
+    assert found.estimate.n == 1
+    assert found.p is None
+    assert "one seed says nothing" in blocks(runs)["questions"]
+    assert difference(runs, QUESTIONS[1], lambda run: run.pass_at_1) is None
+    assert f"recipe V: 5 runs of RL, SFT seeds 101{DASH}102, RL seeds 201{DASH}202" in blocks(runs)["state"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_the_page_and_its_picture(tmp_path, written, capsys):
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    text = (ROOT / "docs" / "real.md").read_text()
+    target = tmp_path / "docs" / "real.md"
+    target.write_text(places("real").sub(r"<!-- real: \1 --><!-- end -->", text))
+    if written:
+        _write(tmp_path / "docs" / "results" / "real")
+    main(["--root", str(tmp_path)])
+    made = target.read_text()
+    assert ("No run has finished yet." in made) is not written
+    assert (tmp_path / "docs" / "images" / "real.png").is_file() is written
+    assert ("images/real.png" in made) is written
+    assert capsys.readouterr().out == f"{60 if written else 0} runs of RL.\n"
+    before = made
+    main(["--root", str(tmp_path)])
+    assert target.read_text() == before
+
+
+def test_the_page_in_docs_says_what_its_results_say():
+    made = blocks(load(ROOT / "docs" / "results" / "real"))
+    text = (ROOT / "docs" / "real.md").read_text()
+    assert set(places("real").findall(text)) == set(made)
+    assert fill_places(text, "real", made) == text, "run `python -m studies.real.page`"
