@@ -36,12 +36,14 @@ class AlphaSearch:
             that was tried is.
         target: what the value may reach.
         curve: (alpha, value) for every alpha that was tried, in order of alpha.
+        doubts: why the search is not sure, in whole sentences; empty if it is.
     """
 
     rule: str
     alpha: float
     target: float
     curve: list[tuple[float, float]]
+    doubts: tuple[str, ...] = ()
 
 
 def default_target(rule: str, tokens_per_response: float) -> float:
