@@ -25,7 +25,8 @@ def level_of(measure: str, values, base=BASE) -> str:
 
 
 def test_the_limits_are_the_documented_ones():
-    assert (verdict.GAIN_OVER_CONFIDENT, verdict.GAIN_AT_RISK) == (0.05, 0.5)
+    assert (verdict.GAIN_OVER_CONFIDENT, verdict.GAIN_AT_RISK) == (0.05, 0.3)
+    assert (verdict.GUESSED, verdict.ENTROPY_KEPT) == (1.5, 0.9)
     assert (verdict.PASS_AT_RISK, verdict.PASS_SOLVED, verdict.ZERO_VARIANCE_AT_RISK) == (0.05, 0.9, 0.75)
     assert (verdict.ENTROPY_OVER_CONFIDENT, verdict.ENTROPY_AT_RISK, verdict.ENTROPY_LOW) == (0.05, 0.3, 0.5)
     assert (verdict.CALIBRATION_OVER_CONFIDENT, verdict.CALIBRATION_AT_RISK) == (1 / 3, 2 / 3)
@@ -39,8 +40,8 @@ def test_the_limits_are_the_documented_ones():
         (0.0, "over-confident"),
         (0.046875, "over-confident"),
         (0.0625, "at risk"),
-        (0.5 - 2**-40, "at risk"),
-        (0.5, "healthy"),
+        (0.3 - 2**-40, "at risk"),
+        (0.3 + 2**-40, "healthy"),
         (1.0, "healthy"),
         (1.2, "healthy"),
     ],
@@ -75,9 +76,38 @@ def test_none_right_some_right_and_nearly_all_solved():
     assert judge({**few, "pass_at_8": 0.05}).level == "healthy"
     assert judge({"pass_at_1": 0.0, "pass_at_8": 0.031}).level == "at risk"  # a pass@1 that was rounded
     solved = {"pass_at_1": 0.88}
-    assert judge({**solved, "pass_at_8": just(0.9, BELOW)}).level == "at risk"
+    assert judge({**solved, "pass_at_8": just(0.9, BELOW)}).level == "at risk"  # as much by prompt alone
     assert judge({**solved, "pass_at_8": 0.9}).level == "healthy"
     assert judge({"pass_at_1": 1.0, "pass_at_8": 1.0, "zero_variance_fraction": 1.0}).level == "healthy"
+
+
+GUESSES = {"pass_at_1": 0.125, "pass_at_8": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("chance", "entropy", "level"),
+    [
+        (0.125 / 1.5 - 2**-40, None, "healthy"),
+        (0.125 / 1.5 + 2**-40, None, "at risk"),
+        (0.125, just(0.9, BELOW), "at risk"),
+        (0.125, 0.9, "healthy"),
+        (0.125, 0.01, "over-confident"),
+    ],
+)
+def test_what_may_be_guessed_speaks_for_a_model_only_if_its_entropy_is_kept(chance, entropy, level):
+    known = {} if entropy is None else {"token_entropy": entropy}
+    found = judge({**GUESSES, **known, "chance_pass_at_1": chance}, BASE)
+    assert found.level == level
+    guessed = chance > 0.1
+    assert (
+        any("right in 0.1" in reason.text and "guesses" in reason.text for reason in found.reasons) is guessed
+    )
+
+
+def test_guesses_do_not_make_what_is_over_confident_any_better():
+    rigid = {"pass_at_1": 0.3, "pass_at_8": 0.31, "chance_pass_at_1": 0.3, "token_entropy": 1.0}
+    assert judge(rigid, BASE).level == "over-confident"
+    assert judge({"pass_at_1": 0.5, "pass_at_8": 0.97, "chance_pass_at_1": 0.5}).level == "at risk"
 
 
 def test_the_largest_k_is_judged():
@@ -258,7 +288,7 @@ def test_it_reads_as_sentences():
         "- token entropy 0.012 nats is 0.04 of the base's 0.300 (over-confident below 0.05, at risk below 0.3) "
         "[over-confident]",
         "- pass@8 is 0.40 beside a pass@1 of 0.25: repeated sampling gains 0.23 of what independent rollouts would "
-        "(over-confident below 0.05, at risk below 0.5); 80% of the groups carry no learning signal [at risk]",
+        "(over-confident below 0.05, at risk below 0.3); 80% of the groups carry no learning signal [at risk]",
         "- held-out demonstrations cost 0.120 nats a token where the model expects 0.012, 0.10 of it "
         "(over-confident below 0.33, at risk below 0.67) [over-confident]",
         "- the format that the demonstrations share has a probability of 0.500 (cannot start below 0.01, at risk below "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +14,16 @@ from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
-from lightning_rejuv.calibration import IGNORED
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.find_alpha import Verifier, find_alpha
+from lightning_rejuv.find_alpha import find_alpha
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
 from lightning_rejuv.handoff.demonstrated_format import format_probability
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for, loadable
-from lightning_rejuv.handoff.rollouts import Rollouts, sample_rollouts
+from lightning_rejuv.handoff.rollouts import Rollouts, TextVerifier, sample_rollouts
 from lightning_rejuv.sampling import sample_with_generate
-
-TextVerifier = Callable[[str, str], Any]
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,7 @@ def measure_behaviour(
         known = [confidence(model, batch) for batch in batches]
         blend.at(1.0)
         own = [confidence(model, batch) for batch in batches]
-        check = text_verifier(verifier, tokenizer) if verifier else None
-        rollouts = sample_rollouts(model, batches, check, seed) if check else None
+        rollouts = sample_rollouts(model, batches, verifier, tokenizer, seed) if verifier else None
         search = find_alpha(model, blend, "auto", sample_with_generate(batches, seed))
     responses = sum(len(batch.response) for batch in batches)
     tokens = sum(int(batch.response.sum()) for batch in batches)
@@ -120,21 +115,6 @@ def measure_behaviour(
         search=search,
         rollouts=rollouts,
     )
-
-
-def text_verifier(verifier: TextVerifier, tokenizer: Any) -> Verifier:
-    """Make a function of prompt and response one of a sampled batch."""
-
-    def check(batch: Mapping[str, Tensor]) -> Tensor:
-        right = []
-        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-            start = int((labels != IGNORED).int().argmax())
-            prompt = tokenizer.decode(ids[:start])
-            response = tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
-            right.append(bool(verifier(prompt, response)))
-        return torch.tensor(right, device=batch["input_ids"].device)
-
-    return check
 
 
 def import_verifier(name: str) -> TextVerifier:

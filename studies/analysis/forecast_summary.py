@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studies import verdicts
 from studies.analysis import forecast, thresholds
 from studies.analysis.results import TaskResults
 from studies.analysis.statistics import plain
@@ -63,18 +64,16 @@ def _of_scope(
 
 
 def verdict_of(tasks: Mapping[str, TaskResults]) -> dict[str, Any]:
-    """Success rates by the level of the library's verdict, and above the limit that it had before the study."""
-    found: dict[str, Any] = {side: {} for side in ("all", "over_trained", "fresh", "former")}
+    """How many starts of each level of the library's verdict succeeded, and how many failed, by side and task."""
+    found: dict[str, Any] = {side: {} for side in ("all", "over_trained", "fresh", "without_rollouts")}
     for name, members in _scopes(tasks).items():
+        every = forecast.starts(members)
         side = forecast.starts(members, over_trained_side=True)
         fresh = [start for start in side if start.seed in SECOND_SEEDS]
-        groups = {"all": forecast.starts(members), "over_trained": side, "fresh": fresh}
-        for called, group in groups.items():
-            rates = thresholds.levels(group)
-            found[called][name] = {level: plain(rate) for level, rate in rates.items()}
-        found["former"][name] = plain(
-            thresholds.rate_in(side, "support", thresholds.FORMER_AT_RISK, float("inf"))
-        )
+        for called, group in {"all": every, "over_trained": side, "fresh": fresh}.items():
+            found[called][name] = verdicts.confusion(map(verdicts.of_start, group))
+        alone = (verdicts.of_start(start, rollouts=False) for start in every)
+        found["without_rollouts"][name] = verdicts.confusion(alone)
     return found
 
 

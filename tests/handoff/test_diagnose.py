@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -33,6 +34,12 @@ def _held(file):
 
     with safe_open(file, "pt") as f:
         return set(f.keys())
+
+
+def one_in_two():
+    """A verifier of every second rollout, and of none that answers another prompt."""
+    calls = itertools.count()
+    return lambda *_: (call := next(calls)) % 2 == 0 and call < 6 * 8
 
 
 def by_check(diagnosis):
@@ -74,7 +81,7 @@ def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):
     base, sft = pair(tmp_path, drift=0.01)
     calibration = write_calibration(sft.parent / "c.jsonl")
     sure = {"calibration": calibration, "verifier": lambda prompt, _: "w2" in prompt}
-    mild = diagnose(base, sft, calibration=calibration, verifier=lambda _, response: "w" in response)
+    mild = diagnose(base, sft, calibration=calibration, verifier=one_in_two())
     assert (mild.verdict, mild.alpha) == ("healthy", 1.0), str(mild)
     assert "start RL from the SFT model itself" in mild.recommendation
     sharpen(sft)
@@ -120,13 +127,14 @@ def test_a_verifier_judges_rollouts_of_the_sft_model(models):
 
     def right(prompt, response):
         seen.append((prompt, response))
-        return len(seen) % 2
+        return len(seen) % 2 and len(seen) <= 6 * 8
 
     diagnosis = diagnose(base, sft, calibration=calibration, verifier=right)
     rollouts = diagnosis.behaviour.rollouts
-    assert len(seen) == rollouts.prompts * rollouts.group
-    assert {prompt for prompt, _ in seen} == {prompt for prompt, _ in seen[:: rollouts.group]}
+    assert (rollouts.prompts, rollouts.group) == (6, 8)
+    assert len(seen) == 4 * 6 * 8
     assert (rollouts.pass_at_1, rollouts.pass_at_8, rollouts.zero_variance_fraction) == (0.5, 1.0, 0.0)
+    assert rollouts.chance_pass_at_1 == 0.0
     assert (diagnosis.verdict, diagnosis.reasons[0].measure) == ("healthy", "pass_at_8")
     assert all(prompt.startswith("<|user|>") and prompt.endswith("<|assistant|>") for prompt, _ in seen)
     assert not any("<" in response.replace("<unk>", "") for _, response in seen)

@@ -17,7 +17,7 @@ from lightning_rejuv.verdict import judge
 
 ROLLOUTS = {
     "healthy": Rollouts(16, 8, 0.3, 0.8, 0.2),
-    "at risk": Rollouts(16, 8, 0.3, 0.5, 0.7),
+    "at risk": Rollouts(16, 8, 0.3, 0.4, 0.7),
     "over-confident": Rollouts(16, 8, 0.3, 0.31, 0.95),
     "cannot start": Rollouts(16, 8, 0.0, 0.0, 1.0),
 }
@@ -39,6 +39,7 @@ def test_the_verdict_is_that_of_the_monitor():
                     "pass_at_1": rollouts.pass_at_1,
                     "pass_at_8": rollouts.pass_at_8,
                     "zero_variance_fraction": rollouts.zero_variance_fraction,
+                    "chance_pass_at_1": 0.0,
                 }
             found = verdict_on(behaviour(rollouts, entropy=(entropy, 1.0), nll=nll, form=form))
             assert found == judge(values, {"token_entropy": 1.0})
@@ -130,7 +131,7 @@ def test_json_holds_no_nan_and_the_keys_stay():
     assert plain["behaviour"]["support_retention"] is None
     assert plain["behaviour"]["entropy_ratio"] is None
     assert plain["verdict"] == "cannot start"
-    assert plain["behaviour"]["rollouts"]["pass_at_8"] == 0.5
+    assert plain["behaviour"]["rollouts"]["pass_at_8"] == 0.4
     assert {
         "base",
         "sft",
@@ -143,4 +144,4 @@ def test_json_holds_no_nan_and_the_keys_stay():
         "findings",
     } < plain.keys()
     assert "alpha found" in str(found)
-    assert "16 prompts x 8: pass@1 0.30, pass@8 0.50, 70% of the groups all right or all wrong" in str(found)
+    assert "16 prompts x 8: pass@1 0.30, pass@8 0.40, 70% of the groups all right or all wrong" in str(found)
