@@ -9,7 +9,6 @@ from studies import verdicts
 from studies.analysis import forecast, thresholds
 from studies.analysis.results import TaskResults
 from studies.analysis.statistics import plain
-from studies.arms import SECOND_SEEDS
 
 
 def forecast_of(tasks: Mapping[str, TaskResults], over_trained_side: bool) -> dict[str, Any]:
@@ -64,14 +63,11 @@ def _of_scope(
 
 
 def verdict_of(tasks: Mapping[str, TaskResults]) -> dict[str, Any]:
-    """How many starts of each level of the library's verdict succeeded, and how many failed, by side and task."""
-    found: dict[str, Any] = {side: {} for side in ("all", "over_trained", "fresh", "without_rollouts")}
+    """How many starts of each level of the library's verdict succeeded, and how many failed, by task."""
+    found: dict[str, Any] = {side: {} for side in ("all", "without_rollouts")}
     for name, members in _scopes(tasks).items():
         every = forecast.starts(members)
-        side = forecast.starts(members, over_trained_side=True)
-        fresh = [start for start in side if start.seed in SECOND_SEEDS]
-        for called, group in {"all": every, "over_trained": side, "fresh": fresh}.items():
-            found[called][name] = verdicts.confusion(map(verdicts.of_start, group))
+        found["all"][name] = verdicts.confusion(map(verdicts.of_start, every))
         alone = (verdicts.of_start(start, rollouts=False) for start in every)
         found["without_rollouts"][name] = verdicts.confusion(alone)
     return found

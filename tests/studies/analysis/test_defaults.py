@@ -6,7 +6,7 @@ from lightning_rejuv.alpha import default_target
 from lightning_rejuv.options import Options
 from studies.analysis.checks import DEFAULT
 from studies.analysis.defaults import SETTINGS, defaults_table
-from studies.analysis.markdown import MINUS, number
+from studies.analysis.markdown import MINUS
 from studies.analysis.results import load
 from studies.analysis.summary import summarise
 from studies.arms import ARMS

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from studies.analysis.__main__ import ROOT, main
-from studies.analysis.markdown import DASH, MINUS, NONE, number
+from studies.analysis.markdown import DASH, NONE
 from studies.analysis.page import PLACE, blocks, filled
 from studies.analysis.reset_tables import WHERE
 from studies.analysis.results import load
@@ -103,7 +103,7 @@ def test_seeds_are_those_that_ran(whole):
 
 
 def test_the_verdict_is_shown_beside_what_became_of_the_starts(tmp_path):
-    """Starts of one level each; the second set of seeds by itself as well; entropies alone."""
+    """Starts of one level each, with their rollouts and by entropies alone."""
     chances = {"healthy": (0.1, 0.4), "over-confident": (0.3, 0.3), "cannot start": (0.0, 0.0)}
     for seed, end in ((1001, 0.9), (1002, 0.9), (1021, 0.1)):
         arms = {}
@@ -124,8 +124,6 @@ def test_the_verdict_is_shown_beside_what_became_of_the_starts(tmp_path):
         return {level: tuple(row[head] for head in heads) for level, row in found.items()}
 
     assert counts("all") == {"healthy": ("2", "1"), "over-confident": ("0", "3"), "cannot start": ("0", "3")}
-    assert counts("over_trained") == {"healthy": ("2", "1"), "over-confident": ("0", "3")}
-    assert counts("fresh") == {"healthy": ("0", "1"), "over-confident": ("0", "1")}
     assert counts("without_rollouts") == {"unknown": ("2", "7")}
 
 
