@@ -11,22 +11,23 @@ from lightning_rejuv.attribution.confidence import Confidence
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.handoff.demonstrated_format import format_probability
 
-MARK, END = 7, 8
-TARGETS = [[MARK, 3, END], [MARK, 4, END], [5, MARK, 6], [MARK, MARK, 9]]
-LENGTHS = [3, 3, 3, 2]
-#: What the base gives each token: it knows END, and nothing that differs from response to response.
-BASE = [[0.01, 0.1, 0.9], [0.24, 0.1, 0.9], [0.1, 0.02, 0.2], [0.01, 0.25, 0.0]]
-MODEL = [[0.5, 0.3, 0.9], [0.8, 0.2, 0.9], [0.7, 0.4, 0.1], [0.6, 0.9, 0.0]]
-#: MARK where the base gave it less than a quarter.
-FORMAT = [0.5, 0.8, 0.4, 0.6]
+MARK, TAG, WORD, END = 7, 6, 5, 8
+TARGETS = [[MARK, WORD, 3, END], [MARK, WORD, 4, END], [WORD, MARK, TAG, 9], [MARK, MARK, TAG, 1]]
+LENGTHS = [4, 4, 3, 3]
+#: What the base gives each token. It knows END, and WORD on average though not everywhere; what differs from response
+#: to response (3, 4) it knows least.
+BASE = [[0.01, 0.1, 0.01, 0.9], [0.24, 0.6, 0.01, 0.9], [0.2, 0.02, 0.2, 0.0], [0.01, 0.5, 0.1, 0.0]]
+MODEL = [[0.5, 0.01, 0.0, 0.1], [0.8, 0.01, 0.0, 0.1], [0.01, 0.4, 0.9, 0.0], [0.6, 0.2, 0.8, 0.0]]
+#: MARK has a mean of .156 under the base, TAG of .15, WORD of .3, END of .9.
+OF_MARK = (0.5 + 0.8 + 0.4 + 0.6 + 0.2) / 5
 
 
-def parts(rows):
+def parts(rows, model=MODEL, base=BASE):
     targets = torch.tensor(TARGETS)[rows]
-    response = torch.arange(3) < torch.tensor(LENGTHS)[rows, None]
+    response = torch.arange(4) < torch.tensor(LENGTHS)[rows, None]
     ours, theirs = (
         Confidence(torch.zeros(response.shape), torch.where(response, torch.tensor(p)[rows].log(), torch.nan))
-        for p in (MODEL, BASE)
+        for p in (model, base)
     )
     return Batch({}, targets, response), ours, theirs
 
@@ -34,17 +35,31 @@ def parts(rows):
 @pytest.mark.parametrize("split", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[3], [2], [1], [0]]])
 def test_by_hand(split):
     found = format_probability(*zip(*(parts(rows) for rows in split), strict=True))
-    assert found == pytest.approx(sum(FORMAT) / 4, rel=1e-6)
+    assert found == pytest.approx(OF_MARK, rel=1e-6)  # TAG is likelier
+
+
+def test_the_least_likely_part_counts():
+    rare = [
+        [*row[:2], 0.03 if token == TAG else row[2], row[3]]
+        for row, (_, _, token, _) in zip(MODEL, TARGETS, strict=True)
+    ]
+    assert format_probability(*([part] for part in parts([0, 1, 2, 3], rare))) == pytest.approx(
+        0.03, rel=1e-6
+    )
 
 
 def test_a_token_of_less_than_half_of_the_responses_is_no_format():
-    batch, ours, theirs = parts([0, 1, 2, 3])
-    few = theirs.log_prob.clone()
-    few[[0, 1, 3], [0, 0, 0]] = math.log(0.9)  # MARK is new in one response of four
-    assert format_probability([batch], [ours], [Confidence(theirs.entropy, few)]) == 1.0
+    known = [
+        [0.9 if token == MARK else p for token, p in zip(*rows, strict=True)]
+        for rows in zip(TARGETS, BASE, strict=True)
+    ]
+    batch, ours, theirs = parts([0, 1, 2], base=known)
+    assert (
+        format_probability([batch], [ours], [theirs]) == 1.0
+    )  # TAG is in one of three; the base knows the others
 
 
-def test_without_a_new_token_the_base_knows_the_format():
-    batch, ours, _ = parts([0, 1])
-    known = Confidence(torch.zeros(2, 3), torch.full((2, 3), 0.5).log())
+def test_a_format_that_the_base_knows_is_none():
+    batch, ours, _ = parts([0, 1, 2, 3])
+    known = Confidence(torch.zeros(4, 4), torch.full((4, 4), math.log(0.25)))
     assert format_probability([batch], [ours], [known]) == 1.0
