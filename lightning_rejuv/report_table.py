@@ -58,6 +58,25 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
     yield _row("cost", f"{report.seconds:.2f} s{memory}")
 
 
+def search_rows(search: AlphaSearch, curve: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield title and text of the rows on a search for alpha; ``curve`` is what was measured at each alpha."""
+    kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's own ways are kept"
+    yield "  found by", f"{search.rule}: {kept}"
+    for title, name in (
+        ("alpha tried", "alpha"),
+        ("demonstrations", "demonstrations"),
+        ("base samples", "base_samples"),
+    ):
+        if curve:
+            yield f"  {title}", " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve)
+    unfinished = f", {search.unfinished} of them unfinished" if search.unfinished else ""
+    if curve:
+        yield "", f"negative log-likelihoods, nats a response; {search.responses} base samples{unfinished}"
+    if search.right is not None:
+        yield "  rollouts", f"{search.right:.0%} of {search.responses} at this alpha are right"
+    yield from (("  doubt", doubt) for doubt in search.doubts)
+
+
 def refit_rows(refit: RefitReport) -> Iterator[tuple[str, str]]:
     """Yield title and text of the rows on a refit."""
     what = f"{refit.steps} steps of AdamW at {refit.learning_rate:g}, {refit.batch_size} responses each"
@@ -107,23 +126,8 @@ def _alpha(report: RejuvenationReport) -> Iterator[str]:
         return
     yield _row("alpha", f"{report.alpha:.3f}  (weight of the SFT model)")
     if report.search:
-        yield from _search(report.search)
-
-
-def _search(search: AlphaSearch) -> Iterator[str]:
-    kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's own ways are kept"
-    yield _row("  found by", f"{search.rule}: {kept}")
-    for title, name in (
-        ("  alpha tried", "alpha"),
-        ("  demonstrations", "demonstrations"),
-        ("  base samples", "base_samples"),
-    ):
-        yield _row(title, " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve))
-    unfinished = f", {search.unfinished} of them unfinished" if search.unfinished else ""
-    yield _row("", f"negative log-likelihoods, nats a response; {search.responses} base samples{unfinished}")
-    if search.right is not None:
-        yield _row("  rollouts", f"{search.right:.0%} of {search.responses} at this alpha are right")
-    yield from (_row("  doubt", doubt) for doubt in search.doubts)
+        for title, text in search_rows(report.search):
+            yield _row(title, text)
 
 
 def _buffers(report: RejuvenationReport) -> Iterator[str]:

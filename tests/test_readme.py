@@ -144,9 +144,10 @@ def test_python_of_the_quickstart(tmp_path, monkeypatch, capsys):
     assert "plasticity/pass_at_8" in names["trainer"].callback_metrics
     assert {path.name for path in tmp_path.iterdir()} >= {"base", "sft", "rejuvenated"}
     assert "token_entropy" in capsys.readouterr().out
+    assert names["verdict"].reasons[0].measure == "pass_at_8"
     # What the page's own sampler labels: the response up to its first end, and no padding.
     lengths = set()
-    for batch in names["sampler"].sample_responses(names["base"]):
+    for batch in names["policy"].sample_responses(names["base"]):
         for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             last = ids.index(names["END"], 4) if names["END"] in ids[4:] else len(ids) - 1
             assert labels == [-100] * 4 + ids[4 : last + 1] + [-100] * (len(ids) - last - 1)

@@ -1,10 +1,9 @@
-"""The verdict: every threshold at it and on both sides of it, every order of rules, every sentence."""
+"""The verdict: each limit from both sides, every combination of measures, known starts, every sentence."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 
 import pytest
 
@@ -12,161 +11,295 @@ from lightning_rejuv import verdict
 from lightning_rejuv.verdict import Reason, Verdict, judge
 
 BELOW, ABOVE = -math.inf, math.inf
-RETENTION = "support_retention"
-GROUPS = "zero_variance_fraction"
+BASE = {"token_entropy": 1.0}
 
 
 def just(value: float, toward: float) -> float:
-    """The next float64: no threshold can move, and no comparison turn, without a neighbour noticing."""
+    """The next float64: no limit can move, and no comparison turn, without a neighbour noticing."""
     return math.nextafter(value, toward)
 
 
-def test_the_thresholds_are_the_documented_ones():
-    assert (verdict.RETENTION_AT_RISK, verdict.RETENTION_COLLAPSED, verdict.RETENTION_TOKENS) == (-2, -8, 25)
-    assert (verdict.ENTROPY_AT_RISK, verdict.ENTROPY_COLLAPSED) == (0.5, 0.1)
-    assert (verdict.ZERO_VARIANCE_AT_RISK, verdict.ZERO_VARIANCE_COLLAPSED) == (0.5, 0.95)
+def level_of(measure: str, values, base=BASE) -> str:
+    (reason,) = [reason for reason in judge(values, base).reasons if reason.measure == measure]
+    return reason.level
 
 
+def test_the_limits_are_the_documented_ones():
+    assert (verdict.GAIN_OVER_CONFIDENT, verdict.GAIN_AT_RISK) == (0.05, 0.3)
+    assert (verdict.GUESSED, verdict.ENTROPY_KEPT) == (1.5, 0.9)
+    assert (verdict.PASS_AT_RISK, verdict.PASS_SOLVED, verdict.ZERO_VARIANCE_AT_RISK) == (0.05, 0.9, 0.75)
+    assert (verdict.ENTROPY_OVER_CONFIDENT, verdict.ENTROPY_AT_RISK, verdict.ENTROPY_LOW) == (0.05, 0.3, 0.5)
+    assert (verdict.CALIBRATION_OVER_CONFIDENT, verdict.CALIBRATION_AT_RISK) == (1 / 3, 2 / 3)
+    assert (verdict.FORMAT_CANNOT_START, verdict.FORMAT_AT_RISK) == (0.01, 0.1)
+
+
+# Of a pass@1 of .5, two independent rollouts would solve .75 of the prompts: a gain of .25. Powers of two are exact.
 @pytest.mark.parametrize(
-    ("value", "level"),
+    ("gain", "level"),
     [
-        (ABOVE, "plastic"),
-        (0.3, "plastic"),
-        (0.0, "plastic"),
-        (just(-2.0, ABOVE), "plastic"),
-        (-2.0, "plastic"),
-        (just(-2.0, BELOW), "at risk"),
-        (just(-8.0, ABOVE), "at risk"),
-        (-8.0, "at risk"),
-        (just(-8.0, BELOW), "collapsed"),
-        (BELOW, "collapsed"),
-        (math.nan, "collapsed"),
+        (0.0, "over-confident"),
+        (0.046875, "over-confident"),
+        (0.0625, "at risk"),
+        (0.3 - 2**-40, "at risk"),
+        (0.3 + 2**-40, "healthy"),
+        (1.0, "healthy"),
+        (1.2, "healthy"),
     ],
 )
-def test_support_retention(value, level):
-    found = judge({RETENTION: value})
-    assert (found.level, [reason.level for reason in found.reasons]) == (level, [level])
+def test_what_repeated_sampling_gains(gain, level):
+    values = {"pass_at_1": 0.5, "pass_at_2": 0.5 + 0.25 * gain}
+    assert judge(values).level == level
+    assert f"gains {gain:.2f} of" in judge(values).reasons[0].text
+
+
+def test_the_gain_is_that_of_rollouts_that_depend_on_the_prompt_alone_or_not_at_all():
+    """By brute force: groups of 4 of which each prompt has its own probability, all outcomes enumerated."""
+
+    def passes(probabilities, k):
+        solved = [
+            math.prod(p if right else 1 - p for right in outcome) * any(outcome)
+            for p in probabilities
+            for outcome in itertools.product((False, True), repeat=k)
+        ]
+        return sum(solved) / len(probabilities)
+
+    for probabilities, gain in (([0.25] * 4, "1.00"), ([1.0, 0.0, 0.0, 0.0], "0.00"), ([0.5, 0.0], "0.50")):
+        values = {f"pass_at_{k}": passes(probabilities, k) for k in (1, 4)}
+        assert f"gains {gain} of what independent" in judge(values).reasons[0].text
+
+
+def test_none_right_some_right_and_nearly_all_solved():
+    assert judge({"pass_at_8": 0.0, "pass_at_1": 0.0}).level == "cannot start"
+    assert judge({"pass_at_1": 0.0}).level == "cannot start"
+    few = {"pass_at_1": 0.01}
+    assert judge({**few, "pass_at_8": just(0.05, BELOW)}).level == "at risk"
+    assert judge({**few, "pass_at_8": 0.05}).level == "healthy"
+    assert judge({"pass_at_1": 0.0, "pass_at_8": 0.031}).level == "at risk"  # a pass@1 that was rounded
+    solved = {"pass_at_1": 0.88}
+    assert judge({**solved, "pass_at_8": just(0.9, BELOW)}).level == "at risk"  # as much by prompt alone
+    assert judge({**solved, "pass_at_8": 0.9}).level == "healthy"
+    assert judge({"pass_at_1": 1.0, "pass_at_8": 1.0, "zero_variance_fraction": 1.0}).level == "healthy"
+
+
+GUESSES = {"pass_at_1": 0.125, "pass_at_8": 0.6}
 
 
 @pytest.mark.parametrize(
-    ("tokens", "scale"),
+    ("chance", "entropy", "level"),
     [
-        (None, 1.0),
-        (0.0, 1.0),
-        (1.0, 1.0),
-        (24.0, 1.0),
-        (25.0, 1.0),
-        (26.0, 1.04),
-        (50.0, 2.0),
-        (75.0, 3.0),
-        (1000.0, 40.0),
-        (math.nan, 1.0),
+        (0.125 / 1.5 - 2**-40, None, "healthy"),
+        (0.125 / 1.5 + 2**-40, None, "at risk"),
+        (0.125, just(0.9, BELOW), "at risk"),
+        (0.125, 0.9, "healthy"),
+        (0.125, 0.01, "over-confident"),
     ],
 )
-def test_thresholds_of_retention_grow_with_long_responses_and_never_shrink(tokens, scale):
-    for threshold, better, worse in ((-2.0, "plastic", "at risk"), (-8.0, "at risk", "collapsed")):
-        assert judge({RETENTION: threshold * scale * (1 - 1e-9)}, response_tokens=tokens).level == better
-        assert judge({RETENTION: threshold * scale * (1 + 1e-9)}, response_tokens=tokens).level == worse
-        assert (
-            f"below {threshold * scale:g}" in judge({RETENTION: 0.0}, response_tokens=tokens).reasons[0].text
-        )
-
-
-@pytest.mark.parametrize(
-    ("ratio", "level"),
-    [
-        (1.2, "plastic"),
-        (just(0.5, ABOVE), "plastic"),
-        (0.5, "plastic"),
-        (just(0.5, BELOW), "at risk"),
-        (just(0.1, ABOVE), "at risk"),
-        (0.1, "at risk"),
-        (just(0.1, BELOW), "collapsed"),
-        (0.0, "collapsed"),
-        (math.nan, "collapsed"),
-    ],
-)
-def test_entropy_is_judged_against_the_base(ratio, level):
-    for base in (0.125, 1.0, 2.0):  # powers of two: the ratio is exact
-        assert judge({"token_entropy": ratio * base}, {"token_entropy": base}).level == level
-
-
-@pytest.mark.parametrize(
-    "base", [None, {}, {"top1_confidence": 1.0}, *({"token_entropy": e} for e in (0.0, -1.0, math.nan))]
-)
-def test_without_the_bases_entropy_the_entropy_says_nothing(base):
-    assert judge({"token_entropy": 0.001}, base) == Verdict("unknown", ())
-
-
-def test_the_smallest_entropy_of_a_base_is_enough():
-    assert judge({"token_entropy": 0.0}, {"token_entropy": sys.float_info.min}).level == "collapsed"
-
-
-@pytest.mark.parametrize(
-    ("fraction", "level"),
-    [
-        (0.0, "plastic"),
-        (just(0.5, BELOW), "plastic"),
-        (0.5, "plastic"),
-        (just(0.5, ABOVE), "at risk"),
-        (just(0.95, BELOW), "at risk"),
-        (0.95, "at risk"),
-        (just(0.95, ABOVE), "collapsed"),
-        (1.0, "collapsed"),
-    ],
-)
-@pytest.mark.parametrize("passed", [{}, {"pass_at_1": 0.0}, {"pass_at_1": 0.5}])
-def test_equal_groups(fraction, level, passed):
-    assert judge({GROUPS: fraction, **passed}).level == level
-
-
-@pytest.mark.parametrize("rate", [just(0.5, ABOVE), 1.0])
-def test_equal_groups_say_nothing_where_most_rollouts_succeed(rate):
-    assert judge({GROUPS: 1.0, "pass_at_1": rate}) == Verdict("unknown", ())
-    assert judge({"pass_at_1": 0.0}) == Verdict("unknown", ())
-
-
-# What gives each measure each level; the base has 1 nat.
-VALUES = {
-    RETENTION: {"plastic": 0.0, "at risk": -5.0, "collapsed": -9.0},
-    "token_entropy": {"plastic": 1.0, "at risk": 0.3, "collapsed": 0.01},
-    GROUPS: {"plastic": 0.0, "at risk": 0.7, "collapsed": 1.0},
-}
-ORDER = ["plastic", "at risk", "collapsed"]
-ALL = list(itertools.product([None, *ORDER], repeat=3))
-
-
-@pytest.mark.parametrize("levels", ALL)
-def test_every_combination(levels):
-    """Support decides alone where it was measured; without it the worst decides; all are listed, in order."""
-    given = {name: level for name, level in zip(VALUES, levels, strict=True) if level is not None}
-    found = judge(
-        {name: VALUES[name][level] for name, level in reversed(given.items())}, {"token_entropy": 1.0}
+def test_what_may_be_guessed_speaks_for_a_model_only_if_its_entropy_is_kept(chance, entropy, level):
+    known = {} if entropy is None else {"token_entropy": entropy}
+    found = judge({**GUESSES, **known, "chance_pass_at_1": chance}, BASE)
+    assert found.level == level
+    guessed = chance > 0.1
+    assert (
+        any("right in 0.1" in reason.text and "guesses" in reason.text for reason in found.reasons) is guessed
     )
-    assert [(reason.measure, reason.level) for reason in found.reasons] == list(given.items())
-    if RETENTION in given:
-        assert found.level == given[RETENTION]
-    elif given:
-        assert found.level == max(given.values(), key=ORDER.index)
-    else:
-        assert found.level == "unknown"
 
 
-def test_dormancy_drift_and_rank_are_never_judged():
+def test_guesses_do_not_make_what_is_over_confident_any_better():
+    rigid = {"pass_at_1": 0.3, "pass_at_8": 0.31, "chance_pass_at_1": 0.3, "token_entropy": 1.0}
+    assert judge(rigid, BASE).level == "over-confident"
+    assert judge({"pass_at_1": 0.5, "pass_at_8": 0.97, "chance_pass_at_1": 0.5}).level == "at risk"
+
+
+def test_the_largest_k_is_judged():
+    values = {"pass_at_1": 0.1, "pass_at_2": 0.1, "pass_at_16": 0.8, "pass_at_8": 0.1}
+    assert judge(values).reasons[0].measure == "pass_at_16"
+    assert judge({**values, "pass_at_16": math.nan}).reasons[0].measure == "pass_at_8"
+
+
+@pytest.mark.parametrize(
+    ("values", "level"),
+    [
+        ({"zero_variance_fraction": 0.75}, "healthy"),
+        ({"zero_variance_fraction": just(0.75, ABOVE)}, "at risk"),
+        ({"zero_variance_fraction": 1.0, "pass_at_1": 0.5}, "at risk"),
+        ({"zero_variance_fraction": 1.0, "pass_at_1": just(0.5, ABOVE)}, "healthy"),
+        ({"zero_variance_fraction": 1.0, "pass_at_1": 0.0}, "cannot start"),
+        ({"zero_variance_fraction": math.nan}, "unknown"),
+    ],
+)
+def test_groups_without_a_signal_where_there_is_no_pass_at_k(values, level):
+    assert judge(values).level == level
+
+
+@pytest.mark.parametrize(
+    ("entropy", "level"),
+    [
+        (0.0, "over-confident"),
+        (just(0.05, BELOW), "over-confident"),
+        (0.05, "at risk"),
+        (just(0.3, BELOW), "at risk"),
+        (0.3, "healthy"),
+        (2.0, "healthy"),
+        (math.nan, "cannot start"),
+    ],
+)
+def test_token_entropy(entropy, level):
+    assert level_of("token_entropy", {"token_entropy": entropy}) == level
+
+
+def test_entropy_needs_the_bases():
+    for base in (None, {}, {"token_entropy": 0.0}, {"token_entropy": math.nan}):
+        assert judge({"token_entropy": 0.01, "token_nll": 1.0}, base) == Verdict("unknown", ())
+    assert judge({}, BASE) == Verdict("unknown", ())
+
+
+@pytest.mark.parametrize(
+    ("nll", "level"),
+    [
+        (0.2, "healthy"),
+        (0.6 - 2**-40, "healthy"),
+        (0.6 + 2**-40, "at risk"),
+        (1.2 - 2**-40, "at risk"),
+        (1.2 + 2**-40, "over-confident"),
+        (ABOVE, "over-confident"),
+    ],
+)
+def test_calibration_on_held_out_demonstrations(nll, level):
+    assert level_of("token_nll", {"token_entropy": 0.4, "token_nll": nll}) == level
+
+
+def test_a_model_of_high_entropy_has_not_learned_the_demonstrations_and_is_not_over_confident():
+    for entropy, judged in ((just(0.5, BELOW), True), (0.5, False)):
+        reasons = judge({"token_entropy": entropy, "token_nll": 9.0}, BASE).reasons
+        assert any(reason.measure == "token_nll" for reason in reasons) is judged
+
+
+@pytest.mark.parametrize(
+    ("probability", "level"),
+    [
+        (0.0, "cannot start"),
+        (just(0.01, BELOW), "cannot start"),
+        (0.01, "at risk"),
+        (just(0.1, BELOW), "at risk"),
+        (0.1, "healthy"),
+        (1.0, "healthy"),
+        (math.nan, "at risk"),
+    ],
+)
+def test_format(probability, level):
+    assert level_of("format_probability", {"format_probability": probability}) == level
+
+
+ROLLOUTS = {
+    None: {},
+    "healthy": {"pass_at_1": 0.25, "pass_at_8": 0.75},
+    "at risk": {"pass_at_1": 0.25, "pass_at_8": 0.4},
+    "over-confident": {"pass_at_1": 0.25, "pass_at_8": 0.26},
+    "cannot start": {"pass_at_1": 0.0, "pass_at_8": 0.0},
+}
+ENTROPY = {
+    None: {},
+    "healthy": {"token_entropy": 0.7},
+    "at risk": {"token_entropy": 0.2},
+    "over-confident": {"token_entropy": 0.04},
+    "cannot start": {"token_entropy": math.nan},
+}
+FORMAT = {
+    None: {},
+    "healthy": {"format_probability": 0.9},
+    "at risk": {"format_probability": 0.05},
+    "cannot start": {"format_probability": 0.001},
+}
+
+
+def expected(rollouts, entropy, form):
+    if entropy == "cannot start":
+        return entropy
+    if rollouts in ("at risk", "cannot start") and entropy == "over-confident":
+        return "over-confident"
+    if rollouts is not None:
+        return rollouts
+    if form == "cannot start":
+        return form
+    if entropy == "over-confident":
+        return entropy
+    if "at risk" in (entropy, form):
+        return "at risk"
+    return "healthy" if (entropy, form) == ("healthy", "healthy") else "unknown"
+
+
+@pytest.mark.parametrize("levels", [*itertools.product(ROLLOUTS, ENTROPY, FORMAT)])
+def test_every_combination(levels):
+    """Rollouts come first, entropy alone never acquits, and the reason that decided stands first."""
+    values = {**ROLLOUTS[levels[0]], **ENTROPY[levels[1]], **FORMAT[levels[2]]}
+    found = judge(values, BASE)
+    assert found.level == expected(*levels)
+    names = ("pass_at_8", "token_entropy", "format_probability")
+    given = {name: level for name, level in zip(names, levels, strict=True) if level is not None}
+    assert {reason.measure: reason.level for reason in found.reasons} == given
+    if found.level != "unknown":
+        assert found.reasons[0].level == found.level
+    if levels[0] == found.level and levels[1] != "cannot start":
+        assert found.reasons[0].measure == "pass_at_8"
+
+
+# The starts of RL on a real model in docs/evidence.md: pass@1, pass@8, zero-variance groups, entropy over the base's.
+STARTS = [
+    ("moderate SFT", (0.26, 0.75, 0.25, 0.66), "healthy"),
+    ("excessive SFT", (0.08, 0.16, 0.91, 0.14), "at risk"),
+    ("excessive SFT, seed 2", (0.12, 0.13, 0.97, 0.14), "over-confident"),
+    ("fusion .5", (0.45, 0.84, 0.19, 0.41), "healthy"),
+    ("fusion .5 and reset", (0.40, 0.78, 0.25, 0.50), "healthy"),
+    ("fusion .4 and reset", (0.09, 0.47, 0.53, None), "healthy"),
+    ("fusion .28 and reset: the format is gone", (0.0, 0.0, 1.0, 0.77), "cannot start"),
+    ("the base", (0.0, 0.0, 1.0, 1.0), "cannot start"),
+]
+
+
+@pytest.mark.parametrize(("name", "figures", "level"), STARTS)
+def test_the_starts_on_a_real_model(name, figures, level):
+    one, eight, zero, ratio = figures
+    values = {"pass_at_1": one, "pass_at_8": eight, "zero_variance_fraction": zero}
+    assert judge({**values, **({} if ratio is None else {"token_entropy": ratio})}, BASE).level == level, name
+
+
+def test_what_is_never_judged():
     dead = {"dormant_fraction": 1.0, "dormancy_score_low": 0.0, "relative_drift": 9.0, "effective_rank": 1.0}
-    assert judge(dead, {"effective_rank": 99.0}) == Verdict("unknown", ())
+    assert judge({**dead, "support_retention": -99.0}, {"effective_rank": 99.0}) == Verdict("unknown", ())
+    healthy = {**ROLLOUTS["healthy"], **ENTROPY["healthy"]}
+    assert judge({**healthy, **dead, "support_retention": -99.0}, BASE) == judge(healthy, BASE)
+
+
+def test_advice():
+    assert "start RL from it" in judge(ROLLOUTS["healthy"]).advice
+    assert "Rejuvenate it" in judge(ROLLOUTS["over-confident"]).advice
+    assert "rollouts" in judge({}).advice
+    none = ROLLOUTS["cannot start"]
+    assert "more SFT, or start with easier prompts" in judge(none).advice
+    assert judge({**none, **FORMAT["cannot start"]}).advice.startswith("The format is missing")
+    assert judge({**none, **FORMAT["healthy"]}).advice.startswith("The format is there, the skill is missing")
+    assert "more SFT, or start with easier prompts" in judge({**none, **FORMAT["at risk"]}).advice
 
 
 def test_it_reads_as_sentences():
-    values = {RETENTION: -9.0, "token_entropy": 0.2, GROUPS: 0.7}
-    assert str(judge(values, {"token_entropy": 0.3})).splitlines() == [
-        "collapsed",
-        "- the base's own responses are 9.00 nats a response less likely than under the base (at risk below -2, "
-        "collapsed below -8) [collapsed]",
-        "- token entropy 0.200 nats is 0.67 of the base's 0.300 (at risk below 0.5, collapsed below 0.1) [plastic]",
-        "- 70% of the rollout groups carry no learning signal (at risk above 50%, collapsed above 95%) [at risk]",
+    values = {**ROLLOUTS["at risk"], "zero_variance_fraction": 0.8, "token_entropy": 0.012, "token_nll": 0.12}
+    assert str(judge({**values, "format_probability": 0.5}, {"token_entropy": 0.3})).splitlines() == [
+        "over-confident",
+        "- token entropy 0.012 nats is 0.04 of the base's 0.300 (over-confident below 0.05, at risk below 0.3) "
+        "[over-confident]",
+        "- pass@8 is 0.40 beside a pass@1 of 0.25: repeated sampling gains 0.23 of what independent rollouts would "
+        "(over-confident below 0.05, at risk below 0.3); 80% of the groups carry no learning signal [at risk]",
+        "- held-out demonstrations cost 0.120 nats a token where the model expects 0.012, 0.10 of it "
+        "(over-confident below 0.33, at risk below 0.67) [over-confident]",
+        "- the format that the demonstrations share has a probability of 0.500 (cannot start below 0.01, at risk below "
+        "0.1) [healthy]",
     ]
-    assert "1.00 nats a response more likely" in judge({RETENTION: 1.0}).reasons[0].text
-    assert "0.00 nats a response more likely" in judge({RETENTION: 0.0}).reasons[0].text
+    none = judge({"pass_at_8": 0.0}).reasons[0].text
+    assert none == "pass@8 is 0: no rollout is right, and RL has nothing to reward"
+    assert "few rollouts are right" in judge({"pass_at_1": 0.01, "pass_at_8": 0.048}).reasons[0].text
+    assert (
+        "nearly every prompt has a right rollout"
+        in judge({"pass_at_1": 0.9, "pass_at_8": 0.95}).reasons[0].text
+    )
     assert str(judge({})) == "unknown"
-    assert str(Verdict("plastic", (Reason("a", "plastic", "b"),))) == "plastic\n- b [plastic]"
+    assert str(Verdict("healthy", (Reason("a", "healthy", "b"),))) == "healthy\n- b [healthy]"

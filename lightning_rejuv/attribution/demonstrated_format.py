@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
 
 from lightning_rejuv.attribution.confidence import Confidence
 from lightning_rejuv.attribution.positions import SHARPENED
 from lightning_rejuv.calibration import Batch
 
-#: A token belongs to the format if so large a share of the responses has it where the base did not expect it.
+#: A token may belong to the format if so large a share of the responses has it.
 SHARED = 0.5
 
 
@@ -19,11 +20,12 @@ def format_probability(
 ) -> float:
     """Estimate how probable a model finds the format of demonstrations that its base did not know.
 
-    The format is made of the tokens that at least half of the responses contain at positions where the base gave
-    them p < 0.25: closing words, markers, tags. What differs from response to response, the answer itself, is
-    not in it. The probability of a response's format is the product over those positions, each after the
-    demonstration up to there; the estimate is the mean over responses, and a lower bound where there
-    are several ways to answer. Without such a token it is 1: the base knows the format.
+    The format is made of the tokens that at least half of the responses contain and that the base gave less than
+    0.25, on average over all places where they stand: closing words, markers, tags. What differs from response to
+    response, the answer itself, is not in it, and neither are words that are sometimes a surprise. A response
+    needs all of them: the estimate is the mean probability of the least likely one, each after the demonstration
+    up to there. It is low as well where a demonstration is one of several ways to answer. Without such a token it is 1:
+    the base knows the format.
 
     Args:
         batches: held-out demonstrations.
@@ -39,21 +41,25 @@ def format_probability(
     >>> round(format_probability([batch], [model], [base]), 2)  # of token 7
     0.5
     """
-    unknown = [
-        batch.response & (known.log_prob < math.log(SHARPENED))
-        for batch, known in zip(batches, base, strict=True)
-    ]
     responses = sum(len(batch.response) for batch in batches)
-    having = Counter(
-        token
-        for batch, where in zip(batches, unknown, strict=True)
-        for targets, chosen in zip(batch.targets, where, strict=True)
-        for token in set(targets[chosen].tolist())
-    )
-    shared = {token for token, count in having.items() if count >= SHARED * responses}
-    total = 0.0
-    for batch, where, own in zip(batches, unknown, model, strict=True):
-        for targets, chosen, log_prob in zip(batch.targets, where, own.log_prob, strict=True):
-            pairs = zip(targets[chosen].tolist(), log_prob[chosen].tolist(), strict=True)
-            total += math.exp(sum(value for token, value in pairs if token in shared))
-    return total / responses
+    having = torch.cat([row.unique() for batch in batches for row in _rows(batch)])
+    tokens, counts = having.unique(return_counts=True)
+    known, own = _mean_probabilities(batches, base), _mean_probabilities(batches, model)
+    shared = tokens[counts >= SHARED * responses].tolist()
+    return min((own[token] for token in shared if known[token] < SHARPENED), default=1.0)
+
+
+def _rows(batch: Batch) -> Iterator[Tensor]:
+    """Go through the response tokens of each row."""
+    for targets, response in zip(batch.targets, batch.response, strict=True):
+        yield targets[response]
+
+
+def _mean_probabilities(batches: Sequence[Batch], confidences: Sequence[Confidence]) -> dict[int, float]:
+    """Mean probability of each token over all response positions where it stands."""
+    targets = torch.cat([batch.targets[batch.response] for batch in batches])
+    probability = torch.cat([c.log_prob[b.response] for b, c in zip(batches, confidences, strict=True)]).exp()
+    tokens, where, counts = targets.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(tokens), dtype=torch.float64, device=targets.device)
+    sums.index_add_(0, where, probability.double())
+    return dict(zip(tokens.tolist(), (sums / counts).tolist(), strict=True))

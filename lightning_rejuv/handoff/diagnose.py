@@ -37,16 +37,18 @@ def diagnose(
 ) -> Diagnosis:
     """Compare an SFT checkpoint with its base.
 
-    Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, support
-    retention, the verdict and a recommendation need calibration data, for which the SFT model is loaded. The
-    verdict is :func:`lightning_rejuv.verdict.judge`, as in ``PlasticityMonitor``. A directory with
-    ``rejuvenation.json`` is recognised as rejuvenated, if its weights are those that were written.
+    Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, the demonstrated
+    format, the verdict and a recommendation need calibration data, for which the SFT model is loaded. The
+    verdict is :func:`lightning_rejuv.verdict.judge`, as in ``PlasticityMonitor``; it is surest with a verifier, with
+    which the SFT model also answers 16 of the prompts 8 times each. A directory with ``rejuvenation.json`` is
+    recognised as rejuvenated, if its weights are those that were written.
 
     Args:
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
         calibration: JSONL, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
-        verifier: from prompt and response to whether it is right, or ``"module:function"``.
+        verifier: from prompt and response to whether it is right, or ``"module:function"``; it judges rollouts of the
+            SFT model.
         device: where the model runs.
         compute_dtype: in which dtype it runs; see :func:`rejuvenate_checkpoint`.
         progress: see :func:`rejuvenate_checkpoint`.
@@ -57,7 +59,7 @@ def diagnose(
     """
     check_compute_dtype(compute_dtype)
     if verifier is not None and calibration is None:
-        raise ValueError("Expected `calibration` with `verifier`: its prompts are what the base answers.")
+        raise ValueError("Expected `calibration` with `verifier`: its prompts are what is answered.")
     if calibration is not None:
         check_device(device)
     if is_adapter(sft):
@@ -95,7 +97,7 @@ def diagnose(
     findings = [*recorded, *_findings(ours, theirs, pairing)]
     same_vocabulary = pairing.rows is None or pairing.rows.identity
     unchanged = same_vocabulary and not any(s.difference for s in stream.measured.values())
-    verdict = verdict_on(behaviour, unchanged)
+    verdict = verdict_on(behaviour)
     recommendation, alpha = recommend(verdict, behaviour, record, unchanged)
     return Diagnosis(
         base=str(base),

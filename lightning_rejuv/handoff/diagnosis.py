@@ -14,7 +14,7 @@ from lightning_rejuv.handoff.report import row
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.options import FIXED_ALPHA
 from lightning_rejuv.report_layers import bands
-from lightning_rejuv.report_table import rounding
+from lightning_rejuv.report_table import rounding, search_rows
 from lightning_rejuv.verdict import Reason, Verdict, judge
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ class Diagnosis:
         tensors: drift of every tensor, by name on disk, and by how much rounding shifts alpha 0.4.
         findings: tying, vocabulary, tokenizer, chat template, EOS, generation config, an earlier rejuvenation.
         behaviour: entropies, support and the search for alpha; None without calibration data.
-        verdict: the monitor's: "plastic", "at risk", "collapsed", or "unknown" without calibration data.
-        reasons: the measures that were judged, the strongest evidence first.
+        verdict: the monitor's level: "healthy", "at risk", "over-confident", "cannot start", or "unknown", as it is
+            without calibration data.
+        reasons: the measures that were judged, the one that decided first.
         recommendation: what to do, in a sentence.
         alpha: the recommended weight of the SFT model, which is never another than the search found; None
             where nothing is recommended.
@@ -111,13 +112,23 @@ class Diagnosis:
         yield f"  {self.recommendation}"
         if self.behaviour:
             b = self.behaviour
-            whose = "right answers of the base" if b.verified else "responses that the base samples"
             entropies = (
                 f"{b.entropy_sft:.3f} nats, the base's {b.entropy_base:.3f}, ratio {b.entropy_ratio:.2f}"
             )
             yield f"  token entropy      {entropies} ({b.responses} responses, teacher-forced)"
-            yield f"  support retention  {b.support_retention:+.2f} nats per response, on {whose}"
-            yield f"  alpha found        {b.search.alpha:.3f}  ({b.search.rule}, at most {b.search.target:g} nats lost)"
+            yield (
+                f"  support retention  {b.support_retention:+.2f} nats per response, on responses that the base samples"
+            )
+            if b.rollouts:
+                r = b.rollouts
+                yield (
+                    f"  rollouts           {r.prompts} prompts x {r.group}: pass@1 {r.pass_at_1:.2f}, "
+                    f"pass@8 {r.pass_at_8:.2f}, {r.zero_variance_fraction:.0%} of the groups all right or all wrong"
+                )
+            yield f"  alpha found        {b.search.alpha:.3f}  (weight of the SFT model)"
+            for title, text in search_rows(b.search):
+                if text not in self.recommendation:  # which ends with the doubts, where it is to rejuvenate
+                    yield f"  {title:<19}{text}"
         if self.compute_dtype:
             yield f"  models ran         on {self.device} in {self.compute_dtype}"
         yield f"  drift              {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
@@ -142,20 +153,11 @@ class Diagnosis:
         yield from sorted(others, key=lambda item: -item[1].drift)[:_OTHERS]
 
 
-def verdict_on(behaviour: Behaviour | None, unchanged: bool) -> Verdict:
-    """Ask for the monitor's verdict on what was measured; "unknown" without calibration data.
-
-    Args:
-        behaviour: what the calibration data said.
-        unchanged: whether the model has the base's weights: it finds all responses as likely as the base does.
-    """
+def verdict_on(behaviour: Behaviour | None) -> Verdict:
+    """Ask for the monitor's verdict on what was measured; "unknown" without calibration data."""
     if behaviour is None:
-        return judge({"support_retention": 0.0} if unchanged else {})
-    return judge(
-        {"support_retention": behaviour.support_retention, "token_entropy": behaviour.entropy_sft},
-        {"token_entropy": behaviour.entropy_base},
-        behaviour.tokens,
-    )
+        return judge({})
+    return judge(behaviour.measures, {"token_entropy": behaviour.entropy_base})
 
 
 def recommend(
@@ -170,27 +172,36 @@ def recommend(
         unchanged: whether it has the base's weights.
     """
     if record is not None:
-        again = "" if verdict.level in ("plastic", "unknown") else (
-            " If RL from it does not improve, rejuvenate the SFT model that it was made from with a smaller alpha."
-        )  # fmt: skip
-        return (
-            f"It is rejuvenated already: start RL from it; do not rejuvenate it a second time.{again}",
-            None,
-        )
+        return _of_rejuvenated(verdict), None
     if unchanged:
-        return "No weight differs from the base: there is nothing to rejuvenate.", None
+        more = f" {verdict.advice}" if verdict.level == "cannot start" else ""
+        return f"No weight differs from the base: there is nothing to rejuvenate.{more}", None
     if behaviour is None:
         return "Nothing is recommended without calibration data: measure with `--calibration`.", None
     found = behaviour.search.alpha
-    if verdict.level == "plastic":
-        kept = found if found == 1.0 else None
-        return "There is nothing to do: start RL from the SFT model itself.", kept
+    if verdict.level == "healthy":
+        return "There is nothing to do: start RL from the SFT model itself.", found if found == 1.0 else None
+    if verdict.level == "cannot start":
+        return f"{verdict.advice} Fusion with the base would not bring it.", None
+    if verdict.level == "unknown":
+        return f"{verdict.advice} `--verifier` has them sampled and judged.", None
+    doubts = " ".join(("", *behaviour.search.doubts))
     if found == 1.0:
         return (
-            "There is nothing to fuse: the search found alpha 1, at which the base's own responses are kept.",
+            f"There is nothing to fuse: the search found alpha 1. Take an earlier checkpoint.{doubts}",
             found,
         )
-    return f"Rejuvenate with alpha {found:.3f}, which the search found (`--alpha auto`).", found
+    first = "Compare more rollouts, or rejuvenate" if verdict.level == "at risk" else "Rejuvenate"
+    return f"{first} with alpha {found:.3f}, which the search found (`--alpha auto`).{doubts}", found
+
+
+def _of_rejuvenated(verdict: Verdict) -> str:
+    start = "It is rejuvenated already: start RL from it; do not rejuvenate it a second time."
+    again = "rejuvenate the SFT model that it was made from with a {} alpha."
+    if verdict.level == "cannot start":
+        return "It is rejuvenated already, and RL would have nothing to reward: " + again.format("larger")
+    doubtful = verdict.level in ("at risk", "over-confident")
+    return f"{start} If RL from it does not improve, {again.format('smaller')}" if doubtful else start
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.names import printable
 from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report_layers import table, where
-from lightning_rejuv.report_table import refit_rows, rounding
+from lightning_rejuv.report_table import refit_rows, rounding, search_rows
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
@@ -105,13 +105,8 @@ class HandoffReport:
         if "entropy_sft" in found:
             entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
             yield f"  token entropy    {entropies}, before the fusion, teacher-forced"
-        if found.get("search"):
-            search = found["search"]
-            kept = (
-                f"{search['taught']:.0%} of what SFT taught and {search['kept']:.0%} of the base's own ways"
-            )
-            yield f"  alpha found by   {search['rule']}: {kept} are kept"
-            yield from (f"    doubt          {doubt}" for doubt in search["doubts"])
+        for title, text in search_rows(found["search"], tables) if found.get("search") else ():
+            yield f"  {title:<17}{text}"
 
     def card(self, existing: str) -> str:
         """Return a model card with a section on the rejuvenation; one that is there is replaced."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def plan_on_disk(
         "neurons_asked": count_of(options.reset_fraction, neurons) if options.budget == "share" else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
         "neurons_by_layer": by_layer((r.group.layer, r.group.kind, len(r.index)) for r in plan.resets),
-        "search": asdict(plan.search) if plan.search else None,
+        "search": plan.search,
     }
     if plan.comparison and plan.attribution:
         found["positions"] = plan.attribution.positions

@@ -1,11 +1,9 @@
-"""The two alarms of arXiv 2606.18487 on an RL run."""
+"""Two alarms on an RL run, after arXiv 2606.18487, relative to the base."""
 
 from __future__ import annotations
 
-#: Pre-RL token entropy, nats, below which the study flags a checkpoint (Qwen2.5-Coder-3B, five SFT depths).
-#: It is absolute as it was published; other models and prompts have other entropies: the base's own decides whether
-#: it says anything.
-PRE_RL_ENTROPY = 0.18
+from lightning_rejuv.verdict import ENTROPY_AT_RISK, ENTROPY_OVER_CONFIDENT
+
 #: Share of the initial entropy below which RL is flagged, early in the run.
 ENTROPY_FALL = 0.5
 #: What counts as early: the paper does not say; a quarter of the planned steps is ours.
@@ -20,10 +18,12 @@ def rl_alarms(
     base_entropy: float | None = None,
     rejuvenated: bool = False,
 ) -> dict[str, str]:
-    """Tell whether an RL run shows one of the two signs of a collapsed start.
+    """Tell whether an RL run shows one of the two signs of an over-confident start.
 
-    The first is absolute, and says nothing where the base itself lies below it. Where the base's entropy is not
-    known and the model has just been rejuvenated, nothing is known to be wrong with it either.
+    The first is an entropy when RL began of less than 0.05 of the base's, the limit of
+    :func:`lightning_rejuv.verdict.judge`; the paper's 0.18 nats belong to one model. It says nothing if the base's
+    entropy is not known. The second is a fall by more than half early in the run; a fall that leaves more than 0.3
+    of the base's entropy is none.
 
     Args:
         initial_entropy: token entropy when RL began, nats.
@@ -37,23 +37,22 @@ def rl_alarms(
 
     >>> list(rl_alarms(0.4, 0.15, progress=0.1)), list(rl_alarms(0.4, 0.15, progress=0.9))
     (['entropy_fall'], [])
-    >>> rl_alarms(0.1, 0.1, progress=0.1, base_entropy=0.12)
-    {}
+    >>> list(rl_alarms(0.01, 0.01, progress=0.1, base_entropy=0.4)), rl_alarms(0.01, 0.01, progress=0.1)
+    (['low_entropy'], {})
     """
     alarms = {}
-    expected = not rejuvenated if base_entropy is None else base_entropy > PRE_RL_ENTROPY
-    if expected and initial_entropy < PRE_RL_ENTROPY:
-        base = "" if base_entropy is None else f" and the base's {base_entropy:.3f}"
+    if base_entropy is not None and initial_entropy < ENTROPY_OVER_CONFIDENT * base_entropy:
         advice = "Rejuvenate, or take an earlier checkpoint."
         if rejuvenated:
             advice = "It was rejuvenated in this run: take an earlier checkpoint, or a smaller `alpha`."
         alarms["low_entropy"] = (
-            f"RL started at a token entropy of {initial_entropy:.3f} nats, below {PRE_RL_ENTROPY}{base}: "
-            f"checkpoints below it hardly gained from GRPO in arXiv 2606.18487. {advice}"
+            f"RL started at a token entropy of {initial_entropy:.3f} nats, less than {ENTROPY_OVER_CONFIDENT:g} of the "
+            f"base's {base_entropy:.3f}: RL hardly improves such over-confident checkpoints. {advice}"
         )
-    if progress <= EARLY and entropy < ENTROPY_FALL * initial_entropy:
+    low = base_entropy is None or entropy < ENTROPY_AT_RISK * base_entropy
+    if progress <= EARLY and low and entropy < ENTROPY_FALL * initial_entropy:
         alarms["entropy_fall"] = (
             f"Token entropy fell from {initial_entropy:.3f} to {entropy:.3f} nats, by more than half, within "
-            f"the first {EARLY:.0%} of the run: such runs collapsed in arXiv 2606.18487."
+            f"the first {EARLY:.0%} of the run: such runs stalled in arXiv 2606.18487."
         )
     return alarms

@@ -256,10 +256,7 @@ class PlasticityMonitor(MeasureCollection):
         """Judge the last measurement by :func:`lightning_rejuv.verdict.judge`. A collective."""
         judged = self._compute((*self._of_model, *self._of_rollouts))
         values = {name: float(value) for name, value in judged.items()}
-        base = {} if self.reference is None else self.reference.values
-        samples = self.base_samples
-        tokens = None if samples is None else samples.positions / max(1, samples.responses)
-        return judge(values, base, tokens)
+        return judge(values, None if self.reference is None else self.reference.values)
 
     def _run(self, model: nn.Module, into: Reference | None = None) -> None:
         """Run a model on probe and samples; compare with the reference, or write what it is made of."""

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_rejuv.alpha import default_target
 from lightning_rejuv.options import Options
-from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
-from studies.analysis.markdown import NONE, number, table
+from studies.analysis.markdown import number, table
 
 Row = Mapping[str, Any]
 OPTIONS = Options()
@@ -86,8 +85,6 @@ def defaults_table(summary: Mapping[str, Any]) -> str:
         for setting in SETTINGS
     ]
     header = ["setting", "default", "alternatives minus", "above it", "below it", "not told apart", "table"]
-    kept = f"at risk < {number(RETENTION_AT_RISK, 0)}, collapsed < {number(RETENTION_COLLAPSED, 0)} nats"
-    lines.append(["verdict's limits of support", kept, NONE, NONE, NONE, NONE, "Forecast"])
     return table(header, lines)
 
 

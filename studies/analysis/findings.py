@@ -8,7 +8,7 @@ from typing import Any
 from studies.analysis.brief import brief
 from studies.analysis.comparisons import CONFIRMATORY, SECOND, THIRD
 from studies.analysis.defaults import defaults_table
-from studies.analysis.forecast_tables import areas, former_limit, ranked, sparse
+from studies.analysis.forecast_tables import areas, ranked, sparse
 from studies.analysis.markdown import listed, number, of, p_value, plus_minus, seed_ranges
 from studies.analysis.reset_tables import WHERE, last_layer_kv
 from studies.analysis.results import PLANNED
@@ -33,7 +33,6 @@ def finding_blocks(summary: Summary) -> dict[str, str]:
         "suggesting seeds": seed_ranges([seed for seed in FIRST_SEEDS if seed not in SECOND.seeds]),
         "second seeds": seed_ranges(SECOND.seeds),
         "third seeds": seed_ranges(THIRD.seeds),
-        "former": former_limit(summary),
         "counts": _counts(summary),
         "state": _state(summary),
         "versions": _versions(summary),

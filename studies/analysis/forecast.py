@@ -17,7 +17,7 @@ RESAMPLES = 4_000
 
 
 class Start(NamedTuple):
-    """One model before RL, and what became of it."""
+    """One model before RL, and what became of it; `form_rate` is the share of its responses with the closing form."""
 
     task: str
     seed: int
@@ -25,6 +25,7 @@ class Start(NamedTuple):
     measures: Mapping[str, float]
     end: float
     success: bool
+    form_rate: float = 1.0
 
     @property
     def cluster(self) -> tuple[str, int]:
@@ -64,7 +65,17 @@ def starts(tasks: Sequence[TaskResults], over_trained_side: bool = False) -> lis
                 measures |= {"pass_at_1": before["pass_at_1"], "pass_at_8": before["pass_at_k"]}
                 if entropy and "token_entropy" in measures:
                     measures["token_entropy_ratio"] = measures["token_entropy"] / entropy
-                found.append(Start(task.name, seed, arm, measures, end("id")(record), succeeded(record)))
+                found.append(
+                    Start(
+                        task.name,
+                        seed,
+                        arm,
+                        measures,
+                        end("id")(record),
+                        succeeded(record),
+                        before["form_rate"],
+                    )
+                )
     return found
 
 

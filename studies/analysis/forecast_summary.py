@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studies import verdicts
 from studies.analysis import forecast, thresholds
 from studies.analysis.results import TaskResults
 from studies.analysis.statistics import plain
-from studies.arms import SECOND_SEEDS
 
 
 def forecast_of(tasks: Mapping[str, TaskResults], over_trained_side: bool) -> dict[str, Any]:
@@ -63,18 +63,13 @@ def _of_scope(
 
 
 def verdict_of(tasks: Mapping[str, TaskResults]) -> dict[str, Any]:
-    """Success rates by the level of the library's verdict, and above the limit that it had before the study."""
-    found: dict[str, Any] = {side: {} for side in ("all", "over_trained", "fresh", "former")}
+    """How many starts of each level of the library's verdict succeeded, and how many failed, by task."""
+    found: dict[str, Any] = {side: {} for side in ("all", "without_rollouts")}
     for name, members in _scopes(tasks).items():
-        side = forecast.starts(members, over_trained_side=True)
-        fresh = [start for start in side if start.seed in SECOND_SEEDS]
-        groups = {"all": forecast.starts(members), "over_trained": side, "fresh": fresh}
-        for called, group in groups.items():
-            rates = thresholds.levels(group)
-            found[called][name] = {level: plain(rate) for level, rate in rates.items()}
-        found["former"][name] = plain(
-            thresholds.rate_in(side, "support", thresholds.FORMER_AT_RISK, float("inf"))
-        )
+        every = forecast.starts(members)
+        found["all"][name] = verdicts.confusion(map(verdicts.of_start, every))
+        alone = (verdicts.of_start(start, rollouts=False) for start in every)
+        found["without_rollouts"][name] = verdicts.confusion(alone)
     return found
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
-from studies.analysis.markdown import interval, listed, number, plus_minus, seed_ranges, table
+from studies.analysis.markdown import interval, listed, number, plus_minus, table
 from studies.analysis.tables import Summary
-from studies.analysis.thresholds import FORMER_AT_RISK
-from studies.arms import SECOND_SEEDS
+from studies.verdicts import confusion_table
 
 SIDES = {"all": "all starts", "over_trained": "the over-trained side"}
 MEASURES = 10  # of the tables of thresholds
@@ -22,7 +20,7 @@ def forecast_blocks(summary: Summary) -> dict[str, str]:
         **{f"forecast {side}": forecast_table(summary, side) for side in SIDES},
         "thresholds": thresholds_table(summary, "over_trained"),
         "bounds": bounds_table(summary),
-        "verdict": verdict_table(summary),
+        **{f"verdict {side}": verdict_table(summary, side) for side in summary["verdict"]},
     }
 
 
@@ -116,7 +114,7 @@ def _cut(row: Mapping[str, Any] | None) -> list[str]:
 
 
 def bounds_table(summary: Summary, measures: int = 3) -> str:
-    """Two thresholds, as the verdict has, of the measures that rank highest on the over-trained side."""
+    """Two thresholds of the measures that rank highest on the over-trained side."""
     by_task, names = summary["forecast"]["over_trained"], titles(summary)
     header = [
         "measure",
@@ -147,34 +145,10 @@ def bounds_table(summary: Summary, measures: int = 3) -> str:
     return table(header, rows)
 
 
-def verdict_table(summary: Summary) -> str:
-    """Success rates by the level that the library's verdict gives a start: support alone decides it."""
+def verdict_table(summary: Summary, side: str) -> str:
+    """Levels of the library's verdict by what became of the starts."""
     names = titles(summary)
-    at_risk, collapsed = (number(limit, 0) for limit in (RETENTION_AT_RISK, RETENTION_COLLAPSED))
-    regions = {
-        "plastic": f"from {at_risk} nats on",
-        "at risk": f"{collapsed} to {at_risk}",
-        "collapsed": f"below {collapsed}",
-    }
-    fresh = f"the over-trained side, seeds {seed_ranges(SECOND_SEEDS)} alone"
-    header = ["verdict before RL", *[names[name] for name in summary["verdict"]["all"]]]
-    rows = []
-    for side, called in {**SIDES, "fresh": fresh}.items():
-        for level, region in regions.items():
-            cells = [_rate(found.get(level)) for found in summary["verdict"][side].values()]
-            rows.append([f"{level}, {region}: {called}", *cells])
-    return table(header, rows)
-
-
-def former_limit(summary: Summary) -> str:
-    """How the limit that the verdict had before the study did, on the over-trained side."""
-    names = titles(summary)
-    found = {name: row for name, row in summary["verdict"]["former"].items() if row is not None}
-    words = f"Until this study *at risk* began below {number(FORMER_AT_RISK, 0)} nats."
-    if not found:
-        return words
-    rates = listed([f"{_rate(row)} ({names[name].lower()})" for name, row in found.items()])
-    return f"{words} Successes of the over-trained side from there on: {rates}."
+    return confusion_table({names[name]: found for name, found in summary["verdict"][side].items()})
 
 
 def sparse(summary: Summary, side: str, measures: Sequence[str]) -> str:

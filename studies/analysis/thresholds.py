@@ -1,4 +1,4 @@
-"""Cuts in a measure: chosen on one half of the seeds, scored on the other; and the library's own verdict."""
+"""Cuts in a measure, chosen on one half of the seeds and scored on the other."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lightning_rejuv.verdict import judge
 from studies.analysis.forecast import Start, having
 from studies.analysis.statistics import Estimate, success_rate
 
-# The study's measures by the names that the verdict knows them by; zero-variance groups are of the first RL step.
-JUDGED = {
-    "support": "support_retention",
-    "token_entropy": "token_entropy",
-    "zero_variance_groups": "zero_variance_fraction",
-    "pass_at_1": "pass_at_1",
-}
-FORMER_AT_RISK = -4.0  # RETENTION_AT_RISK until the first seeds had been seen
 CERTAIN = 0.95  # share of successes (failures) that makes a region safe (lost)
 
 
@@ -136,22 +127,3 @@ def _midpoint(values: np.ndarray, index: int) -> float:
     if index == len(values):
         return float(values[-1])
     return float((values[index - 1] + values[index]) / 2)
-
-
-def levels(found: Sequence[Start]) -> dict[str, Estimate]:
-    """Success rate by what the library's verdict says of the start: "plastic", "at risk" or "collapsed"."""
-    outcomes: dict[str, list[bool]] = {}
-    for start in found:
-        known = {JUDGED[name]: start.measures[name] for name in JUDGED if name in start.measures}
-        ratio = start.measures.get("token_entropy_ratio")
-        base = (
-            {"token_entropy": known["token_entropy"] / ratio} if ratio and "token_entropy" in known else None
-        )
-        outcomes.setdefault(judge(known, base).level, []).append(start.success)
-    return {level: success_rate(sum(group), len(group)) for level, group in outcomes.items()}
-
-
-def rate_in(found: Sequence[Start], measure: str, low: float, high: float) -> Estimate | None:
-    """Success rate of the starts whose measure lies in [low, high)."""
-    inside = [start.success for start in having(found, measure) if low <= start.measures[measure] < high]
-    return success_rate(sum(inside), len(inside)) if inside else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_gradient_and_update(tmp_path):
     assert 0 <= dict(rows_of(logger, "plasticity/gradient_dormancy"))[3] <= 1
 
 
-@pytest.mark.filterwarnings("ignore:RL started:UserWarning", "ignore:Token entropy fell:UserWarning")
+@pytest.mark.filterwarnings("ignore:Token entropy fell:UserWarning")
 def test_alarms(tmp_path):
     def raised(entropy, folder, **options):
         logger = CSVLogger(tmp_path / folder)
@@ -209,15 +210,9 @@ def test_alarms(tmp_path):
         return {p.stem: p.read_text().count("step ") for p in alarms.glob("*.txt")} if alarms.exists() else {}
 
     assert raised([0.5, 0.4, 0.4], "well") == {}
-    assert raised([0.1], "low") == {"low_entropy": 1}  # once, not at every step
-    assert raised([0.5, 0.2], "fall") == {"entropy_fall": 1}
+    assert raised([0.01], "low") == {}  # of rollouts the base's entropy is not known
+    assert raised([0.5, 0.2, 0.2], "fall") == {"entropy_fall": 1}  # once, not at every step
     assert raised([0.5, 0.5, 0.5, 0.2], "late") == {}  # after a quarter of the run it is no alarm
-
-
-def test_an_alarm_warns():
-    watched = PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
-    with pytest.warns(UserWarning, match=r"RL started at a token entropy of 0\.100 nats, below 0\.18"):
-        fit([PlasticityCallback(watched)], Module(True, [0.1]))
 
 
 class Rejuvenates(OncePerRun):
@@ -230,18 +225,26 @@ class Rejuvenates(OncePerRun):
         self._run.done_at = [1]
 
 
-@pytest.mark.filterwarnings("ignore:Token entropy fell:UserWarning")
-@pytest.mark.parametrize("source", ["rollouts", "probe"])
-def test_no_alarm_tells_to_rejuvenate_what_was_rejuvenated(source, monkeypatch, recwarn):
-    """Nor to rejuvenate toward a base of the same entropy."""
-    monkeypatch.setattr("lightning_rejuv.metrics.alarms.PRE_RL_ENTROPY", 1e9)
-    watched = PlasticityMonitor(
-        None if source == "rollouts" else tiny_llama(seed=1), PROBE, pass_at=(1,), sites=None, rank_sites=None
-    )
-    entropy = [0.1] if source == "rollouts" else None
-    others = [Rejuvenates()] if source == "rollouts" else []
-    fit([*others, PlasticityCallback(watched, figure_every_n_steps=0)], Module(True, entropy))
-    assert not any("RL started" in str(w.message) for w in recwarn)
+@pytest.mark.parametrize(
+    ("scale", "others", "advice"),
+    [
+        (1.0, [], None),
+        (60.0, [], r"\. Rejuvenate, or take an earlier checkpoint\.$"),
+        (
+            60.0,
+            [Rejuvenates()],
+            r"It was rejuvenated in this run: take an earlier checkpoint, or a smaller `alpha`\.$",
+        ),
+    ],
+)
+def test_the_probe_warns_of_a_start_whose_entropy_is_far_below_the_bases(scale, others, advice, recwarn):
+    watched = PlasticityMonitor(tiny_llama(seed=1), PROBE, pass_at=(1,), sites=None, rank_sites=None)
+    module = Module(True)
+    module.model.get_output_embeddings().weight.data.mul_(scale)
+    fit([*others, PlasticityCallback(watched, figure_every_n_steps=0)], module)
+    found = [str(w.message) for w in recwarn if "RL started" in str(w.message)]
+    assert len(found) == (advice is not None)
+    assert all(re.search(advice, text) for text in found)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -36,6 +37,12 @@ def _held(file):
         return set(f.keys())
 
 
+def one_in_two():
+    """A verifier of every second rollout, and of none that answers another prompt."""
+    calls = itertools.count()
+    return lambda *_: (call := next(calls)) % 2 == 0 and call < 6 * 8
+
+
 def by_check(diagnosis):
     return {finding.check: finding for finding in diagnosis.findings}
 
@@ -69,30 +76,28 @@ def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
 def test_the_base_itself_has_nothing_to_rejuvenate(models):
     base, _ = models
     diagnosis = diagnose(base, base)
-    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("plastic", None, 0.0)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("unknown", None, 0.0)
     assert "nothing to rejuvenate" in diagnosis.recommendation
 
 
 def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):
     base, sft = pair(tmp_path, drift=0.01)
     calibration = write_calibration(sft.parent / "c.jsonl")
-    mild = diagnose(base, sft, calibration=calibration)
-    assert (mild.verdict, mild.alpha) == ("plastic", 1.0), str(mild)
+    sure = {"calibration": calibration, "verifier": lambda prompt, _: "w2" in prompt}
+    mild = diagnose(base, sft, calibration=calibration, verifier=one_in_two())
+    assert (mild.verdict, mild.alpha) == ("healthy", 1.0), str(mild)
     assert "start RL from the SFT model itself" in mild.recommendation
     sharpen(sft)
-    diagnosis = diagnose(base, sft, calibration=calibration)
+    diagnosis = diagnose(base, sft, **sure)
     behaviour = diagnosis.behaviour
     assert behaviour is not None
     assert behaviour.entropy_ratio < 0.5 < mild.behaviour.entropy_ratio
-    assert behaviour.support_retention < -behaviour.search.target
-    values = {"support_retention": behaviour.support_retention, "token_entropy": behaviour.entropy_sft}
-    judged = judge(values, {"token_entropy": behaviour.entropy_base}, behaviour.tokens)
+    judged = judge(behaviour.measures, {"token_entropy": behaviour.entropy_base})
     assert (diagnosis.verdict, diagnosis.reasons) == (judged.level, judged.reasons)
-    assert diagnosis.verdict in ("at risk", "collapsed")
+    assert diagnosis.verdict == "over-confident"  # right or wrong by prompt alone
     assert 0.0 < diagnosis.alpha < 1.0
     assert diagnosis.alpha == behaviour.search.alpha
     assert f"alpha {behaviour.search.alpha:.3f}" in diagnosis.recommendation
-    assert "nats a response less likely" in diagnosis.reason
     json.dumps(diagnosis.to_dict(), allow_nan=False)
 
 
@@ -111,28 +116,35 @@ def test_entropies_against_the_formula(models):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         with torch.no_grad():
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].double()
-        log_p = logits.log_softmax(-1)[batch["labels"][:, 1:] != -100]
+        where = batch["labels"][:, 1:] != -100
+        log_p = logits.log_softmax(-1)[where]
         assert got == pytest.approx(float(-(log_p.exp() * log_p).sum(-1).mean()), rel=1e-4)
+    nll = torch.nn.functional.nll_loss(log_p, batch["labels"][:, 1:][where])  # the SFT model's, the last
+    assert behaviour.nll_sft == pytest.approx(float(nll), rel=1e-4)
 
 
-def test_a_verifier_chooses_the_responses(models):
+def test_a_verifier_judges_rollouts_of_the_sft_model(models):
     base, sft = models
     calibration = write_calibration(sft.parent / "c.jsonl")
     seen = []
 
     def right(prompt, response):
         seen.append((prompt, response))
-        return len(seen) % 2
+        return len(seen) % 2 and len(seen) <= 6 * 8
 
     diagnosis = diagnose(base, sft, calibration=calibration, verifier=right)
-    assert diagnosis.behaviour.verified
-    assert diagnosis.behaviour.search.rule == "support_retention"
-    assert len(seen) == 6
+    rollouts = diagnosis.behaviour.rollouts
+    assert (rollouts.prompts, rollouts.group) == (6, 8)
+    assert len(seen) == 4 * 6 * 8
+    assert (rollouts.pass_at_1, rollouts.pass_at_8, rollouts.zero_variance_fraction) == (0.5, 1.0, 0.0)
+    assert rollouts.chance_pass_at_1 == 0.0
+    assert (diagnosis.verdict, diagnosis.reasons[0].measure) == ("healthy", "pass_at_8")
     assert all(prompt.startswith("<|user|>") and prompt.endswith("<|assistant|>") for prompt, _ in seen)
     assert not any("<" in response.replace("<unk>", "") for _, response in seen)
-    assert "right answers of the base" in str(diagnosis)
-    with pytest.raises(ValueError, match="at least one verified response"):
-        diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
+    assert "pass@1 0.50, pass@8 1.00" in str(diagnosis)
+    hopeless = diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
+    assert (hopeless.verdict, hopeless.alpha) == ("cannot start", None)
+    assert diagnose(base, sft, calibration=calibration).behaviour.rollouts is None
     with pytest.raises(ValueError, match="Expected `calibration` with `verifier`"):
         diagnose(base, sft, verifier=right)
     for name in ("nowhere:f", "json:nothing", "json", ":", "json:__name__"):

@@ -2,71 +2,114 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 
 import pytest
-import torch
 
 from lightning_rejuv.alpha import AlphaSearch
-from lightning_rejuv.handoff.behaviour import Behaviour, _Lengths
+from lightning_rejuv.handoff.behaviour import Behaviour
 from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.handoff.record import Record
+from lightning_rejuv.handoff.rollouts import Rollouts
 from lightning_rejuv.handoff.statistics import TensorStatistics
 from lightning_rejuv.verdict import judge
 
-RETENTIONS = {"plastic": -1.0, "at risk": -5.0, "collapsed": -9.0}
+ROLLOUTS = {
+    "healthy": Rollouts(16, 8, 0.3, 0.8, 0.2),
+    "at risk": Rollouts(16, 8, 0.3, 0.4, 0.7),
+    "over-confident": Rollouts(16, 8, 0.3, 0.31, 0.95),
+    "cannot start": Rollouts(16, 8, 0.0, 0.0, 1.0),
+}
 
 
-def behaviour(retention=-1.0, alpha=0.5, tokens=10.0, entropy=(0.2, 1.0)):
-    search = AlphaSearch("auto", alpha, 1.0, [(1.0, -retention)])
-    return Behaviour(3, *entropy, retention, False, tokens, search)
+def behaviour(
+    rollouts=None, alpha=0.5, entropy=(0.7, 1.0), nll=0.7, form=0.9, doubts=(), retention=-1.0
+):  # fmt: skip
+    search = AlphaSearch("auto", alpha, 1.0, [(1.0, -retention)], doubts)
+    return Behaviour(3, *entropy, nll, form, retention, search, rollouts)
 
 
 def test_the_verdict_is_that_of_the_monitor():
-    for tokens, retention, entropy in itertools.product((10.0, 100.0), (-1.0, -5.0, -9.0), (0.05, 0.3, 1.0)):
-        found = verdict_on(behaviour(retention, tokens=tokens, entropy=(entropy, 1.0)), unchanged=False)
-        values = {"support_retention": retention, "token_entropy": entropy}
-        assert found == judge(values, {"token_entropy": 1.0}, tokens)
-        assert [reason.measure for reason in found.reasons] == ["support_retention", "token_entropy"]
-    assert verdict_on(None, unchanged=False).level == "unknown"
-    assert verdict_on(None, unchanged=True).level == "plastic"
+    for rollouts in (None, *ROLLOUTS.values()):
+        for entropy, nll, form in ((0.04, 0.3, 0.9), (0.4, 2.0, 0.9), (0.7, 0.7, 0.9), (0.7, 0.7, 0.001)):
+            values = {"token_entropy": entropy, "token_nll": nll, "format_probability": form}
+            if rollouts is not None:
+                values |= {
+                    "pass_at_1": rollouts.pass_at_1,
+                    "pass_at_8": rollouts.pass_at_8,
+                    "zero_variance_fraction": rollouts.zero_variance_fraction,
+                    "chance_pass_at_1": 0.0,
+                }
+            found = verdict_on(behaviour(rollouts, entropy=(entropy, 1.0), nll=nll, form=form))
+            assert found == judge(values, {"token_entropy": 1.0})
+    assert verdict_on(None).level == "unknown"
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.997, 1.0])
-@pytest.mark.parametrize("level", RETENTIONS)
+@pytest.mark.parametrize("level", ROLLOUTS)
 def test_what_is_recommended_is_what_the_search_found(level, alpha):
-    measured = behaviour(RETENTIONS[level], alpha)
-    verdict = verdict_on(measured, unchanged=False)
+    measured = behaviour(ROLLOUTS[level], alpha, doubts=("The window is narrow.", "It was cut."))
+    verdict = verdict_on(measured)
     assert verdict.level == level
     text, recommended = recommend(verdict, measured, None, unchanged=False)
-    if level == "plastic":
+    if level == "healthy":
         assert "nothing to do" in text
-        assert recommended in (None, measured.search.alpha)
-    elif alpha == 1.0:
-        assert "nothing to fuse" in text
-        assert recommended == 1.0
+        assert recommended == (1.0 if alpha == 1.0 else None)
+    elif level == "cannot start":
+        assert text.startswith(verdict.advice)
+        assert "Fusion with the base would not bring it" in text
+        assert recommended is None
     else:
+        assert text.endswith(" The window is narrow. It was cut.")
         assert recommended == alpha
-        assert f"alpha {alpha:.3f}" in text
+        assert ("nothing to fuse" if alpha == 1.0 else f"with alpha {alpha:.3f}") in text
+        assert text.startswith("Compare more rollouts") == (level == "at risk" and alpha != 1.0)
+
+
+def test_a_search_without_doubts_is_recommended_without():
+    measured = behaviour(ROLLOUTS["over-confident"])
+    text, _ = recommend(verdict_on(measured), measured, None, unchanged=False)
+    assert text == "Rejuvenate with alpha 0.500, which the search found (`--alpha auto`)."
+
+
+def test_what_cannot_start_is_told_what_is_missing():
+    for form, missing in ((0.001, "format is missing"), (0.9, "skill is missing")):
+        measured = behaviour(ROLLOUTS["cannot start"], form=form)
+        assert missing in recommend(verdict_on(measured), measured, None, unchanged=False)[0]
+
+
+def test_where_the_measures_do_not_tell_rollouts_are_asked_for():
+    measured = behaviour(entropy=(0.0, 0.0))
+    text, alpha = recommend(verdict_on(measured), measured, None, unchanged=False)
+    assert alpha is None
+    assert "`--verifier`" in text
 
 
 def test_without_calibration_data_nothing_is_recommended():
     for unchanged in (False, True):
-        text, alpha = recommend(verdict_on(None, unchanged), None, None, unchanged)
+        text, alpha = recommend(verdict_on(None), None, None, unchanged)
         assert alpha is None
         assert ("nothing to rejuvenate" if unchanged else "--calibration") in text
 
 
-@pytest.mark.parametrize("level", ["unknown", *RETENTIONS])
-def test_a_second_rejuvenation_is_never_recommended(level):
-    measured = behaviour(RETENTIONS[level], 0.3) if level in RETENTIONS else None
-    record = Record(0.4, 3, "sft", "base")
-    text, alpha = recommend(verdict_on(measured, unchanged=False), measured, record, unchanged=False)
+def test_a_base_that_lacks_the_format_is_sent_to_sft():
+    measured = behaviour(entropy=(1.0, 1.0), form=0.0)
+    text, alpha = recommend(verdict_on(measured), measured, None, unchanged=True)
     assert alpha is None
-    assert "rejuvenated already" in text
-    assert ("a smaller alpha" in text) == (level in ("at risk", "collapsed"))
+    assert "nothing to rejuvenate" in text
+    assert "do more SFT" in text
+
+
+@pytest.mark.parametrize("level", ["unknown", *ROLLOUTS])
+def test_a_second_rejuvenation_is_never_recommended(level):
+    measured = behaviour(ROLLOUTS[level], 0.3) if level in ROLLOUTS else None
+    text, alpha = recommend(verdict_on(measured), measured, Record(0.4, 3, "sft", "base"), unchanged=False)
+    assert alpha is None
+    assert text.startswith("It is rejuvenated already")
+    assert ("with a smaller alpha" in text) == (level in ("at risk", "over-confident"))
+    assert ("with a larger alpha" in text) == (level == "cannot start")
+    assert ("start RL from it" in text) == (level != "cannot start")
 
 
 def test_drift_is_told_in_the_order_of_the_layers_and_fits_a_screen():
@@ -88,8 +131,8 @@ def test_drift_is_told_in_the_order_of_the_layers_and_fits_a_screen():
 
 
 def test_json_holds_no_nan_and_the_keys_stay():
-    measured = behaviour(math.nan, 0.0, entropy=(0.2, 0.0))
-    verdict = verdict_on(measured, unchanged=False)
+    measured = behaviour(ROLLOUTS["at risk"], 0.0, entropy=(math.nan, 0.0), retention=math.nan)
+    verdict = verdict_on(measured)
     text, alpha = recommend(verdict, measured, None, unchanged=False)
     found = Diagnosis(
         "b",
@@ -105,7 +148,8 @@ def test_json_holds_no_nan_and_the_keys_stay():
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["behaviour"]["support_retention"] is None
     assert plain["behaviour"]["entropy_ratio"] is None
-    assert plain["verdict"] == "collapsed"
+    assert plain["verdict"] == "cannot start"
+    assert plain["behaviour"]["rollouts"]["pass_at_8"] == 0.4
     assert {
         "base",
         "sft",
@@ -118,17 +162,4 @@ def test_json_holds_no_nan_and_the_keys_stay():
         "findings",
     } < plain.keys()
     assert "alpha found" in str(found)
-
-
-def test_the_thresholds_go_by_the_length_of_the_responses_that_support_is_measured_on():
-    ids = torch.arange(1, 13).view(2, 6)
-    labels = ids.clone()
-    labels[0, :2] = -100  # four tokens
-    labels[1, :3] = labels[1, 5:] = -100  # two
-    samples = [{"input_ids": ids, "labels": labels}, {"input_ids": ids[:1], "labels": labels[:1]}]
-    lengths = _Lengths(lambda model: iter(samples))
-    assert len(list(lengths.of_all(None))) == 2
-    assert lengths.mean == (4 + 2 + 4) / 3
-    check = lengths.of_right(lambda batch: torch.tensor([False, True])[: len(batch["labels"])])
-    assert [check(batch).tolist() for batch in samples] == [[False, True], [False]]
-    assert lengths.mean == 2
+    assert "16 prompts x 8: pass@1 0.30, pass@8 0.40, 70% of the groups all right or all wrong" in str(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -39,10 +40,14 @@ def rewrite(directory, **changes):
 
 def test_a_rejuvenated_directory_is_recognised(made):
     base, sft, out = made
-    diagnosis = diagnose(base, out, calibration=write_calibration(sft.parent / "c.jsonl"))
+    calls = itertools.count()
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    diagnosis = diagnose(
+        base, out, calibration=calibration, verifier=lambda *_: next(calls) in range(0, 48, 2)
+    )
     assert diagnosis.rejuvenated.alpha == 0.3
     assert (diagnosis.rejuvenated.sft, diagnosis.rejuvenated.base) == (str(sft), str(base))
-    assert (diagnosis.verdict, diagnosis.alpha) == ("plastic", None)  # the verdict is on the model as it is
+    assert (diagnosis.verdict, diagnosis.alpha) == ("healthy", None)  # the verdict is on the model as it is
     assert "rejuvenated already" in diagnosis.recommendation
     assert f"alpha 0.3, from {str(sft)!r} and its base {str(base)!r}" in str(diagnosis)
     assert json.loads(json.dumps(diagnosis.to_dict()))["rejuvenated"]["alpha"] == 0.3

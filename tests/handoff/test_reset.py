@@ -65,7 +65,7 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
     options = {**OPTIONS, "alpha": "auto", "alpha_target": 0.5, "quantity": "target_logit"}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     assert 0.0 < report.alpha < 1.0
-    assert report.attribution["search"]["alpha"] == report.alpha
+    assert report.attribution["search"].alpha == report.alpha
     ours, theirs, out = tensors(sft), tensors(base), tensors(tmp_path / "out")
     place = {word: words[word] for word in moved}
     rows = torch.tensor([place[word] for word in moved])

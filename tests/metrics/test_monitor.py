@@ -132,7 +132,8 @@ def test_base_against_itself_is_no_change(llama):
     assert values["relative_drift"].item() == 0
     assert values["drift_sparsity"].item() == 1
     assert values["entropy_gap"].item() == pytest.approx(0, abs=1e-6)
-    assert monitor.verdict().level == "plastic"
+    (reason,) = monitor.verdict().reasons
+    assert (reason.measure, reason.level) == ("token_entropy", "healthy")
 
 
 def test_an_anchor_that_is_the_model_itself_is_refused(llama):

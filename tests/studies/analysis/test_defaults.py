@@ -4,10 +4,9 @@ import pytest
 
 from lightning_rejuv.alpha import default_target
 from lightning_rejuv.options import Options
-from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.checks import DEFAULT
 from studies.analysis.defaults import SETTINGS, defaults_table
-from studies.analysis.markdown import MINUS, number
+from studies.analysis.markdown import MINUS
 from studies.analysis.results import load
 from studies.analysis.summary import summarise
 from studies.arms import ARMS
@@ -59,8 +58,6 @@ def test_every_default_has_its_row(tmp_path):
     assert shown["`alpha`, against a number"] == f'`"{library.alpha}"`'
     assert shown["`quantity`"] == library.quantity
     assert shown["`rank_by`"] == "signed (of the entropy gradient)"
-    limits = (number(limit, 0) for limit in (RETENTION_AT_RISK, RETENTION_COLLAPSED))
-    assert shown["verdict's limits of support"] == "at risk < {}, collapsed < {} nats".format(*limits)
     assert found["`rank_by`"]["not told apart"] == "`rigid_entropy_absolute` not run"
 
 

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.__main__ import ROOT, main
-from studies.analysis.markdown import DASH, MINUS, NONE, number
+from studies.analysis.markdown import DASH, NONE
 from studies.analysis.page import PLACE, blocks, filled
 from studies.analysis.reset_tables import WHERE
 from studies.analysis.results import load
@@ -103,29 +102,29 @@ def test_seeds_are_those_that_ran(whole):
     assert found["Running total"]["tuning seeds"] == NONE
 
 
-def test_the_verdict_is_shown_by_the_librarys_limits(tmp_path):
-    """Starts of one region each; the second set of seeds by itself as well; the limit there was before."""
-    at_risk, collapsed = RETENTION_AT_RISK, RETENTION_COLLAPSED
+def test_the_verdict_is_shown_beside_what_became_of_the_starts(tmp_path):
+    """Starts of one level each, with their rollouts and by entropies alone."""
+    chances = {"healthy": (0.1, 0.4), "over-confident": (0.3, 0.3), "cannot start": (0.0, 0.0)}
     for seed, end in ((1001, 0.9), (1002, 0.9), (1021, 0.1)):
-        arms = {
-            "base": record(0.0, support=0.0),
-            "auto_nll_100": record(end, support=at_risk + 0.1),
-            "rigid": record(0.1, support=at_risk - 0.1),
-            "sft_64": record(0.1, support=collapsed - 0.1),
-        }
+        arms = {}
+        for arm, level in (
+            ("auto_nll_100", "healthy"),
+            ("sft_64", "over-confident"),
+            ("base", "cannot start"),
+        ):
+            one, eight = chances[level]
+            arms[arm] = record(end if level == "healthy" else 0.1)
+            arms[arm]["id"]["start"] |= {"pass_at_1": one, "pass_at_k": eight}
         write(tmp_path, "retail_desk", seed, arms)
     made = blocks(_summary(tmp_path))
-    found = {name: row["Retail desk"] for name, row in rows(made["verdict"]).items()}
-    low, high = (number(limit, 0) for limit in (collapsed, at_risk))
-    assert found[f"plastic, from {high} nats on: all starts"].startswith("2/6,")
-    assert found[f"plastic, from {high} nats on: the over-trained side"].startswith("2/3,")
-    assert found[f"at risk, {low} to {high}: the over-trained side"].startswith("0/3,")
-    assert found[f"collapsed, below {low}: the over-trained side"].startswith("0/3,")
-    fresh = f"the over-trained side, seeds 1021{DASH}1040 alone"
-    assert found[f"plastic, from {high} nats on: {fresh}"].startswith("0/1,")
-    assert (
-        f"below {MINUS}4 nats. Successes of the over-trained side from there on: 2/6, 0.33" in made["former"]
-    )
+    heads = ("Retail desk: succeeded", "Retail desk: failed")
+
+    def counts(side):
+        found = rows(made[f"verdict {side}"])
+        return {level: tuple(row[head] for head in heads) for level, row in found.items()}
+
+    assert counts("all") == {"healthy": ("2", "1"), "over-confident": ("0", "3"), "cannot start": ("0", "3")}
+    assert counts("without_rollouts") == {"unknown": ("2", "7")}
 
 
 def test_filling_twice_changes_nothing(tmp_path):

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rejuv.verdict import RETENTION_AT_RISK, RETENTION_COLLAPSED
 from studies.analysis.forecast import Start
-from studies.analysis.thresholds import bounds, halves, levels, rate_in, threshold
+from studies.analysis.thresholds import bounds, halves, threshold
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -48,30 +47,3 @@ def test_bounds_of_a_gradual_change():
     # From 28 on 21 of 22 succeed, from 27 on 21 of 23; up to 20 one of 21 does, up to 22 two of 23.
     assert (found.safe, found.lost) == (27.5, 21.5)
     assert (found.above_safe.n, found.between.n, found.below_lost.n) == (22, 6, 22)
-
-
-BAD = {"token_entropy": 0.001, "token_entropy_ratio": 0.01, "zero_variance_groups": 1.0, "pass_at_1": 0.1}
-
-
-@pytest.mark.parametrize(
-    ("measures", "level"),
-    [
-        ({**BAD, "support": RETENTION_AT_RISK + 0.01}, "plastic"),
-        ({**BAD, "support": RETENTION_AT_RISK - 0.01}, "at risk"),
-        ({"support": RETENTION_COLLAPSED + 0.01}, "at risk"),
-        ({"support": RETENTION_COLLAPSED - 0.01}, "collapsed"),
-        ({"token_entropy": 0.3, "token_entropy_ratio": 1.0}, "plastic"),
-        ({"token_entropy": 0.3, "token_entropy_ratio": 0.3}, "at risk"),
-        ({"zero_variance_groups": 0.9, "pass_at_1": 0.1}, "at risk"),
-    ],
-)
-def test_levels_are_the_verdicts(measures, level):
-    made = [Start("t", 0, "a", measures, 0.9, True), Start("t", 0, "b", measures, 0.1, False)]
-    (found,) = levels(made).items()
-    assert (found[0], found[1].value, found[1].n) == (level, 0.5, 2)
-
-
-def test_rate_in_an_interval():
-    made = [Start("t", 0, str(v), {"x": float(v)}, 0.0, v > 2) for v in range(5)]
-    assert rate_in(made, "x", 2.0, 4.0)[:2] == (2, 0.5)
-    assert rate_in(made, "x", 7.0, 9.0) is None
