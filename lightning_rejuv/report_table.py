@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from lightning_rejuv.report import RejuvenationReport
 
 _TENSORS = 4
+_CURVE = (
+    ("alpha tried", "alpha"),
+    ("demonstrations", "demonstrations"),
+    ("base samples", "base_samples"),
+)
 
 # A shift of alpha that is smaller than what separates two neighbouring points of a search for it, and a tenth of
 # the windows in which RL succeeds (.15 and more, on every model that was tried), changes no decision.
@@ -62,13 +67,8 @@ def search_rows(search: AlphaSearch, curve: bool = True) -> Iterator[tuple[str, 
     """Yield title and text of the rows on a search for alpha; ``curve`` is what was measured at each alpha."""
     kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's own ways are kept"
     yield "  found by", f"{search.rule}: {kept}"
-    for title, name in (
-        ("alpha tried", "alpha"),
-        ("demonstrations", "demonstrations"),
-        ("base samples", "base_samples"),
-    ):
-        if curve:
-            yield f"  {title}", " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve)
+    for title, name in _CURVE if curve else ():
+        yield f"  {title}", " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve)
     unfinished = f", {search.unfinished} of them unfinished" if search.unfinished else ""
     if curve:
         yield "", f"negative log-likelihoods, nats a response; {search.responses} base samples{unfinished}"

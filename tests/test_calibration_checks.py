@@ -193,9 +193,7 @@ def test_positions_are_refused_where_the_model_takes_none():
 def test_a_model_that_takes_tokens_alone_is_not_given_a_mask():
     data = pairs(9)
     data["labels"][0, -2:] = -100  # of two lengths, so that one is padded
-    found = rejuvenate(
-        Seeing(), Seeing(), alpha="auto", reset_fraction=0, sampler=lambda _: [data], alpha_target=1e-6
-    )
+    found = rejuvenate(Seeing(), Seeing(), [data], alpha="auto", reset_fraction=0, sampler=lambda _: [data])
     assert found.search.curve
 
 

@@ -161,7 +161,6 @@ def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
     ("options", "message"),
     [
         ({}, "Expected a number for `alpha`, or a `sampler`, with `loss` but got 'auto'"),
-        ({"alpha": "support_retention"}, "Expected a `verifier`"),
         (
             {"alpha": 1.0, "budget": "union", "quantity": "target_logit"},
             "Expected no `quantity`, `budget` with `loss`",

@@ -53,7 +53,7 @@ class Kind(str, Enum):
 
 
 @pytest.mark.parametrize("value", REAL, ids=repr)
-@pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega", "alpha_target"])
+@pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega"])
 def test_every_real_number_becomes_the_same_float(name, value):
     got = getattr(Options(**{name: value}), name)
     assert type(got) is float

@@ -80,10 +80,10 @@ def test_after_a_search_a_loss_is_attributed_in_the_sft_model():
     """The search leaves the weights of the last alpha that it tried behind."""
     base = tiny_llama()
     sft = sharpened(base)
-    data = [batch(rows=8)]
+    data, own = [greedy_batch(sft, rows=8)], [batch(rows=8)]
     given = copy.deepcopy(sft)
     options = {"loss": lambda model, batch: model(**batch).loss, "reset_fraction": 0.1}
-    searched = {"alpha": "auto", "alpha_target": 1.0, "sampler": lambda _model: data}
+    searched = {"alpha": "auto", "sampler": lambda _model: own}
     report = rejuvenate(sft, base, data, **searched, **options)
     assert 0 < report.alpha < 1
     rejuvenate(given, base, data, alpha=report.alpha, **options)

@@ -149,48 +149,6 @@ def test_each_quantity_has_a_ranking_and_its_control_resets_as_many_of_each_matr
     assert counts[None] == counts["random"] == counts[ranking]
 
 
-def test_automatic_alpha_meets_its_target_on_what_the_anchor_samples(pair):
-    base, sft = pair
-    seen = []
-
-    def sampler(model):
-        seen.append(_state(model))
-        ids = torch.randint(0, 23, (64, 8), generator=torch.Generator().manual_seed(4))
-        for time in range(3, 8):
-            logits = model(input_ids=ids[:, :time]).logits[:, -1]
-            ids[:, time] = torch.multinomial(logits.softmax(-1), 1)[:, 0]
-        labels = ids.clone()
-        labels[:, :3] = -100
-        samples.append((ids, labels))
-        return [{"input_ids": ids, "labels": labels}]
-
-    samples: list = []
-    fused = copy.deepcopy(sft)
-    report = rejuvenate(
-        fused, base, alpha="auto", reset_fraction=0, sampler=torch.no_grad()(sampler), alpha_target=0.5
-    )
-    anchor = _state(base)
-    assert all(
-        torch.equal(p, anchor[n]) for n, p in seen[0].items()
-    )  # the anchor's weights were in the model
-    ids, _ = samples[0]
-
-    @torch.no_grad()
-    def nll(model):
-        log_probs = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
-        return -float(log_probs.gather(2, ids[:, 1:, None])[:, 2:].sum()) / len(ids)
-
-    def excess(alpha):
-        model = copy.deepcopy(sft)
-        rejuvenate(model, base, alpha=alpha, reset_fraction=0)
-        return nll(model) - nll(base)
-
-    assert nll(fused) - nll(base) <= 0.5 < excess(report.alpha + 0.01)
-    assert report.search is not None
-    for alpha, value in report.search.curve:
-        assert excess(alpha) == pytest.approx(value, abs=1e-3)
-
-
 def test_modes_gradients_hooks_and_random_states_are_left_as_they_were(pair):
     base, sft = pair
     sft.train()

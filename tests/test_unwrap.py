@@ -100,7 +100,7 @@ def test_all_processes_make_the_plan_of_rank_zero(tmp_path, wrapper):
             model = Policy(copy.deepcopy(sft))
             wrapped = nn.parallel.DistributedDataParallel(model)
             model = model.model
-        options = {"alpha": "auto", "rank_by": "random", "alpha_target": 0.3, "reset_fraction": 0.1}
+        options = {"alpha": "auto", "rank_by": "random", "reset_fraction": 0.1}
         report = rejuvenate(wrapped, base, [greedy_batch(base, seed=10 + rank)], seed=rank, **options)
         return {n: p.detach().tolist() for n, p in model.named_parameters()}, report.to_dict()
 
@@ -108,7 +108,7 @@ def test_all_processes_make_the_plan_of_rank_zero(tmp_path, wrapper):
     assert one == other
     assert report == other_report
     alone = copy.deepcopy(sft)
-    options = {"alpha": "auto", "rank_by": "random", "alpha_target": 0.3, "reset_fraction": 0.1}
+    options = {"alpha": "auto", "rank_by": "random", "reset_fraction": 0.1}
     expected = rejuvenate(alone, base, [greedy_batch(base, seed=10)], seed=0, **options)
     assert one == {n: p.detach().tolist() for n, p in alone.named_parameters()}
     assert report["alpha"] == expected.alpha

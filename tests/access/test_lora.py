@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from lightning_rejuv import rejuvenate
+from lightning_rejuv.attribution import confidence, nll_per_response
+from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.sampling import sample_with_generate
 from tests import families
 from tests.conftest import batch, greedy_batch, tiny_llama
 
@@ -129,12 +132,17 @@ def test_what_scaling_the_adapter_cannot_do_is_refused():
 def test_an_automatic_alpha_samples_with_generate_from_the_base_under_the_adapter():
     base = tiny_llama()
     model = adapted(base)
-    data = [greedy_batch(base, rows=40, seed=s) for s in range(2)]
-    report = rejuvenate(model, None, data, alpha="auto", reset_fraction=0, alpha_target=0.2)
-    assert report.search is not None
-    assert 0 < report.search.alpha < 1
-    excess = dict(report.search.curve)
-    assert excess[report.alpha] <= 0.2 < excess[1.0]
+    data = [greedy_batch(model, rows=40, seed=s) for s in range(2)]
+    batches = batches_for(model, data)
+    with model.disable_adapter():
+        own = batches_for(model, sample_with_generate(batches, 0)(model), "sampled")
+        known = nll_per_response([confidence(model, batch) for batch in own])
+    theirs = nll_per_response([confidence(model, batch) for batch in own])
+    report = rejuvenate(model, None, data, alpha="auto", reset_fraction=0)
+    assert 0 < report.alpha == report.search.alpha < 1
+    ends = [report.search.curve[end].base_samples for end in (0, -1)]
+    assert ends == pytest.approx([known, theirs], rel=1e-5)
+    assert known < theirs
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])

@@ -19,7 +19,7 @@ OPTIONS = {
     "fusion": {"alpha": 0.4, "reset_fraction": 0},
     "reset alone": {"alpha": 1.0, "reset_fraction": 0.1},
     "both": {"alpha": {"*.mlp.*": 0.3, "*": 0.6}, "reset_fraction": 0.1, "omega": 0.7},
-    "a search": {"alpha": "auto", "reset_fraction": 0.05, "alpha_target": 2.0},
+    "a search": {"alpha": "auto", "reset_fraction": 0.05},
 }
 # By name: what the optimizer forgets, and alpha.
 MEMORIES = {

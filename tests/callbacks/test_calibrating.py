@@ -51,7 +51,7 @@ class States(Callback):
         self.on_train_start()
 
 
-@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": "auto", "alpha_target": 0.5}])
+@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": "auto"}])
 def test_no_random_state_moves(options, tmp_path):
     """Neither where the data are checked at the start of the fit, nor where the model is edited."""
     base = tiny_llama()
@@ -69,7 +69,7 @@ def test_new_tensors_are_float32_whatever_the_precision(precision, tmp_path):
     """Lightning's plugins of true half precision change the default dtype; sums are not to be kept in it."""
     base = tiny_llama()
     module = Drawing(sharpened(base), base)
-    callback = RejuvenationCallback(base, when=AtStep(2), alpha="auto", alpha_target=0.5, reset_fraction=0.1)
+    callback = RejuvenationCallback(base, when=AtStep(2), alpha="auto", reset_fraction=0.1)
     fit(module, callback, tmp_path=tmp_path, max_epochs=1, precision=precision)
     assert callback.rejuvenated_at == [2]
     assert set(module.dtypes) == {torch.float32} == {torch.get_default_dtype()}

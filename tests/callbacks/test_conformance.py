@@ -193,9 +193,7 @@ def test_forward_passes_run_under_the_precision_plugin(tmp_path):
             return self._batches
 
     for precision in ("32-true", "bf16-mixed", "bf16-true"):
-        callback = RejuvenationCallback(
-            tiny_llama(), at_start=True, alpha="auto", alpha_target=0.2, reset_fraction=0
-        )
+        callback = RejuvenationCallback(tiny_llama(), at_start=True, alpha="auto", reset_fraction=0)
         fit(Watched(), callback, tmp_path=tmp_path, precision=precision, max_steps=1)
     assert seen == [(False, torch.float32), (True, torch.float32), (False, torch.float32)]
     assert torch.get_default_dtype() == torch.float32

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
-from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv import Refit, RejuvenationCallback, rejuvenate
 from lightning_rejuv.callbacks import AtStart, AtStep
 from tests.callbacks.modules import Calibrated, Module, Snapshots, equal, fit
 from tests.conftest import greedy_batch, sharpened, tiny_llama
@@ -45,7 +45,7 @@ def test_at_start_it_does_what_the_function_does_before_the_first_update(pair, t
 def test_automatic_alpha_samples_from_the_anchor(pair, tmp_path):
     base, sft = pair
     module = Calibrated(sft, base)
-    callback = RejuvenationCallback(base, at_start=True, alpha="auto", reset_fraction=0, alpha_target=0.2)
+    callback = RejuvenationCallback(base, at_start=True, alpha="auto", reset_fraction=0)
     fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     assert equal(module.sampled_from, base.state_dict())
     assert callback.report is not None
@@ -116,7 +116,7 @@ OPTIONS = {
     "rank_by": ("random", {}),
     "scope": ("module", {}),
     "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
-    "alpha_target": (0.01, {"alpha": "auto"}),
+    "refit": (Refit(steps=2, learning_rate=1e-2), {}),
     "optimizer_state": ("keep", {}),
     "rounding": ("stochastic", {}),
     "seed": (1, {"rank_by": "random"}),
@@ -220,12 +220,6 @@ REFUSED = {
         {"at_start": True, "reset_fraction": 0, "alpha": "auto"},
         MisconfigurationException,
         "needs calibration",
-    ),
-    "no verifier": (
-        Calibrated,
-        {"at_epoch": 2, "alpha": "support_retention"},
-        MisconfigurationException,
-        r"`verify_responses\(batch\)`",
     ),
     "empty": (Calibrated, {"at_epoch": 2, "calibration": []}, ValueError, "iterable is empty"),
     "no responses": (

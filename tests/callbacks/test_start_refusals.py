@@ -53,7 +53,6 @@ CASES = {
     "an optimizer of clones": (None, {}, _clones, "steps others, which holds clones"),
     "one step count": (None, {"optimizer_state": "reset"}, _shared_count, "share one step count"),
     "a pattern that fits nothing": (None, {"alpha": {"head.*": 0.5, "*": 0.4}}, None, "no parameter fits"),
-    "no verifier": (None, {"alpha": "support_retention"}, None, "needs a verifier"),
     "a token that the model lacks": (
         None,
         {"calibration": [{"input_ids": torch.full((1, 4), 99), "labels": torch.full((1, 4), 99)}]},

@@ -24,7 +24,6 @@ OPTIONS = {
     "rank_by": ("random", FIXED),
     "scope": ("module", FIXED),
     "budget": ("union", {**FIXED, "quantity": "target_logit", "positions_per_response": 4}),
-    "alpha_target": (1e-6, {"alpha": "auto", "reset_fraction": 0}),
     "calibration": ("other.jsonl", FIXED),
     "dtype": ("bfloat16", FIXED),
     "rounding": ("stochastic", {**FIXED, "dtype": "bfloat16"}),
@@ -116,7 +115,7 @@ def test_the_report_holds_what_was_applied(models, usual, tmp_path):
     nothing_done_with = {name for name, value in alone.options.items() if value is None}
     assert nothing_done_with == {
         *("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget"),
-        *("calibration", "device", "compute_dtype", "dtype", "alpha_target", "refit"),
+        *("calibration", "device", "compute_dtype", "dtype", "refit"),
     }
     assert json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["options"] == alone.options
 
@@ -132,7 +131,6 @@ IDLE = {
     "device": "cuda",
     "compute_dtype": "bfloat16",
     "seed": 1,
-    "alpha_target": 1.0,
     "rounding": "stochastic",
 }
 
@@ -154,7 +152,7 @@ def test_what_has_no_effect_on_a_fusion_is_refused_by_name(name, models, tmp_pat
         ({"seed": 2**70}, "Expected argument `seed`"),
         ({"seed": "x"}, "Expected argument `seed`"),
         ({"rounding": "up"}, "Expected argument `rounding`"),
-        ({"alpha": "support_retention"}, "needs no verifier"),
+        ({"alpha": "kl_balance"}, "Expected argument `alpha`"),
         ({"calibration": None}, "Expected calibration data"),
     ],
 )

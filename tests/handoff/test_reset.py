@@ -62,7 +62,7 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
     moved = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
     write_tokenizer(sft, moved)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {**OPTIONS, "alpha": "auto", "alpha_target": 0.5, "quantity": "target_logit"}
+    options = {**OPTIONS, "alpha": "auto", "quantity": "target_logit"}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     assert 0.0 < report.alpha < 1.0
     assert report.attribution["search"].alpha == report.alpha
