@@ -24,10 +24,8 @@ def module_data(module: LightningModule, calibration: Any, options: Options) -> 
     Raises:
         MisconfigurationException: calibration data are needed, and there are none.
     """
-    samples = options.searches_alpha and not hasattr(module, "sample_responses")
-    needed = options.reset_fraction > 0 or options.refit is not None or samples
     return Data(
-        calibration=_calibration_of(module, calibration, options) if needed else None,
+        calibration=_calibration_of(module, calibration, options) if options.runs_the_model else None,
         sampler=getattr(module, "sample_responses", None),
         verifier=getattr(module, "verify_responses", None),
     )

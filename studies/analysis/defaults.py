@@ -1,16 +1,17 @@
-"""The library's defaults beside what the study's comparisons say about them."""
+"""The library's defaults, and the study's own rule for alpha, beside what its comparisons say about them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lightning_rejuv.alpha import default_target
 from lightning_rejuv.options import Options
 from studies.analysis.markdown import number, table
+from studies.arms import ARMS
 
 Row = Mapping[str, Any]
 OPTIONS = Options()
+_TARGET = ARMS["auto_nll_100"].options["alpha_target"]
 
 
 class Setting(NamedTuple):
@@ -36,11 +37,9 @@ def _rigid(name: str, value: str, *arms: str) -> Setting:
 
 
 SETTINGS = (
-    _automatic(
-        'target of `alpha="auto"`', f"{default_target('auto', 20):g} nat", "auto_nll_60", "auto_nll_150"
-    ),
-    _automatic('rule of `alpha="auto"`', "excess NLL", "auto_support", "auto_kl", "auto_entropy"),
-    _automatic("`alpha`, against a number", f'`"{OPTIONS.alpha}"`', "fusion_30", "fusion_40", "fusion_50"),
+    _automatic("target of the study's rule for alpha", f"{_TARGET:g} nat", "auto_nll_60", "auto_nll_150"),
+    _automatic("the study's rule for alpha", "excess NLL", "auto_support", "auto_kl", "auto_entropy"),
+    _automatic("the same, against a number", "excess NLL", "fusion_30", "fusion_40", "fusion_50"),
     Setting(
         "a reset at all",
         f"{OPTIONS.reset_fraction:.0%}",

@@ -17,10 +17,13 @@ from studies.arms import (
     MODERATE_EPOCHS,
     REPORTED_SEEDS,
     RIGID_ALPHA,
+    RULE_SEEDS,
     SECOND_SEEDS,
+    TODAY,
     TUNING_SEEDS,
     passes,
 )
+from studies.former_rules import TARGETS
 from studies.remedies import make_rl
 from studies.seed import PINNED
 
@@ -45,7 +48,9 @@ def test_the_table_fits_the_examples_recipes(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_arm_but_tuning_is_planned_for_a_whole_set_of_seeds_and_for_each_once(name):
     planned = passes(name)
-    assert {arm for p in planned for arm in p.arms} == {a for a in ARMS if ARMS[a].group != "tuning"}
+    assert {arm for p in planned for arm in p.arms} == {
+        a for a in ARMS if ARMS[a].group not in ("tuning", "rule")
+    }
     assert planned[0].arms[:3] == ("base", f"sft_{MODERATE_EPOCHS[name]}", "sft_64")
     assert {a for a in planned[0].arms if ARMS[a].group == "remedy"} == {
         "entropy_bonus",
@@ -84,6 +89,10 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
     assert recipe["start"] in ("base", *(f"sft_{n}" for n in EPOCHS))
     options = {key: value for key, value in recipe.items() if key not in NOT_OF_REJUVENATE}
     if options:
+        if isinstance(options["alpha"], str):
+            assert options["alpha"] in {*TARGETS, TODAY}
+            assert options.pop("alpha_target", 1.0) > 0
+            options["alpha"] = "auto"
         checked = Options(**{**PINNED, **options})  # raises for what it does not know
         assert checked.reset_fraction == ARMS[arm].reset_fraction
     if "remedy" in recipe:
@@ -100,6 +109,13 @@ def test_the_rigid_fusion_is_the_only_arm_that_is_there_twice(name, twin):
         if ARMS[pair[0]].recipe(name) == ARMS[pair[1]].recipe(name)
     ]
     assert pairs == [(twin, "rigid")]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_todays_rule_is_run_only_if_it_is_asked_for_and_on_seeds_of_its_own(name):
+    (run,) = [p for p in passes(name, ["rule"]) if p.arms]
+    assert run == ("rule", RULE_SEEDS, ("sft_64", "today", "today_reset"))
+    assert not set(RULE_SEEDS) & {*REPORTED_SEEDS, *TUNING_SEEDS}
 
 
 def test_random_controls_differ_from_their_arms_in_the_ranking_alone():

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rejuv.alpha import default_target
 from lightning_rejuv.options import Options
 from studies.analysis.checks import DEFAULT
 from studies.analysis.defaults import SETTINGS, defaults_table
@@ -10,6 +9,7 @@ from studies.analysis.markdown import MINUS
 from studies.analysis.results import load
 from studies.analysis.summary import summarise
 from studies.arms import ARMS
+from studies.former_rules import TARGETS
 from studies.seed import PINNED
 from tests.studies.analysis.made_up import record, rows, write
 
@@ -20,12 +20,13 @@ OF_THE_RESET = {"reset_fraction", *UNSAID}
 
 def _options(arm):
     made = {**UNSAID, **ARMS[arm].recipe("retail_desk")}
-    return {"alpha_target": default_target("auto", 20), **made} if made["alpha"] == "auto" else made
+    return {"alpha_target": TARGETS["auto"], **made} if made["alpha"] == "auto" else made
 
 
 def test_the_studys_default_is_the_librarys():
+    """But for the rule for alpha: the library has another one since."""
     ours, library = _options(DEFAULT), Options()
-    for name in ("alpha", "reset_fraction", "quantity", "positions", "positions_per_response", "scope"):
+    for name in ("reset_fraction", "quantity", "positions", "positions_per_response", "scope"):
         assert ours[name] == getattr(library, name), name
     assert (ours["rank_by"], library.rank_by) == ("signed", None)
 
@@ -55,7 +56,6 @@ def test_every_default_has_its_row(tmp_path):
     shown = {name: row["default"] for name, row in found.items()}
     assert shown["`reset_fraction`"] == f"{library.reset_fraction}"
     assert shown["a reset at all"] == f"{library.reset_fraction:.0%}"
-    assert shown["`alpha`, against a number"] == f'`"{library.alpha}"`'
     assert shown["`quantity`"] == library.quantity
     assert shown["`rank_by`"] == "signed (of the entropy gradient)"
     assert found["`rank_by`"]["not told apart"] == "`rigid_entropy_absolute` not run"
@@ -82,4 +82,7 @@ def test_alternatives_are_told_apart_whichever_way_round_they_are_kept(tmp_path)
     assert told("a reset at all") == ("none", f"`auto_nll_100` {MINUS}0.27", "none")
     assert told("`reset_fraction`") == ("`auto_reset_entropy_4` +0.13", "none", "none")
     assert told("`quantity`") == ("none", "none", "`auto_reset` 0.00")
-    assert told('target of `alpha="auto"`')[2] == f"`auto_nll_60` {MINUS}0.01, `auto_nll_150` not run"
+    assert (
+        told("target of the study's rule for alpha")[2]
+        == f"`auto_nll_60` {MINUS}0.01, `auto_nll_150` not run"
+    )
