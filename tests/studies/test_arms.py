@@ -155,6 +155,7 @@ def test_selection_keeps_the_order_of_the_passes():
         "controls",
         "sweeps",
         "variants",
+        "rule",
         "tuning",
     ]
     chosen = passes("retail_desk", groups=["fusion"], arms=["rigid", "tuning_omega_50"])
