@@ -7,10 +7,12 @@ from dataclasses import astuple
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.calibration import as_batches
-from lightning_rejuv.sampling import sample_with_generate
+from lightning_rejuv.sampling import _parts, sample_with_generate
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 
 # For every field of a generation_config but the end-of-sequence and padding tokens a value that would be felt.
@@ -158,8 +160,10 @@ def test_samples_follow_the_models_distribution(plain):
     batch = {"input_ids": ids, "labels": ids.masked_fill(torch.arange(4) < 3, -100)}
     model = copy.deepcopy(base)
     model.generation_config.update(top_k=2, temperature=0.5)
-    (found,) = sample_with_generate(as_batches([batch]), seed=0)(model)
-    counts = torch.bincount(found["input_ids"][:, 3], minlength=23).double() / 1500
+    found = sample_with_generate(as_batches([batch]), seed=0)(model)
+    first = torch.cat([sample["input_ids"][:, 3] for sample in found])
+    assert len(first) == 1500
+    counts = torch.bincount(first, minlength=23).double() / 1500
     with torch.no_grad():
         expected = base(ids[:1, :3]).logits[0, -1].double().softmax(-1)
     assert (counts - expected).abs().max() < 4 * (0.25 / 1500) ** 0.5
@@ -188,18 +192,54 @@ def test_a_response_ends_with_its_first_end_token_whatever_pads_it(ends, padding
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = ends, padding
     stops = [] if ends is None else [ends] if isinstance(ends, int) else ends
     ragged = greedy_batch(base, rows=40, length=13)
-    (found,) = sample_with_generate(as_batches([ragged]), seed=0)(base)
-    lengths = set()
-    for ids, labels, mask in zip(
-        *(found[k].tolist() for k in ("input_ids", "labels", "attention_mask")), strict=True
-    ):
-        last = next((i for i in range(3, len(ids)) if ids[i] in stops), len(ids) - 1)
-        assert labels == [-100] * 3 + ids[3 : last + 1] + [-100] * (len(ids) - last - 1)
-        assert mask == [1] * (last + 1) + [0] * (len(ids) - last - 1)
-        lengths.add(last)
-    assert len(lengths) > 1 or ends is None
-    (checked,) = as_batches([found])
-    assert checked.response.sum() == (found["labels"] != -100).sum()
+    found = sample_with_generate(as_batches([ragged]), seed=0)(base)
+    lengths, finished = [], []
+    for sample in found:
+        for ids, labels, mask in zip(
+            *(sample[k].tolist() for k in ("input_ids", "labels", "attention_mask")), strict=True
+        ):
+            last = next((i for i in range(3, len(ids)) if ids[i] in stops), len(ids) - 1)
+            assert labels == [-100] * 3 + ids[3 : last + 1] + [-100] * (len(ids) - last - 1)
+            assert mask == [1] * (last + 1) + [0] * (len(ids) - last - 1)
+            lengths.append(last)
+            finished.append(ids[last] in stops)
+        (checked,) = as_batches([sample])
+        assert checked.response.sum() == (sample["labels"] != -100).sum()
+    assert len(lengths) == 40
+    if ends is None:
+        assert not any("finished" in sample for sample in found)  # nobody can tell
+        assert set(lengths) == {3 + 4 * 10 - 1}  # four times the longest calibration response
+    else:
+        assert torch.cat([sample["finished"] for sample in found]).tolist() == finished
+        assert len(set(lengths)) > 1
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    tokens=st.integers(1, 40),
+    shuffled=st.randoms(use_true_random=False),
+)
+def test_samples_are_taken_apart_by_length(lengths, tokens, shuffled):
+    """Every row is in one part, whole, beside rows that fit with it into so many tokens."""
+    shuffled.shuffle(lengths)
+    mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
+    ids = (torch.arange(9) + 100 * torch.arange(1, len(lengths) + 1)[:, None]) * mask
+    parts = _parts({"input_ids": ids, "attention_mask": mask, "finished": ids[:, 0] % 200 == 0}, tokens)
+    rows = {}
+    for part in parts:
+        width = part["input_ids"].shape[1]
+        assert part["attention_mask"].sum(1).max() == width
+        assert len(part["finished"]) == 1 or part["input_ids"].numel() <= tokens
+        for row, own, finished in zip(
+            *(part[k] for k in ("input_ids", "attention_mask", "finished")), strict=True
+        ):
+            number = int(row[0]) // 100 - 1
+            assert number not in rows
+            rows[number] = row[own.bool()].tolist()
+            assert bool(finished) == (number % 2 == 1)
+    assert rows == {number: ids[number, :length].tolist() for number, length in enumerate(lengths)}
+    # Rows of one length are not torn apart more often than they have to be.
+    assert len(parts) <= sum(-(-lengths.count(n) // max(1, tokens // n)) for n in set(lengths))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -229,13 +269,24 @@ def test_no_pass_is_larger_than_the_callers_batches():
     sft.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     rejuvenate(sft, base, rows)
     assert max(shape[0] for shape in seen) == 1
-    # Many rows of a few tokens beside a few rows of many: neither rows nor tokens are multiplied.
+    # Many rows of a few tokens beside a few rows of many: neither rows nor tokens are multiplied, but in `generate`.
     seen.clear()
+    sampling, generate = [], sft.generate
+
+    def generate_apart(**options):
+        before = len(seen)
+        found = generate(**options)
+        sampling.extend(seen[before:])
+        del seen[before:]
+        return found
+
+    sft.generate = generate_apart
     long = greedy_batch(base, rows=2, length=40)
     long["labels"][:, :38] = -100
     rejuvenate(sft, base, [greedy_batch(base, rows=20, length=5), *[long] * 5])
-    assert max(shape[0] for shape in seen) <= 20
+    assert max(shape[0] for shape in (*seen, *sampling)) <= 20
     assert max(shape.numel() for shape in seen) <= 100
+    assert max(shape.numel() for shape in sampling) <= 400
 
 
 def gpt2(positions=16):
@@ -259,7 +310,7 @@ def gpt2(positions=16):
 
 
 def test_new_tokens_stop_at_the_context():
-    base = gpt2()
+    base = gpt2(40)
     base.generation_config.eos_token_id = None
     ids = torch.randint(1, 21, (4, 15), generator=torch.Generator().manual_seed(0))
     batches = [
@@ -270,8 +321,8 @@ def test_new_tokens_stop_at_the_context():
         for start, length in ((4, 12), (10, 13), (14, 15))
     ]
     found = sample_with_generate(as_batches(batches), seed=0)(base)
-    assert {s["input_ids"].shape[1] for s in found[:1]} == {12}
-    assert {s["input_ids"].shape[1] for s in found[1:]} == {16}  # and not 18 or 22
+    lengths = [(int((s["labels"][0] != -100).int().argmax()), s["input_ids"].shape[1]) for s in found]
+    assert set(lengths) == {(4, 4 + 4 * 8), (10, 40), (14, 40)}  # and not 42 or 46
     assert sum(len(s["input_ids"]) for s in found) == 12
     assert 0 <= rejuvenate(sharpened(base), base, batches).alpha <= 1
 
@@ -293,9 +344,13 @@ def test_positions_and_token_types_go_along():
     }
     (checked,) = as_batches([batch])
     torch.testing.assert_close(checked.inputs["position_ids"], positions.contiguous())
-    (found,) = sample_with_generate([checked], seed=0)(base)
-    assert torch.equal(found["position_ids"], positions)
-    assert torch.equal(found["token_type_ids"][:, 4:], types[:, 3:4].expand(3, 5))
+    samples = sample_with_generate([checked], seed=0)(base)
+    # Of one length, so that rows can be put together again, in the order of their prompts.
+    found = {k: torch.cat([sample[k] for sample in samples]) for k in samples[0]}
+    order = [found["input_ids"][:, :4].tolist().index(prompt) for prompt in ids[:, :4].tolist()]
+    found = {k: tensor[order] for k, tensor in found.items()}
+    assert torch.equal(found["position_ids"], torch.arange(5, 5 + 4 + 20).expand(3, 24))
+    assert torch.equal(found["token_type_ids"][:, 4:], types[:, 3:4].expand(3, 20))
     inputs = {k: found[k] for k in ("input_ids", "position_ids", "token_type_ids")}
     with torch.no_grad():
         assert torch.equal(base(**inputs).logits[:, 3:-1].argmax(-1), found["input_ids"][:, 4:])

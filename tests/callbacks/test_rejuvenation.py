@@ -53,6 +53,40 @@ def test_automatic_alpha_samples_from_the_anchor(pair, tmp_path):
     assert 0 < callback.report.alpha < 1
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_module_that_verifies_has_the_alpha_that_was_found_checked(right, pair, tmp_path):
+    """By responses that are sampled there; where none is right, alpha is raised and the report says so."""
+    base, sft = pair
+
+    class Verifying(Calibrated):
+        def verify_responses(self, batch):
+            seen.append((batch, self.sampled_from))
+            return torch.full((len(batch["input_ids"]),), right)
+
+    seen = []
+    plain = RejuvenationCallback(base, at_start=True, reset_fraction=0)
+    fit(Calibrated(copy.deepcopy(sft), base), plain, tmp_path=tmp_path, max_epochs=1)
+    module, callback = (
+        Verifying(copy.deepcopy(sft), base),
+        RejuvenationCallback(base, at_start=True, reset_fraction=0),
+    )
+    fit(module, callback, tmp_path=tmp_path, max_epochs=1)
+    search, found = callback.report.search, plain.report.search
+    assert found.right is None
+    assert search.right == float(right)
+    assert search.alpha == callback.report.alpha == found.alpha
+    assert len(seen) == (2 if right else 2 * 4)  # two batches, at alpha and at what it was raised to
+    for number, (batch, weights) in enumerate(seen):
+        alpha = min(1.0, found.alpha + 0.1 * (number // 2))
+        expected = copy.deepcopy(sft)
+        rejuvenate(expected, base, alpha=alpha, reset_fraction=0)
+        assert equal(weights, expected.state_dict())
+        assert any(batch is own for own in module._data[2:])
+    assert [doubt for doubt in search.doubts if "RL will have nothing to reward" in doubt] == (
+        [] if right else [search.doubts[-1]]
+    )
+
+
 def test_an_anchor_on_disk_and_a_report_beside_the_logs(pair, tmp_path):
     base, sft = pair
     base.save_pretrained(tmp_path / "base")
