@@ -115,7 +115,8 @@ class RejuvenationReport:
         search: how alpha was found; None where it was given.
         rounding_shift: by how much rounding to half types shifted alpha: how far the rounded weights lie from the
             exact fusion along the line between model and anchor, in parts of that line, positive toward the model;
-            of large parameters from every eighth row; None where nothing of a half type was fused. See :func:`lightning_rejuv.access.edit.rounding_sums`.
+            of large parameters by every eighth row. None where nothing of a half type was fused. See
+            :func:`lightning_rejuv.access.edit.rounding_sums`.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         buffers_fused: floating buffers that were fused like the parameters.
         buffers_kept: floating buffers that stay the model's, since the anchor does not hold them.
