@@ -117,7 +117,7 @@ class RejuvenationReport:
         refit: the training steps after the edit; None without them.
         rounding_shift: by how much rounding the fusion to half types shifted alpha: how far the rounded weights lie
             from the exact fusion along the line between model and anchor, in parts of that line, positive toward the
-            model; None where nothing of a half type was fused. See
+            model; of large parameters by every eighth row. None where nothing of a half type was fused. See
             :func:`lightning_rejuv.access.edit.rounding_sums`.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         buffers_fused: floating buffers that were fused like the parameters.

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_rejuv.access.edit import rounding_sums
-
-# Every how many rows weights are compared one by one; norms are always of all weights.
-_SAMPLED_ROWS = 8
+from lightning_rejuv.access.edit import SAMPLED_ROWS, rounding_sums
 
 
 @dataclass
@@ -64,7 +61,7 @@ class TensorStatistics:
 
     def add_rounding(self, sft: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
         """Add rows before the fusion, and after it before and after rounding; every eighth row is looked at."""
-        ours, theirs, wanted, got = (t[::_SAMPLED_ROWS] for t in (sft, base, exact, rounded))
+        ours, theirs, wanted, got = (t[::SAMPLED_ROWS] for t in (sft, base, exact, rounded))
         self.sampled += ours.numel()
         self.changed += int((ours != theirs).count_nonzero())
         gap, line = rounding_sums(ours, theirs, wanted, got)

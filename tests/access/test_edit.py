@@ -184,6 +184,16 @@ def test_what_rounding_did_is_that_of_float64(monkeypatch, base_dtype, piece):
     assert torch.equal(lerp_(param, base, 0.3), whole)
 
 
+def test_of_a_large_tensor_every_eighth_row_is_looked_at(monkeypatch):
+    param, base = _pair((40, 7), torch.bfloat16, torch.bfloat16)
+    base[3:] = (param * 1.01)[3:]
+    some = lerp_measuring_(param[::8].clone(), base[::8], 0.3)
+    monkeypatch.setattr(edit, "_SAMPLED", 200)
+    fused = param.clone()
+    assert lerp_measuring_(fused, base, 0.3) == pytest.approx(some)
+    assert torch.equal(fused, lerp_(param, base, 0.3))
+
+
 @pytest.mark.parametrize(
     ("alpha", "shift"), [(0.1, -0.1), (0.4, -0.4), (0.6, 0.4), (0.9, 0.1)], ids=lambda value: f"{value:g}"
 )
