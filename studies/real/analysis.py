@@ -113,8 +113,10 @@ def difference(runs: Sequence[Run], question: Question, value: Callable[[Run], f
     for recipe, sft_seed, rl_seed in sorted(ours.keys() & theirs.keys()):
         key = recipe, sft_seed, rl_seed
         shared[recipe, sft_seed].append((ours[key], theirs[key]))
-    means = [{seed: fmean(pair[side] for pair in pairs) for seed, pairs in shared.items()} for side in (0, 1)]
-    return paired(*means, test=True)
+    ours_of, theirs_of = (
+        {seed: fmean(pair[side] for pair in pairs) for seed, pairs in shared.items()} for side in (0, 1)
+    )
+    return paired(ours_of, theirs_of, test=True)
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[Question, Difference, Difference, float | None]]:
