@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from studies.analysis.statistics import Difference, holm, paired
+from studies.analysis.statistics import Difference, paired
 from studies.real.arms import ARMS
 
 SUCCESS = 0.25  # pass@1 in distribution after RL; see the plan
@@ -113,26 +113,24 @@ def difference(runs: Sequence[Run], question: Question, value: Callable[[Run], f
     for recipe, sft_seed, rl_seed in sorted(ours.keys() & theirs.keys()):
         key = recipe, sft_seed, rl_seed
         shared[recipe, sft_seed].append((ours[key], theirs[key]))
-    means = [{seed: fmean(pair[side] for pair in pairs) for seed, pairs in shared.items()} for side in (0, 1)]
-    return paired(*means, test=True)
+    ours_of, theirs_of = (
+        {seed: fmean(pair[side] for pair in pairs) for seed, pairs in shared.items()} for side in (0, 1)
+    )
+    return paired(ours_of, theirs_of, test=True)
 
 
-def differences(runs: Sequence[Run]) -> list[tuple[Question, Difference, Difference, float | None]]:
+def differences(runs: Sequence[Run]) -> list[tuple[Question, Difference, Difference]]:
     """Every question that runs can say something about.
 
     Returns:
-        The question; the difference of pass@1 after RL and of the mean reward during RL; and for the primary
-        questions the p-value of the first, adjusted by Holm's method.
+        The question, the difference of pass@1 after RL, and that of the mean reward during RL.
     """
-    found = [
+    return [
         (question, end, during)
         for question in QUESTIONS
         if (end := difference(runs, question, lambda run: run.pass_at_1)) is not None
         and (during := difference(runs, question, lambda run: run.reward)) is not None
     ]
-    raw = {q.text: end.p for q, end, _ in found if q.primary and end.p is not None}
-    adjusted = holm(raw)
-    return [(question, end, during, adjusted.get(question.text)) for question, end, during in found]
 
 
 def verdict(found: Difference) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 RESET = 0.02
 REFIT_STEPS = 20
-FOUND = "found"  # the alpha that the search of the same seed found
+FOUND: Final = "found"  # the alpha that the search of the same seed found
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,4 @@ ARMS: dict[str, Arm] = {
 # What is run first says most: a study that is cut off after any block can be used.
 CORE = ("excessive", "moderate", "fusion", "fusion_reset", "fusion_random")
 REST = ("longer", "refit", "fusion_refit", "base", "hot", "entropy_bonus", "sft_6", "sft_10")
-LAST = ("trl",)  # on one recipe and one pair of seeds alone, unless it is asked for by name
+LAST = ("trl",)  # in the first block alone, unless it is asked for by name

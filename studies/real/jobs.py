@@ -58,7 +58,8 @@ def arm_jobs(
     """All arms in the order in which they are run, the most informative first.
 
     A block is the arms of one recipe, SFT seed and RL seed: a study that is cut off can compare arms within every
-    block that was finished. The core of all blocks comes before the rest of any.
+    block that was finished. The core of all blocks comes before the rest of any, and the rest of the first RL seed
+    before that of the others.
 
     Args:
         recipes: Names of recipes; they alternate.
@@ -68,9 +69,14 @@ def arm_jobs(
     """
     blocks = [(r, s, rl) for rl in rl_seeds for s in sft_seeds for r in recipes]
     if arms:
-        return [Job("arm", r, s, arm, rl) for r, s, rl in blocks for arm in arms]
-    jobs = [Job("arm", r, s, arm, rl) for group in (CORE, REST) for r, s, rl in blocks for arm in group]
-    return jobs + [Job("arm", *blocks[0][:2], arm, blocks[0][2]) for arm in LAST]
+        return _jobs(blocks, arms)
+    first = len(recipes) * len(sft_seeds)  # blocks of the first RL seed
+    last = _jobs(blocks[:1], LAST)
+    return [*_jobs(blocks, CORE), *_jobs(blocks[:first], REST), *last, *_jobs(blocks[first:], REST)]
+
+
+def _jobs(blocks: Sequence[tuple[str, int, int]], arms: Sequence[str]) -> list[Job]:
+    return [Job("arm", recipe, sft, arm, rl) for recipe, sft, rl in blocks for arm in arms]
 
 
 def with_needs(jobs: Sequence[Job], done: Callable[[Job], bool] = lambda job: False) -> list[Job]:

@@ -77,7 +77,7 @@ def _table(runs: Sequence[Run]) -> str:
         rows.append(
             [
                 f"{recipe}: {ARMS[arm].title}",
-                f"{len(found)} of {of_sft} SFT seed{'s' * (of_sft > 1)}",
+                f"{len(found)} ({of_sft} SFT seed{'s' * (of_sft > 1)})",
                 number(mean("start", "id", "pass_at_1")),
                 number(mean("start", "id", "pass_at_k")),
                 number(mean("start", "id", "zero_variance")),
@@ -103,9 +103,9 @@ def _at(value: Any, *names: str) -> float:
 
 def _questions(runs: Sequence[Run]) -> str:
     lines = []
-    for question, end, during, p in differences(runs):
+    for question, end, during in differences(runs):
         n = end.estimate.n
-        tested = f", p = {p_value(p)} (Holm)" if p is not None else ""
+        tested = "" if end.p is None else f", p = {p_value(end.p)}"
         lines.append(
             f"- {question.text}: {signed(end.estimate._asdict())} pass@1 after RL "
             f"({n} SFT seed{'s' * (n > 1)}, {end.wins} above and {end.losses} below{tested}): {verdict(end)}. "

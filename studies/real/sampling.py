@@ -88,15 +88,15 @@ def sample(
         rows: Responses that are sampled together, at most; at least one group is.
     """
     count = len(prompts) * group
-    samples = Samples(*([[] for _ in range(count)] for _ in range(3)))
+    samples = Samples([[] for _ in range(count)], [[] for _ in range(count)], [[] for _ in range(count)])
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     together = max(1, rows // group)
     training = model.training
     model.eval()
     for first in range(0, len(order), together):
         chosen = order[first : first + together]
-        decoding = _Decoding(model, [prompts[index] for index in chosen], group, end)
-        decoding.live = torch.tensor([index * group + k for index in chosen for k in range(group)])
+        live = [index * group + k for index in chosen for k in range(group)]
+        decoding = _Decoding(model, [prompts[index] for index in chosen], live, end)
         for step in range(max_new_tokens):
             log_probs = (decoding.logits / temperature).log_softmax(dim=-1)
             probabilities = log_probs.exp()
@@ -110,19 +110,25 @@ def sample(
 
 
 class _Decoding:
-    """Some prompts whose responses are decoded together; right after this, `logits` holds their first token's.
+    """Some responses that are decoded together.
 
     Args:
         model: The model.
         prompts: Token ids.
-        group: Responses a prompt.
+        live: Which responses, as many to each prompt.
         end: The token that ends a response.
+
+    Attributes:
+        logits: Of the next token of every row, ``[B, V]``.
+        ended: Which rows have ended and are still there, ``[B]`` bool on the CPU.
     """
 
-    live: Tensor  # index of each row's response
-
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], group: int, end: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[list[int]], live: Sequence[int], end: int
+    ) -> None:
         self.model, self.end = model, end
+        self.live = torch.tensor(live)
+        group = len(live) // len(prompts)
         self.cache = DynamicCache(config=model.config)
         self.name = cache_argument(model.model)
         width = max(map(len, prompts))

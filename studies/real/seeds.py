@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-# None of them is used in the notes that the recipes come from (SFT seeds 1, 2 and 5001, small RL seeds).
+# The recipes were found on others: SFT seeds 1, 2 and 5001, small RL seeds.
 SFT_SEEDS = (101, 102, 103)
 RL_SEEDS = (201, 202)
 

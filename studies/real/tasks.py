@@ -50,15 +50,12 @@ class Split:
         import reasoning_gym
 
         data = reasoning_gym.create_dataset(self.dataset, size=count, seed=seed, **dict(self.options))
-        return [
-            Problem(
-                entry["question"].strip(),
-                str(entry["answer"]),
-                entry,
-                lambda answer, entry=entry: data.score_answer(answer, entry) >= 0.99,
-            )
-            for entry in (data[index] for index in range(count))
-        ]
+
+        def verifier(entry: Mapping[str, Any]) -> Callable[[str], bool]:
+            return lambda answer: bool(data.score_answer(answer, entry) >= 0.99)
+
+        entries = [data[index] for index in range(count)]
+        return [Problem(e["question"].strip(), str(e["answer"]), e, verifier(e)) for e in entries]
 
 
 def _sums(shortest: int, longest: int) -> Split:

@@ -71,14 +71,17 @@ def batches(pairs: Sequence[Pair], end: int, rows: int = 16) -> list[dict[str, T
         rows: The largest batch.
     """
     ordered = sorted(pairs, key=lambda pair: len(pair.prompt) + len(pair.response))
-    made = []
-    for first in range(0, len(ordered), rows):
-        chosen = ordered[first : first + rows]
-        width = max(len(pair.prompt) + len(pair.response) for pair in chosen)
-        made.append({"input_ids": [], "labels": [], "attention_mask": []})
-        for pair in chosen:
-            padding = width - len(pair.prompt) - len(pair.response)
-            made[-1]["input_ids"].append(pair.prompt + pair.response + [end] * padding)
-            made[-1]["labels"].append([IGNORED] * len(pair.prompt) + pair.response + [IGNORED] * padding)
-            made[-1]["attention_mask"].append([1] * (width - padding) + [0] * padding)
-    return [{name: torch.tensor(values) for name, values in batch.items()} for batch in made]
+    return [_batch(ordered[first : first + rows], end) for first in range(0, len(ordered), rows)]
+
+
+def _batch(pairs: Sequence[Pair], end: int) -> dict[str, Tensor]:
+    width = max(len(pair.prompt) + len(pair.response) for pair in pairs)
+    ids = torch.full((len(pairs), width), end)
+    labels = torch.full_like(ids, IGNORED)
+    mask = torch.zeros_like(ids)
+    for row, pair in enumerate(pairs):
+        begin, stop = len(pair.prompt), len(pair.prompt) + len(pair.response)
+        ids[row, :stop] = torch.tensor(pair.prompt + pair.response)
+        labels[row, begin:stop] = ids[row, begin:stop]
+        mask[row, :stop] = 1
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}

@@ -33,7 +33,10 @@ def test_blocks_of_the_core_come_first(arms):
     assert [next(iter(key)) for key in keys[:3]] == [("V", 101, 201), ("X", 101, 201), ("V", 102, 201)]
     assert {key for of in keys[:6] for key in of} == {(r, s, 201) for r in "VX" for s in SFT_SEEDS}
     assert len(arms) == len(set(arms)) == 12 * (len(CORE) + len(REST)) + len(LAST)
-    assert arms[-1] == Job("arm", "V", 101, "trl", 201)
+    rest = arms[60:]
+    assert {job.rl_seed for job in rest[: 6 * len(REST) + 1]} == {201}
+    assert rest[6 * len(REST)] == Job("arm", "V", 101, "trl", 201)
+    assert {job.rl_seed for job in rest[6 * len(REST) + 1 :]} == {202}
 
 
 def test_named_arms_alone():

@@ -65,7 +65,7 @@ def test_a_row_for_each_arm_of_each_recipe(tmp_path):
     by_name = {_cells(row)[0]: dict(zip(page.HEADER, _cells(row), strict=True)) for row in rows}
     fusion = by_name["V: fusion, alpha auto"]
     ends = [run.pass_at_1 for run in runs if (run.recipe, run.arm) == ("V", "fusion")]
-    assert fusion["runs"] == "6 of 3 SFT seeds"
+    assert fusion["runs"] == "6 (3 SFT seeds)"
     assert fusion["pass@1 before"] == "0.05"
     assert fusion["pass@1 after RL"] == f"**{sum(ends) / 6:.2f}**"
     assert fusion["lowest, highest"] == f"{min(ends):.2f}, {max(ends):.2f}"
@@ -81,7 +81,7 @@ def test_a_row_for_each_arm_of_each_recipe(tmp_path):
 def test_differences_pair_seeds_and_average_over_those_of_rl(tmp_path):
     _write(tmp_path)
     runs = load(tmp_path)
-    (first, end, during, p), second, third, *_ = differences(runs)
+    (first, end, during), second, third, *_ = differences(runs)
     assert (first.ours, first.theirs) == ("fusion", "excessive")
     value = {(run.recipe, run.sft_seed, run.rl_seed, run.arm): run.pass_at_1 for run in runs}
     expected = {
@@ -96,11 +96,10 @@ def test_differences_pair_seeds_and_average_over_those_of_rl(tmp_path):
     assert end.estimate.value == pytest.approx(sum(expected.values()) / 6)
     assert during.estimate.value == pytest.approx(end.estimate.value)  # the made-up curves average to the end
     assert end.p == pytest.approx(2 / 64)  # the smallest that six pairs can give
-    assert p == pytest.approx(min(1.0, 3 * 2 / 64))
     assert [primary.primary for primary, *_ in (second, third)] == [True, True]
     text = blocks(runs)["questions"]
     assert text.splitlines()[0].startswith("- Fusion against excessive SFT: **+0.4")
-    assert "6 SFT seeds, 6 above and 0 below, p = 0.094 (Holm)): above." in text.splitlines()[0]
+    assert "6 SFT seeds, 6 above and 0 below, p = 0.031): above." in text.splitlines()[0]
 
 
 def test_partial_results_say_how_many_there_are(tmp_path):
@@ -109,8 +108,8 @@ def test_partial_results_say_how_many_there_are(tmp_path):
     runs = load(tmp_path)
     rows = [_cells(row) for row in blocks(runs)["table"].splitlines()[2:]]
     assert [(row[0], row[1]) for row in rows] == [
-        ("V: excessive SFT", "3 of 2 SFT seeds"),
-        ("V: fusion, alpha auto", "2 of 1 SFT seed"),
+        ("V: excessive SFT", "3 (2 SFT seeds)"),
+        ("V: fusion, alpha auto", "2 (1 SFT seed)"),
     ]
     found = difference(runs, QUESTIONS[0], lambda run: run.pass_at_1)
     assert found.estimate.n == 1
