@@ -20,7 +20,9 @@ def test_an_over_confident_model_of_the_monitor():
     assert monitor.verdict().level == "over-confident"
     reasons = monitor.verdict().reasons
     assert [reason.measure for reason in reasons] == ["token_entropy", "token_nll"]
-    assert {reason.level for reason in reasons} == {"over-confident"}  # sure, and of what the probe does not say
+    assert {reason.level for reason in reasons} == {
+        "over-confident"
+    }  # sure, and of what the probe does not say
     assert PlasticityMonitor().verdict().level == "unknown"
 
 
