@@ -108,7 +108,7 @@ def judge(values: Mapping[str, float], base: Mapping[str, float] | None = None) 
             :meth:`PlasticityMonitor.compute`; ``chance_pass_at_1``, the share of rollouts that would be right answers
             to another prompt; ``token_nll``, the mean negative log-likelihood of the tokens of
             held-out demonstrations, nats; ``format_probability``, see
-            :func:`~lightning_rejuv.handoff.demonstrated_format.format_probability`. Others are ignored.
+            :func:`~lightning_rejuv.attribution.demonstrated_format.format_probability`. Others are ignored.
         base: the base's values: ``token_entropy``.
 
     >>> print(judge({"pass_at_1": 0.12, "pass_at_8": 0.13, "zero_variance_fraction": 0.97}))

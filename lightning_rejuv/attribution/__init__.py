@@ -1,7 +1,8 @@
 """Which neurons are responsible for over-confidence: positions, contributions, selection."""
 
 from lightning_rejuv.attribution.comparison import Comparison, check_reconstruction, compare
-from lightning_rejuv.attribution.confidence import confidence, mean_entropy, nll_per_response
+from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy, nll_per_response
+from lightning_rejuv.attribution.demonstrated_format import format_probability
 from lightning_rejuv.attribution.positions import POSITION_RULES, PositionRule
 from lightning_rejuv.attribution.scores import Attribution, attribute
 from lightning_rejuv.attribution.selection import RANKINGS, SCOPES, RankBy, Scope, select_neurons
@@ -13,6 +14,7 @@ __all__ = [
     "SCOPES",
     "Attribution",
     "Comparison",
+    "Confidence",
     "Loss",
     "PositionRule",
     "RankBy",
@@ -23,6 +25,7 @@ __all__ = [
     "check_reconstruction",
     "compare",
     "confidence",
+    "format_probability",
     "mean_entropy",
     "nll_per_response",
     "select_neurons",

@@ -13,12 +13,11 @@ from torch import Tensor
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.alpha import AlphaSearch
-from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
+from lightning_rejuv.attribution import confidence, format_probability, mean_entropy, nll_per_response
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.find_alpha import find_alpha
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
-from lightning_rejuv.handoff.demonstrated_format import format_probability
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for, loadable
