@@ -30,6 +30,7 @@ class Style(NamedTuple):
 
 STYLES = {
     "token_entropy": Style("token entropy", "nats"),
+    "token_nll": Style("NLL of the probe's tokens", "nats"),
     "top1_confidence": Style("top-1 confidence", "probability", high=1.0),
     "entropy_gap": Style("entropy gap to the base", "nats"),
     "support_retention": Style("support retention", "nats a response"),

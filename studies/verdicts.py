@@ -53,7 +53,8 @@ class Noted(NamedTuple):
         pass_at_1: Before RL.
         pass_at_8: The same.
         zero_variance: Share of groups, before RL; None where it was not written down.
-        entropy_ratio: Token entropy on held-out demonstrations over the base's; None where it was not.
+        entropy_ratio: Token entropy on held-out demonstrations over the base's; None where it was not measured.
+        calibration: Token entropy over what these demonstrations cost, of the same recipe trained once more; the same.
         after: Pass@1 after RL; of several RL seeds the mean.
     """
 
@@ -62,29 +63,30 @@ class Noted(NamedTuple):
     pass_at_8: float
     zero_variance: float | None
     entropy_ratio: float | None
+    calibration: float | None
     after: float
 
 
 NOTES = (
-    Noted("V, base", 0.0, 0.0, 1.0, 1.0, 0.0),
-    Noted("V, moderate SFT", 0.26, 0.75, 0.25, 0.66, 0.61),
-    Noted("V, moderate SFT, seed 2", 0.25, 0.75, 0.25, None, 0.54),
-    Noted("V, excessive SFT", 0.08, 0.16, 0.91, 0.14, 0.065),
-    Noted("V, excessive SFT, seed 2", 0.12, 0.13, 0.97, None, 0.14),
-    Noted("V, fusion .5", 0.45, 0.84, 0.19, 0.41, 0.545),
-    Noted("V, fusion .5, seed 2", 0.39, 0.84, 0.19, None, 0.52),
-    Noted("V, fusion .4", 0.21, 0.69, 0.31, None, 0.66),
-    Noted("V, fusion .5 + reset", 0.40, 0.78, 0.25, 0.50, 0.68),
-    Noted("V, fusion .5 + reset, seed 2", 0.38, 0.84, 0.16, None, 0.56),
-    Noted("V, fusion .5 + random neurons", 0.45, 0.84, 0.19, None, 0.685),
-    Noted("V, fusion .4 + reset", 0.09, 0.47, 0.53, None, 0.67),
-    Noted("V, fusion .28 + reset", 0.0, 0.0, 1.0, 0.77, 0.0),
-    Noted("X, base", 0.0, 0.0, 1.0, 1.0, 0.0),
-    Noted("X, moderate SFT", 0.17, 0.56, 0.44, None, 0.28),
-    Noted("X, excessive SFT", 0.00, 0.03, 0.97, None, 0.05),
-    Noted("X, fusion .5", 0.10, 0.38, 0.63, None, 0.47),
-    Noted("X, fusion .4", 0.11, 0.63, None, None, 0.41),
-    Noted("X, fusion .3", 0.05, 0.28, 0.72, None, 0.34),
+    Noted("V, base", 0.0, 0.0, 1.0, 1.0, None, 0.0),
+    Noted("V, moderate SFT", 0.26, 0.75, 0.25, 0.66, 0.83, 0.61),
+    Noted("V, moderate SFT, seed 2", 0.25, 0.75, 0.25, None, None, 0.54),
+    Noted("V, excessive SFT", 0.08, 0.16, 0.91, 0.14, 0.11, 0.065),
+    Noted("V, excessive SFT, seed 2", 0.12, 0.13, 0.97, None, None, 0.14),
+    Noted("V, fusion .5", 0.45, 0.84, 0.19, 0.41, 0.40, 0.545),
+    Noted("V, fusion .5, seed 2", 0.39, 0.84, 0.19, None, None, 0.52),
+    Noted("V, fusion .4", 0.21, 0.69, 0.31, 0.48, 0.39, 0.66),
+    Noted("V, fusion .5 + reset", 0.40, 0.78, 0.25, 0.50, None, 0.68),
+    Noted("V, fusion .5 + reset, seed 2", 0.38, 0.84, 0.16, None, None, 0.56),
+    Noted("V, fusion .5 + random neurons", 0.45, 0.84, 0.19, None, None, 0.685),
+    Noted("V, fusion .4 + reset", 0.09, 0.47, 0.53, None, None, 0.67),
+    Noted("V, fusion .28 + reset", 0.0, 0.0, 1.0, 0.77, None, 0.0),
+    Noted("X, base", 0.0, 0.0, 1.0, 1.0, None, 0.0),
+    Noted("X, moderate SFT", 0.17, 0.56, 0.44, 0.16, 0.81, 0.28),
+    Noted("X, excessive SFT", 0.00, 0.03, 0.97, 0.04, 0.13, 0.05),
+    Noted("X, fusion .5", 0.10, 0.38, 0.63, 0.09, 0.44, 0.47),
+    Noted("X, fusion .4", 0.11, 0.63, None, 0.15, 0.67, 0.41),
+    Noted("X, fusion .3", 0.05, 0.28, 0.72, 0.24, 0.80, 0.34),
 )
 
 
@@ -97,6 +99,9 @@ def of_notes() -> list[Judged]:
             "pass_at_8": start.pass_at_8,
             "zero_variance_fraction": start.zero_variance,
             "token_entropy": start.entropy_ratio,
+            "token_nll": start.entropy_ratio / start.calibration
+            if start.entropy_ratio and start.calibration
+            else None,
         }
         known = {name: value for name, value in values.items() if value is not None}
         level = judge(known, {"token_entropy": 1.0}).level

@@ -243,24 +243,38 @@ def test_every_combination(levels):
         assert found.reasons[0].measure == "pass_at_8"
 
 
-# The starts of RL on a real model in docs/evidence.md: pass@1, pass@8, zero-variance groups, entropy over the base's.
+# Starts of RL on a real model, see NOTES in studies/verdicts.py: pass@1, pass@8, zero-variance groups, and on held-out
+# demonstrations the entropy over the base's, over what they cost, and the format's probability.
 STARTS = [
-    ("moderate SFT", (0.26, 0.75, 0.25, 0.66), "healthy"),
-    ("excessive SFT", (0.08, 0.16, 0.91, 0.14), "at risk"),
-    ("excessive SFT, seed 2", (0.12, 0.13, 0.97, 0.14), "over-confident"),
-    ("fusion .5", (0.45, 0.84, 0.19, 0.41), "healthy"),
-    ("fusion .5 and reset", (0.40, 0.78, 0.25, 0.50), "healthy"),
-    ("fusion .4 and reset", (0.09, 0.47, 0.53, None), "healthy"),
-    ("fusion .28 and reset: the format is gone", (0.0, 0.0, 1.0, 0.77), "cannot start"),
-    ("the base", (0.0, 0.0, 1.0, 1.0), "cannot start"),
+    ("V, moderate SFT", (0.26, 0.75, 0.25), (0.66, 0.83, 0.56), "healthy", "healthy"),
+    ("V, excessive SFT", (0.08, 0.16, 0.91), (0.14, 0.11, 0.95), "over-confident", "over-confident"),
+    ("V, fusion .5", (0.45, 0.84, 0.19), (0.41, 0.40, 0.36), "healthy", "at risk"),
+    ("V, fusion .4", (0.21, 0.69, 0.31), (0.48, 0.39, 0.13), "healthy", "at risk"),
+    (
+        "V, fusion .28: the format is gone",
+        (0.0, 0.0, 1.0),
+        (0.67, 0.34, 0.003),
+        "cannot start",
+        "cannot start",
+    ),
+    ("V, base", (0.0, 0.0, 1.0), (1.0, 0.18, 0.0), "cannot start", "cannot start"),
+    ("X, moderate SFT", (0.17, 0.56, 0.44), (0.157, 0.81, 0.66), "healthy", "at risk"),
+    ("X, excessive SFT", (0.004, 0.03, 0.97), (0.037, 0.13, 0.96), "over-confident", "over-confident"),
+    ("X, fusion .5", (0.10, 0.38, 0.63), (0.093, 0.44, 0.72), "healthy", "at risk"),
+    ("X, fusion .3", (0.05, 0.28, 0.72), (0.235, 0.80, 0.17), "healthy", "at risk"),
+    ("X, base", (0.0, 0.0, 1.0), (1.0, 0.86, 0.0), "cannot start", "cannot start"),
 ]
 
 
-@pytest.mark.parametrize(("name", "figures", "level"), STARTS)
-def test_the_starts_on_a_real_model(name, figures, level):
-    one, eight, zero, ratio = figures
-    values = {"pass_at_1": one, "pass_at_8": eight, "zero_variance_fraction": zero}
-    assert judge({**values, **({} if ratio is None else {"token_entropy": ratio})}, BASE).level == level, name
+@pytest.mark.parametrize(("name", "rollouts", "demonstrations", "level", "without"), STARTS)
+def test_the_starts_on_a_real_model(name, rollouts, demonstrations, level, without):
+    one, eight, zero = rollouts
+    ratio, calibration, form = demonstrations
+    sampled = {"pass_at_1": one, "pass_at_8": eight, "zero_variance_fraction": zero}
+    measured = {"token_entropy": ratio, "token_nll": ratio / calibration, "format_probability": form}
+    assert judge({**sampled, **measured}, BASE).level == level, name
+    assert judge(measured, BASE).level == without, name
+    assert judge(sampled).level in (level, "at risk"), name
 
 
 def test_what_is_never_judged():

@@ -33,7 +33,7 @@ def run_seed(run: Run) -> dict[str, Any]:
     """Run every stage and return plain results, ready for JSON."""
     started = time.monotonic()
     with warnings.catch_warnings():
-        # One line each, between the bars: the library's warning of a rigid checkpoint belongs to the story.
+        # One line each, between the bars: the library's warnings belong to the story.
         warnings.showwarning = lambda message, *_: run.say(f"warning: {message}")
         base, pretraining_seconds = pretrained_base(run)
         checkpoints, sft = fine_tune(run, base)

@@ -43,11 +43,6 @@ class Probe:
         return sum(int(batch.response.sum()) for batch in self.batches)
 
     @property
-    def responses(self) -> int:
-        """Number of responses."""
-        return sum(batch.response.shape[0] for batch in self.batches)
-
-    @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of all inputs, targets and masks."""
         digest = hashlib.sha256()

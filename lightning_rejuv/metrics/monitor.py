@@ -24,6 +24,7 @@ from lightning_rejuv.metrics._probe import Probe, probing
 from lightning_rejuv.metrics._recorder import recording
 from lightning_rejuv.metrics._reference import Reference
 from lightning_rejuv.metrics._sites import AUTO, activation_sites, feature_sites
+from lightning_rejuv.metrics._token_nll import TokenNLL
 from lightning_rejuv.metrics.drift_sparsity import DriftSparsity
 from lightning_rejuv.metrics.entropy_gap import EntropyGap
 from lightning_rejuv.metrics.pass_at_k import PassAtK
@@ -46,6 +47,7 @@ class PlasticityMonitor(MeasureCollection):
     ================================ ============================================== =====================
     ``token_entropy``                mean next-token entropy on responses, nats     probe or labels
     ``top1_confidence``              mean largest next-token probability there      probe or labels
+    ``token_nll``                    mean ``-ln p`` of the responses' tokens, nats  probe
     ``entropy_gap``                  mean ``|H - H_base|`` there, nats              probe and anchor
     ``support_retention``            nats a response; see the function              base_samples, anchor
     ``relative_drift``               ``‖θ - θ_base‖ / ‖θ_base‖``, all parameters    anchor
@@ -109,6 +111,7 @@ class PlasticityMonitor(MeasureCollection):
         of_model = {
             "token_entropy": TokenEntropy(temperature),
             "top1_confidence": Top1Confidence(temperature),
+            "token_nll": TokenNLL(),
             "entropy_gap": EntropyGap(temperature),
             "support_retention": SupportRetention(),
             "relative_drift": RelativeDrift(),
@@ -270,7 +273,10 @@ class PlasticityMonitor(MeasureCollection):
         sites, features = activation_sites(model, self.sites), feature_sites(model, self.rank_sites)
         with recording(model, sites, features, own_mask=True) as record:
             for number, (logits, batch) in enumerate(probe.run(model, record)):
-                stats = token_stats(logits[batch.response], temperature=self.temperature)
+                targets = batch.targets[batch.response]
+                stats = token_stats(logits[batch.response], targets, self.temperature)
+                assert stats.logprob is not None  # a target was given
+                self._modules["token_nll"].absorb(*sum_and_count(-stats.logprob, None))
                 self._modules["token_entropy"].absorb(*sum_and_count(stats.entropy, None))
                 self._modules["top1_confidence"].absorb(*sum_and_count(stats.top1_prob, None))
                 if into is not None:

@@ -18,7 +18,11 @@ def test_an_over_confident_model_of_the_monitor():
     monitor = PlasticityMonitor(anchor=clone_of(base), probe=[batch()], base_samples=[batch()])
     monitor.measure(model)
     assert monitor.verdict().level == "over-confident"
-    assert [reason.measure for reason in monitor.verdict().reasons] == ["token_entropy"]
+    reasons = monitor.verdict().reasons
+    assert [reason.measure for reason in reasons] == ["token_entropy", "token_nll"]
+    assert {reason.level for reason in reasons} == {
+        "over-confident"
+    }  # sure, and of what the probe does not say
     assert PlasticityMonitor().verdict().level == "unknown"
 
 
