@@ -178,7 +178,7 @@ def test_what_is_no_iterable_of_batches_is_refused(data, got):
     with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
         rejuvenate(sharpened(base), base, data, alpha=0.5, loss=lambda m, b: m(**b).loss)
     with pytest.raises(TypeError, match=f"Expected the sampled {message}"):
-        rejuvenate(sharpened(base), base, reset_fraction=0, sampler=lambda _model: data)
+        rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _model: data)
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "loss": lambda m, b: m(**b).loss}], ids=["", "loss"])
@@ -266,7 +266,7 @@ def test_samples_without_end_are_bounded(monkeypatch):
     sft = sharpened(base)
     stream = Endless(greedy_batch(base))
     with pytest.warns(UserWarning, match="sampled data hold more than 9 responses"):
-        rejuvenate(sft, base, alpha="auto", reset_fraction=0, sampler=lambda _: stream)
+        rejuvenate(sft, base, [greedy_batch(sft)], reset_fraction=0, sampler=lambda _: stream)
     assert stream.read == 4
 
 

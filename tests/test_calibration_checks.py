@@ -146,10 +146,10 @@ def test_samples_are_checked_as_calibration_is():
     bad = greedy_batch(base)
     bad["input_ids"][0, 0] = 99
     with pytest.raises(ValueError, match="sampled batch 0 .* vocabulary of 23 but got 99"):
-        rejuvenate(sharpened(base), base, reset_fraction=0, sampler=lambda _: [bad])
+        rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _: [bad])
     shifted = {k: v[:, 1:] if k == "labels" else v[:, :-1] for k, v in greedy_batch(base).items()}
     with pytest.raises(ValueError, match="labels of sampled batch 0"):
-        rejuvenate(sharpened(base), base, reset_fraction=0, sampler=lambda _: [shifted])
+        rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _: [shifted])
 
 
 class Seeing(nn.Module):

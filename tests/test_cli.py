@@ -345,7 +345,7 @@ def test_help_teaches(capsys):
         (["--help"], ("alpha * SFT model", "exit codes", "typical use")),
         (
             ["rejuvenate", "--help"],
-            ("LoRA", "--calibration", "must not exist", "(the default) finds the largest"),
+            ("LoRA", "--calibration", "must not exist", "(the default) finds the one"),
         ),
         (["diagnose", "--help"], ("Without calibration data only files are read", "MODULE:FUNCTION")),
         (["verify", "--help"], ("Exit code 1",)),

@@ -160,7 +160,7 @@ def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Expected a number for `alpha`, or a `sampler`, with `loss` but got 'auto'"),
+        ({}, "Expected a number for `alpha` with `loss` but got 'auto', a rule that goes by the responses"),
         (
             {"alpha": 1.0, "budget": "union", "quantity": "target_logit"},
             "Expected no `quantity`, `budget` with `loss`",

@@ -76,20 +76,6 @@ def test_the_top_share_of_a_position_is_rounded(fraction, count):
     assert report.neurons_reset == count
 
 
-def test_after_a_search_a_loss_is_attributed_in_the_sft_model():
-    """The search leaves the weights of the last alpha that it tried behind."""
-    base = tiny_llama()
-    sft = sharpened(base)
-    data, own = [greedy_batch(sft, rows=8)], [batch(rows=8)]
-    given = copy.deepcopy(sft)
-    options = {"loss": lambda model, batch: model(**batch).loss, "reset_fraction": 0.1}
-    searched = {"alpha": "auto", "sampler": lambda _model: own}
-    report = rejuvenate(sft, base, data, **searched, **options)
-    assert 0 < report.alpha < 1
-    rejuvenate(given, base, data, alpha=report.alpha, **options)
-    assert all(torch.equal(p, q) for p, q in zip(sft.parameters(), given.parameters(), strict=True))
-
-
 def test_a_model_in_training_mode_is_measured_without_its_dropout():
     base = tiny_llama(attention_dropout=0.5)
     sft = sharpened(base)

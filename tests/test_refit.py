@@ -109,7 +109,7 @@ def test_it_is_plain_adamw_after_the_edit(edit, size, seed):
 
 def test_the_search_for_alpha_and_the_refit_see_the_same_samples():
     base = tiny_llama()
-    calibration, samples = data_of(base)
+    _, samples = data_of(base)
     calls = []
 
     def sampler(model):
@@ -117,6 +117,7 @@ def test_the_search_for_alpha_and_the_refit_see_the_same_samples():
         return samples
 
     model = sharpened(base)
+    calibration = [greedy_batch(model, rows=5)]
     report = rejuvenate(model, base, calibration, refit=Refit(2), sampler=sampler)
     assert len(calls) == 1
     assert report.search is not None

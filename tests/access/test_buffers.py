@@ -137,7 +137,7 @@ def test_a_search_looks_at_the_buffers_too():
         return [batch(vocabulary=61)]
 
     with pytest.raises(ValueError, match="sampled batch 1"):
-        rejuvenate(sft, base, sampler(sft)[:1], reset_fraction=0, sampler=lambda m: [*sampler(m), {}])
+        rejuvenate(sft, base, [batch(vocabulary=61)], reset_fraction=0, sampler=lambda m: [*sampler(m), {}])
     assert torch.equal(seen[0], base.get_buffer(name))
     assert torch.equal(sft.get_buffer(name), before)
 

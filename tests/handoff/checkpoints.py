@@ -83,8 +83,28 @@ def write_calibration(path: Path, lines: int = 6) -> Path:
     return path
 
 
+def teach(sft: Path, calibration: Path, steps: int = 30, rate: float = 3e-3) -> None:
+    """What SFT does: some steps on demonstrations, which are likelier then than they are to the base."""
+    from transformers import AutoModelForCausalLM
+
+    from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+    from lightning_rejuv.handoff.models import load_tokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(sft), load_tokenizer(sft)
+    dtype = model.dtype
+    optimizer = torch.optim.Adam(model.float().parameters(), lr=rate)
+    for _ in range(steps):
+        for batch in tokenize(read_dialogues(calibration, tokenizer), tokenizer):
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            optimizer.step()
+    for file in sft.glob("model*"):
+        file.unlink()
+    model.to(dtype).save_pretrained(sft, max_shard_size="16KB")
+
+
 def known_pair(path: Path) -> tuple[Path, Path, Path]:
-    """A confident base, an SFT model that is surer still, and as calibration data what the base says."""
+    """A confident base, an SFT model that is surer still, and as calibration data what the base says and SFT taught."""
     base = tiny("llama", 0, torch.float32)
     with torch.no_grad():
         base.get_output_embeddings().weight.mul_(3)
@@ -104,6 +124,7 @@ def known_pair(path: Path) -> tuple[Path, Path, Path]:
         rows.append({"prompt": " ".join(words[:2]), "response": " ".join(words[2:])})
     calibration = path / "calibration.jsonl"
     calibration.write_text("\n".join(json.dumps(row) for row in rows))
+    teach(path / "sft", calibration)
     return path / "base", path / "sft", calibration
 
 

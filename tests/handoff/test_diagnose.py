@@ -12,7 +12,7 @@ from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
 from lightning_rejuv.options import FIXED_ALPHA
 from lightning_rejuv.verdict import judge
 from tests.conftest import shifted
-from tests.handoff.checkpoints import pair, tensors, write_calibration, write_tokenizer
+from tests.handoff.checkpoints import pair, teach, tensors, write_calibration, write_tokenizer
 from tests.handoff.families import tiny
 
 
@@ -83,9 +83,10 @@ def test_the_base_itself_has_nothing_to_rejuvenate(models):
 def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):
     base, sft = pair(tmp_path, drift=0.01)
     calibration = write_calibration(sft.parent / "c.jsonl")
+    teach(sft, calibration, steps=10)
     sure = {"calibration": calibration, "verifier": lambda prompt, _: "w2" in prompt}
     mild = diagnose(base, sft, calibration=calibration, verifier=one_in_two())
-    assert (mild.verdict, mild.alpha) == ("healthy", 1.0), str(mild)
+    assert (mild.verdict, mild.alpha) == ("healthy", None), str(mild)
     assert "start RL from the SFT model itself" in mild.recommendation
     sharpen(sft)
     diagnosis = diagnose(base, sft, **sure)
@@ -109,6 +110,7 @@ def test_entropies_against_the_formula(models):
 
     base, sft = models
     calibration = write_calibration(sft.parent / "c.jsonl")
+    teach(sft, calibration)
     behaviour = diagnose(base, sft, calibration=calibration).behaviour
     tokenizer = load_tokenizer(sft)
     (batch,) = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
@@ -126,6 +128,7 @@ def test_entropies_against_the_formula(models):
 def test_a_verifier_judges_rollouts_of_the_sft_model(models):
     base, sft = models
     calibration = write_calibration(sft.parent / "c.jsonl")
+    teach(sft, calibration)
     seen = []
 
     def right(prompt, response):
@@ -135,13 +138,21 @@ def test_a_verifier_judges_rollouts_of_the_sft_model(models):
     diagnosis = diagnose(base, sft, calibration=calibration, verifier=right)
     rollouts = diagnosis.behaviour.rollouts
     assert (rollouts.prompts, rollouts.group) == (6, 8)
-    assert len(seen) == 4 * 6 * 8
+    search = diagnosis.behaviour.search
+    assert (
+        len(seen) == 4 * 6 * 8 + 4 * 6
+    )  # and one to each prompt at the alpha found, and at three larger ones
+    assert search.right == 0.0
+    assert "None of 6 rollouts is right" in search.doubts[-1]
     assert (rollouts.pass_at_1, rollouts.pass_at_8, rollouts.zero_variance_fraction) == (0.5, 1.0, 0.0)
     assert rollouts.chance_pass_at_1 == 0.0
     assert (diagnosis.verdict, diagnosis.reasons[0].measure) == ("healthy", "pass_at_8")
     assert all(prompt.startswith("<|user|>") and prompt.endswith("<|assistant|>") for prompt, _ in seen)
     assert not any("<" in response.replace("<unk>", "") for _, response in seen)
     assert "pass@1 0.50, pass@8 1.00" in str(diagnosis)
+    sure = diagnose(base, sft, calibration=calibration, verifier=lambda *_: True)
+    assert sure.behaviour.search.right == 1.0
+    assert sure.behaviour.search.alpha == search.alpha
     hopeless = diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
     assert (hopeless.verdict, hopeless.alpha) == ("cannot start", None)
     assert diagnose(base, sft, calibration=calibration).behaviour.rollouts is None

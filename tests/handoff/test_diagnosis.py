@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.alpha import AlphaPoint, AlphaSearch
 from lightning_rejuv.handoff.behaviour import Behaviour
 from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.handoff.record import Record
@@ -26,7 +26,8 @@ ROLLOUTS = {
 def behaviour(
     rollouts=None, alpha=0.5, entropy=(0.7, 1.0), nll=0.7, form=0.9, doubts=(), retention=-1.0
 ):  # fmt: skip
-    search = AlphaSearch("auto", alpha, 1.0, [(1.0, -retention)], doubts)
+    curve = [AlphaPoint(0.0, 9.0, 5.0, 0.1), AlphaPoint(1.0, 4.0, 5.0 - retention, 1.0)]
+    search = AlphaSearch("auto", alpha, 0.8, 0.7, curve, responses=3, doubts=doubts)
     return Behaviour(3, *entropy, nll, form, retention, search, rollouts)
 
 
@@ -120,7 +121,7 @@ def test_drift_is_told_in_the_order_of_the_layers_and_fits_a_screen():
         for part, size in (("a", 1e-4), ("b", 3e-4))
     }
     tensors |= {f"other.{n}": TensorStatistics(1e-6 * (n + 1), 1.0, 10, 10, 0) for n in range(8)}
-    verdict = verdict_on(None, unchanged=False)
+    verdict = verdict_on(None)
     found = Diagnosis("b", "s", tensors, (), None, verdict.level, verdict.reasons, "", None)
     rows = [line.split() for line in str(found).partition("changed\n")[2].splitlines()]
     assert [row[1] for row in rows[:10]] == [f"{n}-{n + 2}" for n in range(0, 30, 3)]
@@ -161,5 +162,18 @@ def test_json_holds_no_nan_and_the_keys_stay():
         "tensors",
         "findings",
     } < plain.keys()
-    assert "alpha found" in str(found)
+    assert "alpha found        0.000" in str(found)
     assert "16 prompts x 8: pass@1 0.30, pass@8 0.40, 70% of the groups all right or all wrong" in str(found)
+
+
+@pytest.mark.parametrize("level", ["over-confident", "healthy"])
+def test_the_search_is_shown_with_each_doubt_once(level):
+    doubts = ("The window is narrow.", "It was cut.")
+    measured = behaviour(ROLLOUTS[level], 0.43, doubts=doubts)
+    verdict = verdict_on(measured)
+    text, alpha = recommend(verdict, measured, None, unchanged=False)
+    shown = str(Diagnosis("b", "s", {}, (), measured, verdict.level, verdict.reasons, text, alpha))
+    assert [shown.count(doubt) for doubt in doubts] == [1, 1]
+    assert "alpha found        0.430  (weight of the SFT model)" in shown
+    assert "found by         auto: 80% of what SFT taught and 70% of the base's own ways are kept" in shown
+    assert "demonstrations        9      4\n" in shown

@@ -13,7 +13,7 @@ from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_tokenizer
 from lightning_rejuv.report_layers import where
-from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration, write_tokenizer
+from tests.handoff.checkpoints import edit_config, pair, teach, tensors, write_calibration, write_tokenizer
 from tests.handoff.families import FAMILIES, tiny
 
 OPTIONS = {"alpha": 0.5, "reset_fraction": 0.05, "positions": "entropy_gap"}
@@ -62,6 +62,7 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
     moved = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
     write_tokenizer(sft, moved)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
+    teach(sft, calibration)
     options = {**OPTIONS, "alpha": "auto", "quantity": "target_logit"}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     assert 0.0 < report.alpha < 1.0
