@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
-from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv import Refit, RejuvenationCallback, rejuvenate
 from lightning_rejuv.callbacks import AtStart, AtStep
 from tests.callbacks.modules import Calibrated, Module, Snapshots, equal, fit
 from tests.conftest import greedy_batch, sharpened, tiny_llama
@@ -112,6 +112,7 @@ OPTIONS = {
     "optimizer_state": ("keep", {}),
     "rounding": ("stochastic", {}),
     "seed": (1, {"rank_by": "random"}),
+    "refit": (Refit(1), {}),
 }
 # What says when, and names and anchors, have tests of their own.
 OTHERS = {
