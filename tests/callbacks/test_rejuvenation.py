@@ -154,6 +154,7 @@ OPTIONS = {
     "optimizer_state": ("keep", {}),
     "rounding": ("stochastic", {}),
     "seed": (1, {"rank_by": "random"}),
+    "refit": (Refit(1), {}),
 }
 # What says when, and names and anchors, have tests of their own.
 OTHERS = {
