@@ -158,7 +158,12 @@ def table_of_runs(raw: Path = RAW) -> str:
                 outside = [record["ood"]["end"]["pass_at_1"] for record in done]
                 succeeded = sum(end >= SUCCESS for end in ends)
                 rows.append(
-                    [f"{title}: {name}", f"{succeeded} of {len(ends)}", number(fmean(ends)), number(fmean(outside))]
+                    [
+                        f"{title}: {name}",
+                        f"{succeeded} of {len(ends)}",
+                        number(fmean(ends)),
+                        number(fmean(outside)),
+                    ]
                 )
     return table(("RL starts from", "succeed", "pass@1", "out of distribution"), rows)
 
