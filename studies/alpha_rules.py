@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rejuv.alpha import AlphaPoint, bargain
-from studies.analysis.markdown import fill_places, number, table
+from studies.analysis.markdown import DASH, fill_places, number, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT / "docs/results/alpha"
@@ -135,14 +135,14 @@ def table_of_rules(found: Sequence[Curve]) -> str:
         cells += [_cell([of_rule(rule, curve.points) for curve in own], low, high) for rule in RULES.values()]
         kind = "chose it" if own[0].chose else "tests it"
         seeds = f"{len(own)} seed{'s' * (len(own) > 1)}"
-        rows.append([f"{TITLES.get(name, name)}, {seeds}, {kind}", f"{low:g}–{high:g}", *cells])
+        rows.append([f"{TITLES.get(name, name)}, {seeds}, {kind}", f"{low:g}{DASH}{high:g}", *cells])
     return table(("line", "RL succeeds at", "**the bargain**", *RULES), rows)
 
 
 def _cell(alphas: Sequence[float], low: float, high: float) -> str:
     text = number(median(alphas))
     if len(alphas) > 1:
-        text += f" ({number(min(alphas))}–{number(max(alphas))})"
+        text += f" ({number(min(alphas))}{DASH}{number(max(alphas))})"
     return text if low <= median(alphas) <= high else f"{text} ✗"
 
 

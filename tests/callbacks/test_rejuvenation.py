@@ -150,7 +150,6 @@ OPTIONS = {
     "rank_by": ("random", {}),
     "scope": ("module", {}),
     "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
-    "refit": (Refit(steps=2, learning_rate=1e-2), {}),
     "optimizer_state": ("keep", {}),
     "rounding": ("stochastic", {}),
     "seed": (1, {"rank_by": "random"}),
