@@ -239,7 +239,7 @@ def test_callbacks_from_the_command_line(monkeypatch):
     [
         (["--trainer.callbacks.anchr=base"], "Option 'anchr' is not accepted"),
         (["--trainer.callbacks.when=WhenMetrik"], "Expected a dot import path string: WhenMetrik"),
-        (["--trainer.callbacks.alpha=atuo"], "Expected a typing.Literal['auto', 'support_retention'"),
+        (["--trainer.callbacks.alpha=atuo"], "Expected a typing.Literal['auto']"),
         (["--model.task=retail"], "Expected a typing.Literal['retail_desk', 'running_total']"),
         (["--modell=SFTStage"], "unrecognized arguments: --modell=SFTStage"),
     ],
