@@ -1,4 +1,4 @@
-"""Stochastic rounding: one random stream for each parameter, the same wherever the parameter is."""
+"""Stochastic rounding, the default: one random stream for each parameter, the same wherever the parameter is."""
 
 from __future__ import annotations
 
@@ -13,17 +13,41 @@ from lightning_rejuv import rejuvenate
 SIZE = 4096
 
 
-def _net(*names):
-    return nn.ParameterDict({name: nn.Parameter(torch.ones(SIZE, dtype=torch.bfloat16)) for name in names})
+def _net(*names, dtype=torch.bfloat16):
+    return nn.ParameterDict({name: nn.Parameter(torch.ones(SIZE, dtype=dtype)) for name in names})
 
 
-def _rounded(*names, seed=0, alpha=0.5, **more):
+def _rounded(*names, seed=0, alpha=0.5, dtype=torch.bfloat16, **more):
     """Halfway between 1 and the next number: each element is rounded up or down with equal probability."""
-    base, sft = _net(*names), _net(*names)
+    base, sft = _net(*names, dtype=dtype), _net(*names, dtype=dtype)
     for parameter in base.values():
-        parameter.data.fill_(1.0078125)
-    rejuvenate(sft, base, alpha=alpha, reset_fraction=0, rounding="stochastic", seed=seed, **more)
+        parameter.data.fill_(1 + torch.finfo(dtype).eps)
+    rejuvenate(sft, base, alpha=alpha, reset_fraction=0, seed=seed, **more)
     return {name: (parameter > 1).float() for name, parameter in sft.items()}
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_where_the_two_are_one_step_apart_the_mean_is_alpha_of_the_way(dtype, alpha):
+    """To nearest every weight is the base's below one half, and the model's above."""
+    base_share = float(_rounded("a", alpha=alpha, dtype=dtype)["a"].double().mean())
+    assert abs(base_share - (1 - alpha)) < 5 * (alpha * (1 - alpha) / SIZE) ** 0.5
+    nearest = _rounded("a", alpha=alpha, dtype=dtype, rounding="nearest")["a"]
+    assert set(nearest.tolist()) == {float(alpha < 0.5)}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_and_what_sft_did_not_change_stay_bit_for_bit(alpha):
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(64, 64, generator=generator).bfloat16() for _ in range(2))
+    ours[::2] = theirs[::2]
+    ours[0] = theirs[0] = -0.0
+    for share in (alpha, 0.3):
+        base, sft = (nn.ParameterDict({"w": nn.Parameter(tensor.clone())}) for tensor in (theirs, ours))
+        rejuvenate(sft, base, alpha=share, reset_fraction=0)
+        expected = ours if share == 1 else theirs
+        rows = slice(None) if share == alpha else slice(None, None, 2)
+        assert torch.equal(sft["w"][rows].view(torch.int16), expected[rows].view(torch.int16))
 
 
 def test_two_parameters_are_rounded_independently_of_each_other():
@@ -60,7 +84,7 @@ def test_the_expectation_is_the_fusion_in_float64():
     total = torch.zeros(64, 64, dtype=torch.float64)
     for seed in range(200):
         model = copy.deepcopy(sft)
-        rejuvenate(model, base, alpha=0.3, reset_fraction=0, rounding="stochastic", seed=seed)
+        rejuvenate(model, base, alpha=0.3, reset_fraction=0, seed=seed)
         total += model["w"].detach().double()
     place = torch.finfo(torch.bfloat16).eps * exact.abs()
     assert float(((total / 200 - exact) / place).abs().max()) < 5 * 0.5 / 200**0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv.access.edit import lerp_
+from lightning_rejuv.access.rounding import random_stream, round_stochastically
 from lightning_rejuv.handoff.checkpoint import Checkpoint, Reader, reading
 from lightning_rejuv.handoff.header import Entry, build_header
 from lightning_rejuv.handoff.pairing import Pair
 from lightning_rejuv.handoff.pattern import Pattern
-from lightning_rejuv.handoff.rounding import stochastic_round, to_nearest
 from lightning_rejuv.handoff.statistics import TensorStatistics
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.progress import advance, phase
@@ -193,8 +192,7 @@ class _Fuser:
         self._alpha = recipe.alphas.get(entry.name, 1.0)
         self._pattern = recipe.resets.get(entry.name)
         self._move = recipe.moves.get(entry.name)
-        seed = hashlib.sha256(f"{recipe.seed} {entry.name}".encode()).digest()[:8]
-        self._generator = torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+        self._generator = random_stream(f"{recipe.seed} {entry.name}")
         self.measured = TensorStatistics()
 
     def pieces(self) -> Iterator[Tensor]:
@@ -239,8 +237,8 @@ class _Fuser:
 
     def _round(self, fused: Tensor) -> Tensor:
         if self._recipe.stochastic:
-            return stochastic_round(fused, self._dtype, self._generator)
-        return to_nearest(fused, self._dtype)
+            return round_stochastically(fused, self._dtype, self._generator)
+        return fused.to(self._dtype)
 
     def _check_finite(self, out: Tensor, sft: Tensor, base: Tensor) -> None:
         if bool(torch.isfinite(torch.stack(torch.aminmax(out))).all()):  # NaN is both, where there is one

@@ -152,7 +152,7 @@ OPTIONS = {
     "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
     "refit": (Refit(steps=2, learning_rate=1e-2), {}),
     "optimizer_state": ("keep", {}),
-    "rounding": ("stochastic", {}),
+    "rounding": ("nearest", {}),
     "seed": (1, {"rank_by": "random"}),
 }
 # What says when, and names and anchors, have tests of their own.

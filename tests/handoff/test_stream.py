@@ -112,7 +112,7 @@ def test_rows_are_rounded_independently(tmp_path):
     base, sft = pair(tmp_path, tokenizer=False)
     resave(base, lambda state: {name: torch.ones_like(t) for name, t in state.items()})
     resave(sft, lambda state: {name: torch.full_like(t, 1 + 1 / 128) for name, t in state.items()})
-    out, _ = fuse(base, sft, alpha=0.5, rounding="stochastic")
+    out, _ = fuse(base, sft, alpha=0.5)
     for name, tensor in tensors(out).items():
         if tensor.dim() == 2:
             up = (tensor > 1).double().mean(0)
