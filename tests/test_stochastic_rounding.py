@@ -9,6 +9,10 @@ import torch
 from torch import nn
 
 from lightning_rejuv import rejuvenate
+from lightning_rejuv.access.edit import reset_neurons
+from lightning_rejuv.access.rounding import random_stream
+from lightning_rejuv.access.shard import Shard
+from lightning_rejuv.neurons import NeuronGroup
 
 SIZE = 4096
 
@@ -88,3 +92,29 @@ def test_the_expectation_is_the_fusion_in_float64():
         total += model["w"].detach().double()
     place = torch.finfo(torch.bfloat16).eps * exact.abs()
     assert float(((total / 200 - exact) / place).abs().max()) < 5 * 0.5 / 200**0.5
+
+
+def test_a_copy_that_the_optimizer_holds_is_rounded_as_its_parameter_is():
+    base, sft = _net("a"), _net("a")
+    sft["a"].data.normal_()
+    base["a"].data.copy_(sft["a"] * 1.01)
+    optimizer = torch.optim.ASGD(sft.parameters(), lr=0.0)
+    sft["a"].grad = torch.zeros_like(sft["a"])
+    optimizer.step()
+    average = optimizer.state[sft["a"]]["ax"]
+    assert torch.equal(average, sft["a"])
+    nearest = torch.lerp(sft["a"], base["a"], 0.5)
+    rejuvenate(sft, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+    assert not torch.equal(sft["a"], nearest)
+    assert torch.equal(optimizer.state[sft["a"]]["ax"], sft["a"])
+
+
+def test_neurons_that_are_reset_in_part_are_that_part_of_the_way():
+    """Rows at one step from the base, with a quarter of the base: to nearest they would stay."""
+    weight, base = torch.ones(8, SIZE).bfloat16(), torch.full((8, SIZE), 1.0078125).bfloat16()
+    group = NeuronGroup("w", "", "out", 0, dim=0, count=8)
+    rows = torch.tensor([1, 5])
+    reset_neurons(Shard.whole(weight), base, group, 0, rows, 0.25, random_stream("rows"))
+    up = (weight > 1).double().mean(1)
+    assert set(up[[0, 2, 3, 4, 6, 7]].tolist()) == {0.0}
+    assert up[rows].tolist() == pytest.approx([0.25] * 2, abs=5 * (0.25 * 0.75 / SIZE) ** 0.5)

@@ -63,7 +63,10 @@ def test_drift_from_the_files_alone(models):
     rows = str(diagnosis).partition("by layer")[2]
     for name in ("layer 0", "layer 1", "lm_head.weight"):
         assert re.search(rf"^    {name} +{diagnosis.layers[name].drift:#.3g} ", rows, flags=re.M), name
-    assert f"fused at alpha 0.4, shifts alpha by {diagnosis.total.rounding_shift:+.3f}" in str(diagnosis)
+    assert (
+        f"at alpha 0.4 and rounded to nearest, shifts alpha by {diagnosis.total.rounding_shift:+.3f}"
+        in str(diagnosis)
+    )
 
 
 def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
