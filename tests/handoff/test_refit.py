@@ -41,13 +41,14 @@ def test_the_written_model_is_what_the_library_makes_in_memory(family, tmp_path)
 def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
     base, sft = pair(tmp_path)  # in bfloat16
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    plainly = {"alpha": 0.5, "reset_fraction": 0, "rounding": "nearest"}
+    options = {"calibration": calibration, **plainly, "refit": REFIT}
     whole = rejuvenate_checkpoint(base, sft, tmp_path / "whole", dtype="float32", **options)
     half = rejuvenate_checkpoint(base, sft, tmp_path / "half", **options)
     wide, narrow = tensors(tmp_path / "whole"), tensors(tmp_path / "half")
     assert all(torch.equal(wide[name].bfloat16(), weight) for name, weight in narrow.items())
     assert whole.refit.joint_after == half.refit.joint_after
-    plain = rejuvenate_checkpoint(base, sft, tmp_path / "plain", alpha=0.5, reset_fraction=0)
+    plain = rejuvenate_checkpoint(base, sft, tmp_path / "plain", **plainly)
     assert half.total.rounding_shift == pytest.approx(plain.total.rounding_shift)
 
 
