@@ -111,8 +111,8 @@ def check_refit(targets: Targets, options: Options) -> None:
     parameters = trained_parameters(targets)
     if not parameters:
         raise ValueError(
-            "Expected parameters that require a gradient for `refit` but all are frozen. Set `requires_grad`; an "
-            "adapter is loaded so with `PeftModel.from_pretrained(…, is_trainable=True)`."
+            "Expected parameters that require a gradient for `refit` but all are frozen. Set `requires_grad`; PEFT "
+            "does so for an adapter that is loaded with `is_trainable=True`."
         )
     half = [name for name, parameter in parameters.items() if parameter.dtype == torch.float16]
     if half:

@@ -12,7 +12,8 @@ Level = Literal["healthy", "at risk", "over-confident", "cannot start", "unknown
 
 #: What repeated sampling gains, as a share of what independent rollouts of the same pass@1 would gain. At the study's
 #: retail desk (docs/evidence.md, "The verdict") most starts below the first fail, nearly all above the second succeed;
-#: on a real model starts that RL failed to improve have at most .2, those that it improved at least .6.
+#: on a real model starts that RL failed to improve have at most .2 (if more than one rollout was right), those that it
+#: improved at least .6.
 GAIN_OVER_CONFIDENT, GAIN_AT_RISK = 0.05, 0.3
 #: Pass@k below which a few right rollouts may be luck, and from which on nearly every prompt has a right one.
 PASS_AT_RISK, PASS_SOLVED = 0.05, 0.9

@@ -150,10 +150,10 @@ OPTIONS = {
     "rank_by": ("random", {}),
     "scope": ("module", {}),
     "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
-    "refit": (Refit(steps=2, learning_rate=1e-2), {}),
     "optimizer_state": ("keep", {}),
     "rounding": ("nearest", {}),
     "seed": (1, {"rank_by": "random"}),
+    "refit": (Refit(1), {}),
 }
 # What says when, and names and anchors, have tests of their own.
 OTHERS = {

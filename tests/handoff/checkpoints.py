@@ -98,9 +98,10 @@ def teach(sft: Path, calibration: Path, steps: int = 30, rate: float = 3e-3) -> 
             optimizer.zero_grad()
             model(**batch).loss.backward()
             optimizer.step()
+    size = "16KB" if (sft / "model.safetensors.index.json").is_file() else "1GB"
     for file in sft.glob("model*"):
         file.unlink()
-    model.to(dtype).save_pretrained(sft, max_shard_size="16KB")
+    model.to(dtype).save_pretrained(sft, max_shard_size=size)
 
 
 def known_pair(path: Path) -> tuple[Path, Path, Path]:

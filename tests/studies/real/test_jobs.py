@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 
 import pytest
 
+from studies.real import run
 from studies.real.arms import ARMS, CORE, LAST, REST, STARTS
 from studies.real.jobs import Job, arm_jobs, with_needs
 from studies.real.recipes import RECIPES
@@ -23,6 +26,19 @@ def arms():
 def test_every_arm_is_planned_and_starts_somewhere():
     assert {*CORE, *REST, *LAST} == set(ARMS)
     assert {arm.start for arm in ARMS.values()} == set(STARTS)
+
+
+def test_the_plan_names_what_the_code_runs():
+    text = (Path(run.__file__).parent / "plan.md").read_text()
+    assert set(re.findall(r"`(\w+)`", text)) >= set(ARMS)
+    assert f"SFT {', '.join(map(str, SFT_SEEDS))}; for each, RL {', '.join(map(str, RL_SEEDS))}" in text
+    for recipe in (RECIPES["V"], RECIPES["X"]):
+        rungs = "; ".join([f"{recipe.moderate}", "6 and 10", f"{recipe.excessive} epochs"])
+        assert rungs in text
+        responses = recipe.rl.steps * recipe.rl.prompts * recipe.rl.group
+        assert f"{recipe.rl.steps} steps, {responses:,} responses" in text
+    order = [text[text.index("## Order") :].index(f"`{arm}`") for arm in (*CORE, *REST)]
+    assert order == sorted(order)
 
 
 def test_blocks_of_the_core_come_first(arms):
