@@ -170,10 +170,10 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
     command.add_argument(
-        "--stochastic-rounding",
-        action="store_true",
-        help="round half types stochastically: after mild SFT most updates are one step of bfloat16 wide, and "
-        "rounding to nearest puts their half way back to one end",
+        "--rounding",
+        choices=("stochastic", "nearest"),
+        help="to half types (default stochastic, which keeps alpha on average: most updates of mild SFT are one step "
+        "of bfloat16 wide, and to nearest all of them go back to one end)",
     )
     command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
     command.add_argument(
