@@ -142,7 +142,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "--alpha",
         metavar="auto|0.4|FILE.yaml",
         help='weight of the SFT model; "auto" (the default) finds the one that keeps most of both, what SFT taught '
-        "and the base's own ways; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
+        "and the base's support; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
         "names to alphas, the first that fits counts. For an adapter the default is 0.4",
     )
     command.add_argument(
