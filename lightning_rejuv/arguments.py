@@ -44,9 +44,9 @@ _DIAGNOSE = """\
 how far SFT has gone, whether it went too far, and which alpha fits
 
 Without calibration data only files are read: drift of every tensor from the base, what rounding would take
-from a fusion, tying, vocabulary, chat template and EOS. With calibration data both models are run on it: token
-entropy of the SFT model and of the base on the same responses, and how likely the SFT model still finds what
-the base would say."""
+from a fusion, tying, vocabulary, chat template and EOS. With calibration data both models are run: token entropy
+and likelihood of the same responses, whether the format that they share is there, what the base samples
+itself, and a search for alpha between the two. A verifier makes the verdict much surer."""
 
 _REJUVENATE = """\
 write a checkpoint that RL can start from
@@ -124,8 +124,8 @@ def _diagnose_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--verifier",
         metavar="MODULE:FUNCTION",
-        help="a function (prompt, response) -> bool that tells right answers: support retention is then of the "
-        "base's right answers to the calibration prompts",
+        help="a function (prompt, response) -> bool that tells right answers: 128 rollouts of the SFT model are then "
+        "judged, which decides the verdict, and some at the alpha that was found",
     )
     _model_arguments(command)
 
