@@ -90,9 +90,11 @@ def commands(base: Path, sft: Path, out: Path, mergekit: str | None) -> dict[str
         "--sft",
         str(sft),
     ]
+    # The others round to nearest.
+    fusion = ["--reset-fraction", "0", "--alpha", "0.5", "--rounding", "nearest"]
     found = {
         "bare lerp": [sys.executable, "-m", "benchmarks.handoff", "--bare", str(base), str(sft), str(out)],
-        "lightning-rejuv": [*rejuv, "--out", str(out), "--reset-fraction", "0", "--quiet"],
+        "lightning-rejuv": [*rejuv, "--out", str(out), *fusion, "--quiet"],
     }
     if mergekit:
         recipe = {

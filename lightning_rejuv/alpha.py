@@ -49,7 +49,7 @@ class AlphaSearch:
         rule: the rule, one of :data:`ALPHA_RULES`.
         alpha: what it found.
         taught: share of what SFT taught, as the demonstrations tell, that is kept there; 1 is the most on the line.
-        kept: share of the base's own ways, as its samples tell, that is kept there; 1 is the most on the line.
+        kept: share of the base's support, as its samples tell, that is kept there; 1 is the most on the line.
         curve: what was measured, in order of alpha, from 0 to 1.
         responses: how many responses the base sampled.
         unfinished: how many of them came to no end-of-sequence token; None if the sampler does not say.
@@ -113,7 +113,7 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
 
 
 def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
-    """Interpolate which shares of what SFT taught and of the base's own ways are kept at an alpha."""
+    """Interpolate which shares of what SFT taught and of the base's support are kept at an alpha."""
     taught, kept = zip(*(_shares(curve, point) for point in curve), strict=True)
     alphas = [point.alpha for point in curve]
     return _between(alpha, alphas, taught), _between(alpha, alphas, kept)
@@ -178,7 +178,7 @@ def _doubts(
     if kept[0] * kept[1] < _KEPT:
         doubts.append(
             f"No alpha keeps both: at {alpha:.2f} there is {kept[0]:.0%} of what SFT taught and {kept[1]:.0%} of the "
-            "base's own ways."
+            "base's support."
         )
     peaks = [
         number

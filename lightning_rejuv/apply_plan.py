@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,6 +14,7 @@ from lightning_rejuv.access.edit import lerp_, lerp_measuring_, reset_neurons, s
 from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.access.optimizer_state import check_optimizer_state
 from lightning_rejuv.access.optimizer_weights import WeightCopies
+from lightning_rejuv.access.rounding import random_stream
 from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.neurons import NeuronGroup
@@ -76,23 +77,24 @@ def apply_plan(
             else:
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
-                generator = _generator(options, name, shard.offset)
+                generator = _generator(options, name, shard.values.device, shard.offset)
                 sums = lerp_measuring_(shard.values, shard.of(anchor), weight, generator)
                 gap, line = gap + sums[0] / shard.copies, line + sums[1] / shard.copies
                 for group, dim, index in resets.get(name, ()):
-                    reset_neurons(shard, anchor, group, dim, index, options.omega)
+                    reset_neurons(shard, anchor, group, dim, index, options.omega, generator)
             done.append(name)
         for name, buffer in targets.buffers.fused.items():
             if name in fused:
-                weight, generator = 1.0 - plan.alphas[name], _generator(options, name)
+                weight, generator = 1.0 - plan.alphas[name], _generator(options, name, buffer.device)
                 lerp_(buffer, targets.anchor_of(name), weight, generator=generator)
                 done.append(name)
         for name, copy, displacement in copies.walk(fused.union(resets)) if copies else ():
             anchor = targets.anchor_of(name)
             anchor = torch.zeros_like(anchor) if displacement else anchor
-            lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0))
+            generator = _generator(options, name, copy.values.device, copy.offset)
+            lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0), generator=generator)
             for group, dim, index in resets.get(name, ()):
-                reset_neurons(copy, anchor, group, dim, index, options.omega)
+                reset_neurons(copy, anchor, group, dim, index, options.omega, generator)
         _shift(targets, plan, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
         total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
@@ -108,18 +110,27 @@ def _shift(targets: Targets, plan: Plan, options: Options, copies: WeightCopies 
     """Move the parameters by what a refit found, and their copies alike; a sum of gradients keeps its length."""
     moves = plan.refitted.moves if plan.refitted else {}
     for name, move in moves.items():
-        shift_(targets.layout.parameters[name].detach(), move, _generator(options, f"{name} refitted"))
+        parameter = targets.layout.parameters[name].detach()
+        shift_(parameter, move, _generator(options, f"{name} refitted", parameter.device))
     for name, copy, displacement in copies.walk(moves) if copies and moves else ():
         if not displacement:
-            shift_(copy.values, moves[name])
+            generator = _generator(options, f"{name} refitted", copy.values.device)
+            shift_(copy.values, moves[name], generator)
 
 
-def _generator(options: Options, name: str, offset: tuple[int, ...] = ()) -> torch.Generator | None:
-    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are."""
+def _generator(
+    options: Options, name: str, device: torch.device, offset: tuple[int, ...] = ()
+) -> torch.Generator | None:
+    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are.
+
+    Beside other processes it is drawn on the CPU, since GPUs of different kinds draw different numbers.
+    """
     if options.rounding == "nearest":
         return None
-    digest = hashlib.sha256(f"{options.seed} {canonical_name(name)} {offset}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return random_stream(
+        f"{options.seed} {canonical_name(name)} {offset}", torch.device("cpu") if several else device
+    )
 
 
 def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:

@@ -44,9 +44,9 @@ _DIAGNOSE = """\
 how far SFT has gone, whether it went too far, and which alpha fits
 
 Without calibration data only files are read: drift of every tensor from the base, what rounding would take
-from a fusion, tying, vocabulary, chat template and EOS. With calibration data both models are run on it: token
-entropy of the SFT model and of the base on the same responses, and how likely the SFT model still finds what
-the base would say."""
+from a fusion, tying, vocabulary, chat template and EOS. With calibration data both models are run: token entropy
+and likelihood of the same responses, whether the format that they share is there, what the base samples
+itself, and a search for alpha between the two. A verifier makes the verdict much surer."""
 
 _REJUVENATE = """\
 write a checkpoint that RL can start from
@@ -124,8 +124,8 @@ def _diagnose_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--verifier",
         metavar="MODULE:FUNCTION",
-        help="a function (prompt, response) -> bool that tells right answers: support retention is then of the "
-        "base's right answers to the calibration prompts",
+        help="a function (prompt, response) -> bool that tells right answers: 128 rollouts of the SFT model are then "
+        "judged, which decides the verdict, and some at the alpha that was found",
     )
     _model_arguments(command)
 
@@ -142,7 +142,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "--alpha",
         metavar="auto|0.4|FILE.yaml",
         help='weight of the SFT model; "auto" (the default) finds the one that keeps most of both, what SFT taught '
-        "and the base's own ways; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
+        "and the base's support; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
         "names to alphas, the first that fits counts. For an adapter the default is 0.4",
     )
     command.add_argument(
@@ -170,10 +170,10 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
     command.add_argument(
-        "--stochastic-rounding",
-        action="store_true",
-        help="round half types stochastically: after mild SFT most updates are one step of bfloat16 wide, and "
-        "rounding to nearest puts their half way back to one end",
+        "--rounding",
+        choices=("stochastic", "nearest"),
+        help="to half types (default stochastic, which keeps alpha on average: most updates of mild SFT are one step "
+        "of bfloat16 wide, and to nearest all of them go back to one end)",
     )
     command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
     command.add_argument(

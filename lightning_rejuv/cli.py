@@ -118,7 +118,7 @@ def _rejuvenate(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tupl
     given = {
         "alpha": None if parsed.alpha is None else _alpha(parsed.alpha),
         "dtype": parsed.dtype,
-        "rounding": "stochastic" if parsed.stochastic_rounding else None,
+        "rounding": parsed.rounding,
         "seed": parsed.seed,
     }
     refit = _refit(parsed)
@@ -152,12 +152,10 @@ def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], pr
     _refuse(parsed, ("refit_steps", "refit_learning_rate"), merge_first)
     if not parsed.merge:
         needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
-        _refuse(parsed, ("dtype", "stochastic_rounding", "seed"), needs_merge)
+        _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
         return handoff.rejuvenate_adapter(parsed.sft, parsed.out, base=parsed.base, **given)
     if parsed.base is None:
         raise ValueError("Expected `--base` to merge the adapter into.")
-    if not parsed.stochastic_rounding:
-        _refuse(parsed, ("seed",), "nothing is drawn at random without `--stochastic-rounding`")
     return handoff.merge_adapter(parsed.base, parsed.sft, parsed.out, progress=progress, **given)
 
 

@@ -109,7 +109,7 @@ class Options:
     scope: Scope = "model"
     budget: Budget = "share"
     optimizer_state: OptimizerState = "momentum"
-    rounding: Rounding = "nearest"
+    rounding: Rounding = "stochastic"
     seed: int = 0
     refit: Refit | None = None
 

@@ -48,7 +48,7 @@ def rejuvenate(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     optimizer_state: OptimizerState = "momentum",
     resize_vocabulary: bool = False,
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "stochastic",
     seed: int = 0,
     refit: Refit | None = None,
 ) -> RejuvenationReport:
@@ -99,7 +99,8 @@ def rejuvenate(
         optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
             :func:`lightning_rejuv.access.optimizer_state.edit_optimizer_state`.
         resize_vocabulary: where SFT added tokens: fuse the common rows by token index, keep the new ones.
-        rounding: how a bfloat16 parameter is rounded, ``"nearest"`` or ``"stochastic"``.
+        rounding: how parameters in bfloat16 and float16 are rounded: ``"stochastic"``, which keeps alpha on average,
+            or ``"nearest"``, which does not where SFT has moved weights by a step or two of their dtype.
         seed: of the random control, the default sampler, stochastic rounding and the order of a refit.
         refit: a few plain training steps after the edit, or with ``alpha=1`` and ``reset_fraction=0`` instead of it, on
             the calibration responses and responses that the base samples: those of the search for alpha, or of

@@ -14,7 +14,7 @@ from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.drift import Drift, pooled
-from lightning_rejuv.options import Options
+from lightning_rejuv.options import Options, Rounding
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report_layers import by_layer
@@ -115,6 +115,7 @@ class RejuvenationReport:
         comparison: the calibration set; None without a language model or for fusion alone.
         search: how alpha was found; None where it was given.
         refit: the training steps after the edit; None without them.
+        rounding: how parameters of half types were rounded, ``"stochastic"`` or ``"nearest"``.
         rounding_shift: by how much rounding the fusion to half types shifted alpha: how far the rounded weights lie
             from the exact fusion along the line between model and anchor, in parts of that line, positive toward the
             model; of large parameters by every eighth row. None where nothing of a half type was fused. See
@@ -140,6 +141,7 @@ class RejuvenationReport:
     comparison: ComparisonReport | None
     search: AlphaSearch | None
     refit: RefitReport | None
+    rounding: Rounding
     rounding_shift: float | None
     optimizer_state_left: list[str]
     buffers_fused: list[str]
@@ -263,6 +265,7 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
         comparison=comparison,
         search=plan.search,
         refit=plan.refitted.report if plan.refitted else None,
+        rounding=options.rounding,
         rounding_shift=None,
         optimizer_state_left=[],
         buffers_fused=list(targets.buffers.fused) if plan.fuses else [],

@@ -47,7 +47,8 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
         for title, text in refit_rows(report.refit):
             yield _row(title, text)
     if report.rounding_shift is not None:
-        yield _row("rounding", rounding(report.rounding_shift, 'a float32 model or `rounding="stochastic"`'))
+        remedy = "a float32 model" + (' or `rounding="stochastic"`' if report.rounding == "nearest" else "")
+        yield _row("rounding", rounding(report.rounding_shift, remedy))
     if report.optimizer_state_left:
         count = len(report.optimizer_state_left)
         yield _row(
@@ -65,7 +66,7 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
 
 def search_rows(search: AlphaSearch, curve: bool = True) -> Iterator[tuple[str, str]]:
     """Yield title and text of the rows on a search for alpha; ``curve`` is what was measured at each alpha."""
-    kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's own ways are kept"
+    kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's support are kept"
     yield "  found by", f"{search.rule}: {kept}"
     for title, name in _CURVE if curve else ():
         yield f"  {title}", " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve)
@@ -98,9 +99,9 @@ def rounding(shift: float, remedy: str) -> str:
         shift: of alpha, see :func:`lightning_rejuv.access.edit.rounding_sums`.
         remedy: what keeps alpha.
 
-    >>> print(rounding(-0.292, "`--stochastic-rounding`"))
-    shifts alpha by -0.292, toward the base: `--stochastic-rounding` keeps it
-    >>> print(rounding(0.0004, "`--stochastic-rounding`"))
+    >>> print(rounding(-0.292, "`--rounding stochastic`"))
+    shifts alpha by -0.292, toward the base: `--rounding stochastic` keeps it
+    >>> print(rounding(0.0004, "`--rounding stochastic`"))
     shifts alpha by +0.000: nothing to do
     """
     if abs(shift) < _NO_SHIFT:

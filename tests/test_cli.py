@@ -72,10 +72,8 @@ def test_json_and_quiet(models, tmp_path, capsys):
     assert main([*fuse, "--out", str(tmp_path / "a"), "--json", "--quiet"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["alpha"] == 0.5
-    assert (
-        main([*fuse, "--out", str(tmp_path / "b"), "--quiet", "--dtype", "bfloat16", "--stochastic-rounding"])
-        == 0
-    )
+    rounded = ["--quiet", "--dtype", "bfloat16", "--rounding", "nearest"]
+    assert main([*fuse, "--out", str(tmp_path / "b"), *rounded]) == 0
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
     assert main(["verify", str(tmp_path / "a"), "--json"]) == 0
@@ -325,7 +323,6 @@ def test_a_signal_stops_it_even_where_a_library_swallows_it(number, models, tmp_
 _FUSION = ("--alpha", "0.5", "--reset-fraction", "0")
 _IDLE = {
     "fusion alone": [("--calibration", "c.jsonl"), ("--compute-dtype", "bfloat16"), ("--seed", "1")],
-    "a float32 output": [("--stochastic-rounding",)],
     "diagnose": [("--device", "cpu"), ("--compute-dtype", "float32"), ("--verifier", "a:b")],
 }
 
@@ -384,16 +381,17 @@ def test_an_adapter_in_and_out_and_merged(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "m"), "--quiet"]) == 0
     capsys.readouterr()
     models_only = [("--calibration", "c.jsonl"), ("--device", "cpu"), ("--compute-dtype", "float32")]
-    merged_only = [("--dtype", "float32"), ("--stochastic-rounding",), ("--seed", "1")]
+    merged_only = [("--dtype", "float32"), ("--rounding", "nearest"), ("--seed", "1")]
     merge = ["--merge", "--base", base]
-    for route, flags in (([], models_only + merged_only), (merge, [*models_only, ("--seed", "1")])):
+    for route, flags in (([], models_only + merged_only), (merge, models_only)):
         for flag in flags:
             assert main([*fuse, *route, "--out", str(tmp_path / "x"), *flag]) == 3
             assert f"Expected no `{flag[0]}`" in capsys.readouterr().err
-    assert main([*fuse, *merge, "--out", str(tmp_path / "x"), "--stochastic-rounding"]) == 3
-    assert "half type" in capsys.readouterr().err
+    for more in (["--dtype", "float32"], ["--dtype", "bfloat16", "--rounding", "nearest"]):
+        assert main([*fuse, *merge, "--out", str(tmp_path / "x"), "--seed", "1", *more]) == 3
+        assert "Expected no `seed` with `rounding=" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
-    rounded = ["--dtype", "bfloat16", "--stochastic-rounding", "--seed"]
+    rounded = ["--dtype", "bfloat16", "--seed"]
     for seed in ("1", "2"):
         assert main([*fuse, *merge, "--out", str(tmp_path / seed), *rounded, seed]) == 0
     one, two = tensors(tmp_path / "1"), tensors(tmp_path / "2")

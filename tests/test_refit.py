@@ -256,7 +256,7 @@ def test_steps_that_bfloat16_alone_would_lose_add_up():
         with torch.no_grad():
             for name, parameter in zip(names, parameters, strict=True):
                 parameter.copy_(masters[name])
-    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+    options = {"alpha": 1.0, "reset_fraction": 0, "rounding": "nearest", "sampler": lambda _: samples}
     report = rejuvenate(sft, base, calibration, **options, refit=Refit(steps, rate))
     head = sft.lm_head.weight
     assert rate < 0.5 * torch.finfo(torch.bfloat16).eps / 2  # no step alone reaches half a last place above 1
@@ -275,11 +275,11 @@ def test_stochastic_rounding_is_right_on_average():
     calibration = [greedy_batch(base, rows=4, seed=1)]
     options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: calibration, "refit": Refit(1, 1e-4)}
     model, before = sharpened(base), sharpened(base)
-    rejuvenate(model, base, calibration, **options, rounding="stochastic")
+    rejuvenate(model, base, calibration, **options)
     moved = (model.lm_head.weight.double() - before.lm_head.weight.double()).detach()
     # Nearly every weight moves by the learning rate, less than half of its last place: to nearest, none would.
     nearest = sharpened(base)
-    rejuvenate(nearest, base, calibration, **options)
+    rejuvenate(nearest, base, calibration, **options, rounding="nearest")
     large = before.lm_head.weight.abs() > 0.1
     assert not (nearest.lm_head.weight != before.lm_head.weight)[large].any()
     assert moved[large].any()

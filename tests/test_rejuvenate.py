@@ -312,14 +312,16 @@ def test_quantity_is_not_ignored(pair):
     assert [g.reset for g in results[0].neurons] != [g.reset for g in results[1].neurons]
 
 
-def test_rounding_is_reported_and_can_be_stochastic():
+def test_rounding_is_reported_and_stochastic_unless_told_otherwise():
     base = tiny_llama(dtype=torch.bfloat16)
     sft = shifted(base, 2e-4)  # a drift below half a unit in the last place of most weights
     before, anchor = _state(sft), _state(base)
     models = {}
     for rounding in ("nearest", "stochastic"):
         models[rounding] = copy.deepcopy(sft)
-        report = rejuvenate(models[rounding], base, alpha=0.3, reset_fraction=0, rounding=rounding)
+        told = {"rounding": rounding} if rounding == "nearest" else {}
+        report = rejuvenate(models[rounding], base, alpha=0.3, reset_fraction=0, **told)
+        assert report.rounding == rounding
         shift = shift_of_alpha(before, anchor, _state(models[rounding]), 0.3)
         assert report.rounding_shift == pytest.approx(shift, rel=1e-3, abs=1e-5)
         if rounding == "nearest":

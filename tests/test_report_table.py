@@ -19,7 +19,7 @@ SURE = AlphaSearch("auto", 0.43, 0.8049, 0.7551, CURVE, responses=64, unfinished
 
 def test_a_search_without_doubts():
     assert dict(search_rows(SURE)) == {
-        "  found by": "auto: 80% of what SFT taught and 76% of the base's own ways are kept",
+        "  found by": "auto: 80% of what SFT taught and 76% of the base's support are kept",
         "  alpha tried": "     0    0.5      1",
         "  demonstrations": " 61.25     12  8.125",
         "  base samples": "   5.5      7   1235",

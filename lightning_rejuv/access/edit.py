@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_rejuv.access.rounding import HALF_TYPES, random_stream, round_stochastically
 from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.forward import without_autocast_cache
 
 if TYPE_CHECKING:
     from lightning_rejuv.neurons import NeuronGroup
 
-# Tensors whose dtypes differ are lerped through float32 in pieces, so that no second copy of a large
-# tensor is ever held.
-_PIECE = 1 << 20
+# Tensors whose dtypes differ or that are rounded stochastically are lerped through float32 in pieces, so that no
+# second copy of a large tensor is ever held; on a CPU in pieces that its cache holds.
+_PIECE, _PIECE_ON_CPU = 1 << 20, 1 << 16
 
 # What rounding does is added up of every how many rows, of tensors with more than so many elements.
 SAMPLED_ROWS, _SAMPLED = 8, 1 << 16
@@ -44,8 +45,8 @@ def lerp_(
         weight: the share of the base, 0 to 1.
         dim: with ``index``, the dimension that it counts along: 0 for rows, 1 for columns.
         index: 1-D int64; only these rows or columns are moved. None moves the whole tensor.
-        generator: with one, a bfloat16 result is rounded stochastically: up or down with the probability
-            that makes its expectation exact. Other dtypes are rounded to nearest.
+        generator: with one, a bfloat16 or float16 result is rounded stochastically: up or down with the
+            probability that makes its expectation exact. Other dtypes are rounded to nearest.
 
     Returns:
         ``param``.
@@ -115,7 +116,7 @@ def putting_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None) -> None:
-    stochastic = generator is not None and param.dtype == torch.bfloat16
+    stochastic = generator is not None and param.dtype in HALF_TYPES
     if weight == 1.0 and (param.dtype == base.dtype or not stochastic):
         param.copy_(base)
     elif param.dtype == base.dtype and not stochastic:
@@ -123,19 +124,14 @@ def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Gen
     else:
         if not param.dim():
             param, base = param[None], base[None]
-        rows = max(1, _PIECE // param[0].numel())
+        size = _PIECE_ON_CPU if param.device.type == "cpu" else _PIECE
+        rows = max(1, size // param[0].numel())
         for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
             exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
             value = torch.lerp(piece.to(exact), base_piece.to(param.device, exact), weight)
-            piece.copy_(_round_stochastically(value.float(), generator) if stochastic else value)
-
-
-def _round_stochastically(value: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Round finite float32 to what bfloat16 can hold: add random low bits, then cut them off."""
-    device = "cpu" if generator is None else generator.device
-    noise = torch.randint(1 << 16, value.shape, generator=generator, dtype=torch.int32, device=device)
-    bits = value.contiguous().view(torch.int32) + noise.to(value.device)
-    return (bits & ~0xFFFF).view(torch.float32)
+            if stochastic and generator is not None:
+                value = round_stochastically(value, param.dtype, generator)
+            piece.copy_(value)
 
 
 def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
@@ -200,7 +196,13 @@ def lerp_measuring_(
 
 
 def reset_neurons(
-    shard: Shard, anchor: Tensor, group: NeuronGroup, dim: int, index: Tensor, omega: float = 1.0
+    shard: Shard,
+    anchor: Tensor,
+    group: NeuronGroup,
+    dim: int,
+    index: Tensor,
+    omega: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Return neurons to the base: rows or columns of a weight, or entries of a bias.
 
@@ -211,16 +213,18 @@ def reset_neurons(
         dim: the dimension of ``group.matrix(parameter)`` that counts them.
         index: 1-D int64, which along ``dim``.
         omega: weight of the base on them.
+        generator: of stochastic rounding.
     """
     piece = shard.expert(group.expert)
     if piece is not None:
-        lerp_(piece.values, piece.of(group.matrix(anchor)), omega, dim=dim, index=piece.here(index, dim))
+        there, here = piece.of(group.matrix(anchor)), piece.here(index, dim)
+        lerp_(piece.values, there, omega, dim=dim, index=here, generator=generator)
 
 
 class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
 
-    In bfloat16 a fusion is rounded stochastically, always in the same way: rounded to nearest, where SFT has moved
+    In half types a fusion is rounded stochastically, always in the same way: rounded to nearest, where SFT has moved
     most weights by a unit in the last place, it would be that of another alpha (:func:`rounding_sums`).
 
     A context manager. From the first other weights on it holds one copy of the model's parameters, and on
@@ -262,9 +266,9 @@ class Blend:
             if share > 0:
                 parameter.copy_(self._kept[name])
             generator = None
-            if 0 < share < 1 and parameter.dtype == torch.bfloat16:
+            if 0 < share < 1 and parameter.dtype in HALF_TYPES:
                 device = parameter.device
-                generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
+                generator = generators.setdefault(device, random_stream("blend", device))
             lerp_(parameter, self._base_of(name), 1.0 - share, generator=generator)
         torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
 

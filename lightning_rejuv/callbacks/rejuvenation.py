@@ -84,7 +84,7 @@ class RejuvenationCallback(OncePerRun):
         budget: "share" of the neurons, or the paper's "union" of the top share at each position.
         optimizer_state: what the optimizers forget of edited weights: "momentum", "reset" or "keep".
         resize_vocabulary: where SFT added tokens, fuse the common rows and keep the new ones.
-        rounding: of bfloat16 parameters, "nearest" or "stochastic".
+        rounding: of parameters in bfloat16 and float16, "stochastic" or "nearest".
         seed: of the random control, of sampling, of stochastic rounding and of the order of a refit.
         refit: a few plain training steps after the edit, on calibration responses and the base's own samples:
             ``Refit(steps=20)``, in YAML ``{steps: 20}``.
@@ -127,7 +127,7 @@ class RejuvenationCallback(OncePerRun):
         budget: Budget = "share",
         optimizer_state: OptimizerState = "momentum",
         resize_vocabulary: bool = False,
-        rounding: Rounding = "nearest",
+        rounding: Rounding = "stochastic",
         seed: int = 0,
         refit: Refit | None = None,
     ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.access.edit import lerp_
+from lightning_rejuv.access.rounding import random_stream
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapter import Adapter, check_given, check_trained, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
@@ -45,7 +46,9 @@ def rejuvenate_adapter(
 
     ``W + scale * B @ A`` moves to ``W + alpha * scale * B @ A``, so that only B changes, by ``alpha``; the
     same holds for rank-stabilised LoRA and for embeddings. Tensors that replace the base's
-    (``modules_to_save``, trained biases) are interpolated with them, for which the base is read.
+    (``modules_to_save``, trained biases) are interpolated with them, for which the base is read. In half types those
+    are rounded stochastically, always in the same way, and B is rounded to nearest: its entries are no steps of the
+    dtype apart from zero, so that noise would buy nothing.
 
     Args:
         sft: directory of the adapter.
@@ -94,7 +97,8 @@ def rejuvenate_adapter(
                     tensor = _scaled(tensor, factors[entry.name])
                 elif entry.name in replaced:
                     name, base_name = replaced[entry.name]
-                    lerp_(tensor, base_reader.tensor(base_name), 1.0 - alphas[name])
+                    weight, stream = 1.0 - alphas[name], random_stream(entry.name)
+                    lerp_(tensor, base_reader.tensor(base_name), weight, generator=stream)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise ValueError(f"Expected finite weights but {entry.name!r} holds NaN or infinity.")
                 writer.write(ADAPTER, tensor)

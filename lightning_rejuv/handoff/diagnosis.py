@@ -133,8 +133,8 @@ class Diagnosis:
             yield f"  models ran         on {self.device} in {self.compute_dtype}"
         yield f"  drift              {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
         yield f"  changed by SFT     {total.changed_share:.1%} of the weights"
-        remedy = "`--stochastic-rounding` or `--dtype float32`"
-        yield f"  rounding           fused at alpha {FIXED_ALPHA:g}, {rounding(total.rounding_shift, remedy)}"
+        told = rounding(total.rounding_shift, "`--rounding stochastic`, the default,")
+        yield f"  rounding           fused at alpha {FIXED_ALPHA:g} and rounded to nearest, {told}"
         yield "  by layer               drift   changed"
         for name, s in self._by_layer():
             yield f"    {name[-40:]:<15} {s.drift:>#9.3g} {s.changed_share:>9.1%}"

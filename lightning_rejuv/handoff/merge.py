@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
+from lightning_rejuv.access.rounding import HALF_TYPES
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapt import base_names
 from lightning_rejuv.handoff.adapter import (
@@ -32,12 +33,12 @@ from lightning_rejuv.handoff.checkpoint import (
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
 from lightning_rejuv.handoff.header import Entry
 from lightning_rejuv.handoff.models import CustomCode
+from lightning_rejuv.handoff.options import check_seed
 from lightning_rejuv.handoff.pairing import Pair, embedding_names
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.record import a_second_time, find_record
 from lightning_rejuv.handoff.refusals import check_fusable
 from lightning_rejuv.handoff.report import HandoffReport
-from lightning_rejuv.handoff.rounding import check_rounding
 from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_files
 from lightning_rejuv.handoff.stream import (
     DTYPES,
@@ -63,7 +64,7 @@ def merge_adapter(
     *,
     alpha: float | Mapping[str, float] = FIXED_ALPHA,
     dtype: str | None = None,
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "stochastic",
     seed: int = 0,
     progress: Listener | None = None,
 ) -> HandoffReport:
@@ -80,8 +81,8 @@ def merge_adapter(
         alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
             fusion.
         dtype: of the output; by default the base's.
-        rounding: see :func:`rejuvenate_checkpoint`.
-        seed: of stochastic rounding; refused without it.
+        rounding: see :func:`rejuvenate_checkpoint`; an update below half a step is lost to nearest here, too.
+        seed: of stochastic rounding; refused with any other, and where no weight is written in a half type.
         progress: see :func:`rejuvenate_checkpoint`.
 
     Raises:
@@ -90,14 +91,9 @@ def merge_adapter(
         OSError: reading or writing failed.
     """
     given = check_given(alpha)
-    asked = Options(alpha=given, rounding=rounding, seed=seed)
+    asked = Options(alpha=given, reset_fraction=0, rounding=rounding, seed=seed)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
-    if asked.seed and asked.rounding == "nearest":
-        raise ValueError(
-            'Expected no `seed` with `rounding="nearest"`: it would have no effect. Leave it out, or pass '
-            '`rounding="stochastic"`.'
-        )
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))
     check_free(target)
     check_apart(target, root, source)
@@ -118,7 +114,8 @@ def merge_adapter(
         asked.rounding == "stochastic",
         asked.seed,
     )
-    check_rounding(asked.rounding, output_dtypes(theirs, recipe.dtype).values())
+    dtypes = output_dtypes(theirs, recipe.dtype).values()
+    check_seed(asked, dtypes)
     pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
     size = output_size(theirs, recipe.dtype)
     check_room(target, size)
@@ -154,7 +151,7 @@ def merge_adapter(
                 "alpha": given,
                 "reset_fraction": 0.0,
                 "dtype": dtype,
-                "rounding": asked.rounding,
+                "rounding": None if HALF_TYPES.isdisjoint(dtypes) else asked.rounding,
                 "seed": asked.seed,
             },
             alpha=given,

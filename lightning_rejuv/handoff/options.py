@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
+from lightning_rejuv.access.rounding import HALF_TYPES
 from lightning_rejuv.handoff.device import check_compute_dtype, check_device
 from lightning_rejuv.handoff.stream import DTYPES
 from lightning_rejuv.options import Options
@@ -60,10 +63,37 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         check_device(beside["device"])
 
 
-def applied(asked: Options, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options as the report has them: None for what nothing was done with."""
+def check_seed(asked: Options, dtypes: Iterable[torch.dtype]) -> None:
+    """Refuse a seed that nothing would be drawn with.
+
+    Args:
+        asked: the options of the method.
+        dtypes: of the output's tensors.
+
+    Raises:
+        ValueError: no model is run, and no tensor is rounded stochastically.
+    """
+    found = set(dtypes)
+    drawn = asked.rounding == "stochastic" and not HALF_TYPES.isdisjoint(found)
+    if asked.seed and not asked.runs_the_model and not drawn:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+        raise ValueError(
+            f'Expected no `seed` with `rounding="{asked.rounding}"` to {names}: nothing is drawn at random, it would '
+            "have no effect. Leave it out."
+        )
+
+
+def applied(asked: Options, beside: Mapping[str, Any], dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
+    """Return the options as the report has them: None for what nothing was done with.
+
+    Args:
+        asked: the options of the method.
+        beside: as in :func:`check_options`.
+        dtypes: of the output's tensors.
+    """
     options = {**asdict(asked), **beside, "calibration": str(beside["calibration"])}
     del options["optimizer_state"]  # a checkpoint on disk has none
     idle = () if asked.reset_fraction else _OF_THE_RESET
     models = () if asked.runs_the_model else ("calibration", "device", "compute_dtype")
-    return {**options, **dict.fromkeys((*idle, *models))}
+    exact = ("rounding",) if HALF_TYPES.isdisjoint(dtypes) else ()
+    return {**options, **dict.fromkeys((*idle, *models, *exact))}

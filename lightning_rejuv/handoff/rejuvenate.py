@@ -19,13 +19,12 @@ from lightning_rejuv.handoff.checkpoint import (
 )
 from lightning_rejuv.handoff.device import compute_dtype_on
 from lightning_rejuv.handoff.directory import check_free, new_directory, write_file
-from lightning_rejuv.handoff.options import applied, check_options
+from lightning_rejuv.handoff.options import applied, check_options, check_seed
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.provenance import Hasher
 from lightning_rejuv.handoff.record import a_second_time, find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.report import HandoffReport
-from lightning_rejuv.handoff.rounding import check_rounding
 from lightning_rejuv.handoff.same import check_differ
 from lightning_rejuv.handoff.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_size
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
@@ -53,7 +52,7 @@ def rejuvenate_checkpoint(
     device: str = "cpu",
     dtype: str | None = None,
     compute_dtype: str = "auto",
-    rounding: Rounding = "nearest",
+    rounding: Rounding = "stochastic",
     seed: int = 0,
     refit: Refit | None = None,
     progress: Listener | None = None,
@@ -87,7 +86,7 @@ def rejuvenate_checkpoint(
         dtype: of the output, one of "float32", "bfloat16", "float16"; by default the SFT model's.
         compute_dtype: in which models are run for those; ``"auto"`` is bfloat16 where the device's hardware
             multiplies in it and float32 elsewhere, and the report says which it was.
-        rounding: to half types, ``"nearest"``, or ``"stochastic"``, so that small changes survive on average.
+        rounding: to half types, ``"stochastic"``, so that small changes survive on average, or ``"nearest"``.
         seed: of stochastic rounding, sampling, the random control and the order of a refit.
         refit: a few plain training steps after the edit, on the calibration data and the base's own samples.
         progress: called with the name of each phase, how much of it is done, and how much there is to do (bytes
@@ -160,7 +159,7 @@ def rejuvenate_checkpoint(
         asked.seed,
         omega=asked.omega,
     )
-    check_rounding(asked.rounding, output_dtypes(ours, recipe.dtype).values())
+    check_seed(asked, dtypes := output_dtypes(ours, recipe.dtype).values())
     size = output_size(ours, recipe.dtype)
     check_room(out, size + sidecar_size(sft))
 
@@ -203,7 +202,7 @@ def rejuvenate_checkpoint(
                 for role, path in (("base", base), ("sft", sft))
             },
             outputs=writer.digests,
-            options=applied(asked, beside),
+            options=applied(asked, beside, dtypes),
             alpha=given,
             tensors=stream.measured,
             vocabulary=_vocabulary(pairing),

@@ -74,7 +74,8 @@ class HandoffReport:
         if self.tensors:
             yield f"  drift            {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
             yield f"  changed by SFT   {total.changed_share:.1%} of the weights"
-            remedy = "`--stochastic-rounding` or `--dtype float32`"
+            nearest = self.options.get("rounding") == "nearest"
+            remedy = "`--rounding stochastic` or `--dtype float32`" if nearest else "`--dtype float32`"
             yield f"  rounding         {rounding(total.rounding_shift, remedy)}"
         if self.reset:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"

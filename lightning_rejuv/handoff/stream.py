@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv.access.edit import lerp_
+from lightning_rejuv.access.rounding import random_stream, round_stochastically
+from lightning_rejuv.anchor.config import says_tied
 from lightning_rejuv.handoff.checkpoint import Checkpoint, Reader, reading
 from lightning_rejuv.handoff.header import Entry, build_header
-from lightning_rejuv.handoff.pairing import Pair
+from lightning_rejuv.handoff.pairing import Pair, embedding_names, head_names
 from lightning_rejuv.handoff.pattern import Pattern
-from lightning_rejuv.handoff.rounding import stochastic_round, to_nearest
 from lightning_rejuv.handoff.statistics import TensorStatistics
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.progress import advance, phase
@@ -103,7 +103,7 @@ class FusionStream:
             ValueError: NaN or infinity in a tensor, which is named.
             OSError: reading failed.
         """
-        dtypes = output_dtypes(self._sft, self._recipe.dtype)
+        dtypes, streams = output_dtypes(self._sft, self._recipe.dtype), _tied_heads(self._sft)
         with one_thread(), reading(self._sft, self._base) as (ours, theirs):
             for file, header in self._sft.shards.items():
                 table = [(e.name, dtypes[e.name], e.shape) for e in header.entries]
@@ -113,7 +113,15 @@ class FusionStream:
                     rows = self._sft_rows if self._sft_rows and pair.base else rows_of(ours)
                     where = str(self._sft.path)
                     fuser = _Fuser(
-                        where, self._base, theirs, entry, pair, dtypes[entry.name], self._recipe, rows
+                        where,
+                        self._base,
+                        theirs,
+                        entry,
+                        pair,
+                        dtypes[entry.name],
+                        self._recipe,
+                        rows,
+                        streams.get(entry.name, entry.name),
                     )
                     for piece in fuser.pieces():
                         yield file, piece, piece.numel() * entry.dtype.itemsize
@@ -174,6 +182,15 @@ def rows_of(reader: Reader) -> SftRows:
     return read
 
 
+def _tied_heads(sft: Checkpoint) -> dict[str, str]:
+    """For a head that is stored beside the embedding it is tied to, that one: rounded alike they stay equal."""
+    if says_tied(sft.config) is False:
+        return {}
+    embeddings = {sft.entry(name).shape: name for name in embedding_names(sft)}
+    shapes = {head: sft.entry(head).shape for head in head_names(sft)}
+    return {head: embeddings[shape] for head, shape in shapes.items() if shape in embeddings}
+
+
 class _Fuser:
     """One tensor, piece by piece."""
 
@@ -187,14 +204,14 @@ class _Fuser:
         dtype: torch.dtype,
         recipe: Recipe,
         sft_rows: SftRows,
+        stream: str,
     ) -> None:
         self._sft, self._base, self._theirs, self._sft_rows = sft, base, theirs, sft_rows
         self._entry, self._pair, self._dtype, self._recipe = entry, pair, dtype, recipe
         self._alpha = recipe.alphas.get(entry.name, 1.0)
         self._pattern = recipe.resets.get(entry.name)
         self._move = recipe.moves.get(entry.name)
-        seed = hashlib.sha256(f"{recipe.seed} {entry.name}".encode()).digest()[:8]
-        self._generator = torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+        self._generator = random_stream(f"{recipe.seed} {stream}")
         self.measured = TensorStatistics()
 
     def pieces(self) -> Iterator[Tensor]:
@@ -239,8 +256,8 @@ class _Fuser:
 
     def _round(self, fused: Tensor) -> Tensor:
         if self._recipe.stochastic:
-            return stochastic_round(fused, self._dtype, self._generator)
-        return to_nearest(fused, self._dtype)
+            return round_stochastically(fused, self._dtype, self._generator)
+        return fused.to(self._dtype)
 
     def _check_finite(self, out: Tensor, sft: Tensor, base: Tensor) -> None:
         if bool(torch.isfinite(torch.stack(torch.aminmax(out))).all()):  # NaN is both, where there is one

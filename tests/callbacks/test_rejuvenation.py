@@ -151,7 +151,7 @@ OPTIONS = {
     "scope": ("module", {}),
     "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
     "optimizer_state": ("keep", {}),
-    "rounding": ("stochastic", {}),
+    "rounding": ("nearest", {}),
     "seed": (1, {"rank_by": "random"}),
     "refit": (Refit(1), {}),
 }

@@ -57,13 +57,18 @@ def test_drift_from_the_files_alone(models):
     assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", None, None)
     assert "Nothing is recommended without calibration data" in diagnosis.recommendation
     assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
-    written = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, alpha=FIXED_ALPHA)
+    written = rejuvenate_checkpoint(
+        base, sft, sft.parent / "out", reset_fraction=0, alpha=FIXED_ALPHA, rounding="nearest"
+    )
     assert diagnosis.total.rounding_shift == written.total.rounding_shift  # what it foretells is what comes
     assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
     rows = str(diagnosis).partition("by layer")[2]
     for name in ("layer 0", "layer 1", "lm_head.weight"):
         assert re.search(rf"^    {name} +{diagnosis.layers[name].drift:#.3g} ", rows, flags=re.M), name
-    assert f"fused at alpha 0.4, shifts alpha by {diagnosis.total.rounding_shift:+.3f}" in str(diagnosis)
+    assert (
+        f"at alpha 0.4 and rounded to nearest, shifts alpha by {diagnosis.total.rounding_shift:+.3f}"
+        in str(diagnosis)
+    )
 
 
 def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):

@@ -175,5 +175,5 @@ def test_the_search_is_shown_with_each_doubt_once(level):
     shown = str(Diagnosis("b", "s", {}, (), measured, verdict.level, verdict.reasons, text, alpha))
     assert [shown.count(doubt) for doubt in doubts] == [1, 1]
     assert "alpha found        0.430  (weight of the SFT model)" in shown
-    assert "found by         auto: 80% of what SFT taught and 70% of the base's own ways are kept" in shown
+    assert "found by         auto: 80% of what SFT taught and 70% of the base's support are kept" in shown
     assert "demonstrations        9      4\n" in shown

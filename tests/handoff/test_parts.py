@@ -1,4 +1,4 @@
-"""The small rooms: rounding, patterns, vocabularies, alphas, statistics."""
+"""The small rooms: patterns, vocabularies, alphas, statistics."""
 
 from __future__ import annotations
 
@@ -12,43 +12,10 @@ from hypothesis import strategies as st
 
 from lightning_rejuv.handoff.alphas import read_alphas
 from lightning_rejuv.handoff.pattern import pattern_of
-from lightning_rejuv.handoff.rounding import stochastic_round
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
 from lightning_rejuv.handoff.vocabulary import row_map, token_ids
 from tests.conftest import shift_of_alpha
 from tests.handoff.checkpoints import write_tokenizer
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stochastic_rounding_gives_a_neighbour_and_keeps_what_fits(dtype):
-    generator = torch.Generator().manual_seed(0)
-    exact = torch.randn(4000, generator=generator) * torch.logspace(-7, 4, 4000)
-    exact[:4] = torch.tensor([0.0, -0.0, 1.0, -2.5])
-    exact[4:8] = torch.tensor([65504.0, -65504.0, 65510.0, 1e-8])
-    rounded = stochastic_round(exact, dtype, generator)
-    assert rounded.dtype == dtype
-    step = torch.where(
-        exact.abs() < torch.finfo(dtype).smallest_normal,
-        torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps,
-        2.0 ** exact.abs().clamp_min(1e-30).log2().floor() * torch.finfo(dtype).eps,
-    )
-    assert bool(((rounded.double() - exact.double()).abs() < step * 1.000001).all())
-    assert bool(rounded.isfinite().all())
-    fits = exact.to(dtype).float() == exact
-    assert torch.equal(rounded[fits].float(), exact[fits])
-    assert torch.equal(stochastic_round(exact, torch.float32, generator), exact)
-
-
-@pytest.mark.parametrize("value", [1.003, -1.003, 3e-39, -0.7001, 1e-6])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stochastic_rounding_is_unbiased(value, dtype):
-    count = 40_000
-    rounded = stochastic_round(torch.full((count,), value), dtype, torch.Generator().manual_seed(1)).double()
-    value = torch.tensor(value).double().item()
-    step = float(rounded.max() - rounded.min())
-    assert abs(float(rounded.mean()) - value) <= max(
-        5 * step / math.sqrt(count), abs(value) * 1e-7, 1e-300
-    ) or (step == 0 and dtype == torch.float16)
 
 
 @settings(max_examples=40, deadline=None)

@@ -42,6 +42,7 @@ def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
     base, sft = pair(tmp_path)  # in bfloat16
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    options["rounding"] = "nearest"
     whole = rejuvenate_checkpoint(base, sft, tmp_path / "whole", dtype="float32", **options)
     half = rejuvenate_checkpoint(base, sft, tmp_path / "half", **options)
     wide, narrow = tensors(tmp_path / "whole"), tensors(tmp_path / "half")

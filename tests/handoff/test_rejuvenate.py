@@ -31,7 +31,7 @@ def models(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_fusion_is_correctly_rounded(tmp_path, alpha, dtype):
     base, sft = pair(tmp_path, dtype=dtype, tokenizer=False)
-    out, _ = fuse(base, sft, alpha=alpha)
+    out, _ = fuse(base, sft, alpha=alpha, rounding="nearest")
     ours, theirs = tensors(sft), tensors(base)
     for name, tensor in tensors(out).items():
         exact = alpha * ours[name].double() + (1 - alpha) * theirs[name].double()
@@ -69,7 +69,7 @@ def test_half_and_half_in_bfloat16_is_exact_for_every_exponent(tmp_path):
 
     resave(base, change(0))
     resave(sft, change(1))
-    out, _ = fuse(base, sft)
+    out, _ = fuse(base, sft, rounding="nearest")
     ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
     for name, tensor in fused.items():
         assert torch.equal(tensor, (0.5 * ours[name].float() + 0.5 * theirs[name].float()).bfloat16()), name
@@ -80,7 +80,7 @@ def test_mixed_dtypes_keep_the_sft_models_and_lose_nothing_on_the_way(tmp_path):
     resave(base, lambda state: {name: t.float() + 1e-4 for name, t in state.items()})
     norm = "model.norm.weight"
     resave(sft, lambda state: {name: t.float() if name == norm else t for name, t in state.items()})
-    out, _ = fuse(base, sft, alpha=0.3)
+    out, _ = fuse(base, sft, alpha=0.3, rounding="nearest")
     ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
     assert fused[norm].dtype == torch.float32
     for name, tensor in fused.items():
@@ -94,7 +94,7 @@ def test_another_dtype_is_said_in_config_and_index(models, to):
     base, sft = models
     norm = "model.norm.weight"
     resave(sft, lambda state: {name: t.float() if name == norm else t for name, t in state.items()})
-    out, _ = fuse(base, sft, dtype=to)
+    out, _ = fuse(base, sft, dtype=to, rounding="nearest")
     fused = tensors(out)
     assert {str(t.dtype) for name, t in fused.items() if name != norm} == {f"torch.{to}"}
     assert fused[norm].dtype == torch.float32  # the SFT model's exception stays one
@@ -105,14 +105,14 @@ def test_another_dtype_is_said_in_config_and_index(models, to):
     assert verify(out)
 
 
-def test_stochastic_rounding_is_unbiased_and_repeats_by_seed(tmp_path):
+def test_rounding_is_unbiased_and_repeats_by_seed(tmp_path):
     base, sft = pair(tmp_path, tokenizer=False)
     resave(base, lambda state: {name: torch.ones_like(t) for name, t in state.items()})
     resave(sft, lambda state: {name: torch.full_like(t, 1 + 1 / 128) for name, t in state.items()})
-    nearest, report = fuse(base, sft, alpha=0.25)
+    nearest, report = fuse(base, sft, alpha=0.25, rounding="nearest")
     assert report.total.rounding_shift == pytest.approx(-0.25)
     assert all(bool((t == 1).all()) for t in tensors(nearest).values())
-    first, second, other = (fuse(base, sft, alpha=0.25, rounding="stochastic", seed=s)[0] for s in (0, 0, 1))
+    first, second, other = (fuse(base, sft, alpha=0.25, seed=s)[0] for s in (0, 0, 1))
     values = torch.cat([t.flatten() for t in tensors(first).values()]).double()
     assert set(values.tolist()) == {1.0, 1 + 1 / 128}
     assert abs(values.mean().item() - (1 + 0.25 / 128)) < 5 * (1 / 128) / (4 * len(values)) ** 0.5
@@ -123,7 +123,8 @@ def test_stochastic_rounding_is_unbiased_and_repeats_by_seed(tmp_path):
 
 def test_alpha_by_name(models):
     base, sft = models
-    out, report = fuse(base, sft, alpha={"*.layers.0.*": 1.0, "*embed*": 0.0, "*": 0.5})
+    alphas = {"*.layers.0.*": 1.0, "*embed*": 0.0, "*": 0.5}
+    out, report = fuse(base, sft, alpha=alphas, rounding="nearest")
     ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
     for name, tensor in fused.items():
         alpha = 1.0 if ".layers.0." in name else 0.0 if "embed" in name else 0.5

@@ -79,7 +79,7 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
 def test_a_partial_reset_and_half_precision(tmp_path):
     base, sft = pair(tmp_path)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    common = {**OPTIONS, "calibration": calibration, "alpha": 0.5}
+    common = {**OPTIONS, "calibration": calibration, "alpha": 0.5, "rounding": "nearest"}
     whole = rejuvenate_checkpoint(base, sft, tmp_path / "whole", **common)
     half = rejuvenate_checkpoint(base, sft, tmp_path / "half", **common, omega=0.5)
     assert whole.reset == half.reset
