@@ -16,7 +16,7 @@ from lightning_rejuv.handoff import (
     rejuvenate_checkpoint,
     verify,
 )
-from tests.handoff.checkpoints import tensors, write_tokenizer
+from tests.handoff.checkpoints import resave, tensors, write_tokenizer
 from tests.handoff.families import tiny
 
 peft = pytest.importorskip("peft", reason="peft is not installed (it comes with the dev extra's trl)")
@@ -119,6 +119,24 @@ def test_merged_in_half_precision_is_rounded_once(tmp_path):
         step = torch.finfo(torch.bfloat16).eps / 2
         assert bool(((tensor.double() - exact).abs() <= 1.01 * step * exact.abs() + 1e-7).all()), name
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_tensors_that_replace_the_bases_keep_alpha_in_bfloat16(tmp_path):
+    """One step from the base's: to nearest they would be the base's again."""
+    base, adapter = write_adapter(tmp_path, "whole")
+    resave(base, lambda state: {n: torch.ones_like(t) if "lm_head" in n else t for n, t in state.items()})
+    file = adapter / "adapter_model.safetensors"
+    held = {n: torch.full_like(t, 1 + 1 / 128) if "lm_head" in n else t for n, t in load_file(file).items()}
+    save_file({n: t.bfloat16() for n, t in held.items()}, file)
+    written = [tmp_path / name for name in ("one", "two")]
+    for out in written:
+        rejuvenate_adapter(adapter, out, base=base, alpha=0.3)
+    one, two = (load_file(out / "adapter_model.safetensors") for out in written)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    (head,) = (tensor for name, tensor in one.items() if "lm_head" in name)
+    assert set(head.flatten().tolist()) == {1.0, 1 + 1 / 128}
+    share = (float(head.double().mean()) - 1) * 128
+    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / head.numel()) ** 0.5
 
 
 def test_alpha_by_module(tmp_path):
