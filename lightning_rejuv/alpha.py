@@ -20,6 +20,8 @@ _SECOND_PEAK = 0.95
 _FORMAT = 0.1
 #: By how much alpha is raised if no rollout is right, and how often at most.
 _RAISE, _RAISES = 0.1, 3
+#: With so many rollouts none is right in one of 29 searches at a pass@1 of 0.1.
+_ROLLOUTS = 32
 #: The share of the base's samples that may be cut off without a word.
 _UNFINISHED = 0.1
 
@@ -200,6 +202,8 @@ def _doubts(
 def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], responses: int) -> AlphaSearch:
     """Have a few rollouts checked, and raise alpha if none of them is right: the format, or the skill, is lost there.
 
+    Fewer than 32 rollouts raise nothing: none of a few is right at many a pass@1 that RL can start from.
+
     Args:
         search: what the curve said.
         right_at: samples responses at an alpha and returns the share that a verifier accepts.
@@ -210,7 +214,7 @@ def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], respo
     >>> round(found.alpha, 3), found.doubts
     (0.6, ('None of 32 rollouts is right at alpha 0.50: it was raised to 0.60.',))
     """
-    for raised in range(_RAISES + 1):
+    for raised in range(_RAISES + 1 if responses >= _ROLLOUTS else 1):
         alpha = min(1.0, search.alpha + raised * _RAISE)
         right = right_at(alpha)
         if right > 0 or alpha == 1.0:
@@ -224,7 +228,12 @@ def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], respo
         return replace(
             search, alpha=alpha, taught=kept[0], kept=kept[1], right=right, doubts=(*search.doubts, doubt)
         )
-    doubt = f"{none}, nor at any up to {alpha:.2f}: RL will have nothing to reward. Do more SFT, or a refit."
+    if responses < _ROLLOUTS:
+        doubt = f"{none}, which are too few to tell: {_ROLLOUTS} calibration prompts and more would."
+    else:
+        doubt = (
+            f"{none}, nor at any up to {alpha:.2f}: RL will have nothing to reward. Do more SFT, or a refit."
+        )
     return replace(search, right=0.0, doubts=(*search.doubts, doubt))
 
 

@@ -15,6 +15,8 @@ Level = Literal["healthy", "at risk", "over-confident", "cannot start", "unknown
 #: on a real model starts that RL failed to improve have at most .2 (if more than one rollout was right), those that it
 #: improved at least .6.
 GAIN_OVER_CONFIDENT, GAIN_AT_RISK = 0.05, 0.3
+#: The same of a model whose own entropy is over-confident: a few prompts that it can still do must not acquit it.
+GAIN_SURE = 0.6
 #: Pass@k below which a few right rollouts may be luck, and from which on nearly every prompt has a right one.
 PASS_AT_RISK, PASS_SOLVED = 0.05, 0.9
 #: Rollouts that are right less than so many times as often as answers to another prompt would be may be guesses, which
@@ -93,7 +95,8 @@ def judge(values: Mapping[str, float], base: Mapping[str, float] | None = None) 
 
     Rollouts with rewards come first. Pass@k, beside pass@1, tells whether a right rollout can be found, and
     whether further rollouts to a prompt find what the first did not: of an over-confident model they are all
-    right or all wrong. Entropy then only says which of two names fits where few or none are right.
+    right or all wrong. Entropy then says which of two names fits where few or none are right; and if it
+    is over-confident, repeated sampling has to gain more, since a few prompts may be what the model can still do.
 
     Without rollouts a low entropy, relative to the base's and to what held-out demonstrations cost, makes a model
     over-confident, and a lost format of the demonstrations makes it unable to start. Entropy alone never makes it
@@ -117,8 +120,9 @@ def judge(values: Mapping[str, float], base: Mapping[str, float] | None = None) 
     - pass@8 is 0.13 beside a pass@1 of 0.12: repeated sampling gains 0.02 of what independent rollouts would
     (over-confident below 0.05, at risk below 0.3); 97% of the groups carry no learning signal [over-confident]
     """
-    rollouts = _rollouts(values, _ratio(values, base or {}))
     model = [reason for reason in (_entropy(values, base or {}), _calibration(values, base or {})) if reason]
+    rigid = any(reason.level == "over-confident" for reason in model)
+    rollouts = _rollouts(values, _ratio(values, base or {}), rigid)
     form = _format(values)
     level, deciding = _decide(rollouts, model, form)
     reasons = [reason for reason in (rollouts, *model, form) if reason is not None]
@@ -150,7 +154,7 @@ def _graded(value: float, at_risk: float, over_confident: float) -> Level:
     return "at risk" if value < at_risk else "healthy"
 
 
-def _rollouts(values: Mapping[str, float], entropy_ratio: float | None) -> Reason | None:
+def _rollouts(values: Mapping[str, float], entropy_ratio: float | None, rigid: bool) -> Reason | None:
     """Judge pass@k of the largest k beside pass@1; where there is none, the groups without a signal."""
     known = {int(m[1]): float(v) for name, v in values.items() if (m := _PASS_AT.fullmatch(name)) and v == v}
     zero = values.get("zero_variance_fraction", math.nan)
@@ -160,7 +164,7 @@ def _rollouts(values: Mapping[str, float], entropy_ratio: float | None) -> Reaso
         return Reason(f"pass_at_{largest}", "cannot start", text)
     if largest == 1 or 1 not in known:
         return _zero_variance(float(zero), known.get(1)) if zero == zero else None
-    level, why = _gain(largest, known[1], known[largest])
+    level, why = _gain(largest, known[1], known[largest], GAIN_SURE if rigid else GAIN_AT_RISK)
     chance = values.get("chance_pass_at_1", 0.0)
     if known[1] < GUESSED * chance:
         why += f"; answers to other prompts would be right in {chance:.2f}, so that these may be guesses"
@@ -172,18 +176,18 @@ def _rollouts(values: Mapping[str, float], entropy_ratio: float | None) -> Reaso
     return Reason(f"pass_at_{largest}", level, text)
 
 
-def _gain(k: int, pass_at_1: float, pass_at_k: float) -> tuple[Level, str]:
+def _gain(k: int, pass_at_1: float, pass_at_k: float, at_risk: float) -> tuple[Level, str]:
     """Return the level that pass@k beside pass@1 speaks for, and why."""
     if pass_at_k >= PASS_SOLVED:
         return "healthy", "nearly every prompt has a right rollout"
     most = 1 - (1 - pass_at_1) ** k - pass_at_1
     gain = (pass_at_k - pass_at_1) / most if most > 0 else 1.0  # a pass@1 that was rounded to 0
-    level = _graded(gain, GAIN_AT_RISK, GAIN_OVER_CONFIDENT)
+    level = _graded(gain, at_risk, GAIN_OVER_CONFIDENT)
     if level == "healthy" and pass_at_k < PASS_AT_RISK:
         return "at risk", f"few rollouts are right (at risk below {PASS_AT_RISK:g})"
     return level, (
         f"repeated sampling gains {gain:.2f} of what independent rollouts would (over-confident below "
-        f"{GAIN_OVER_CONFIDENT:g}, at risk below {GAIN_AT_RISK:g})"
+        f"{GAIN_OVER_CONFIDENT:g}, at risk below {at_risk:g})"
     )
 
 

@@ -124,6 +124,14 @@ def test_alpha_is_raised_until_a_rollout_is_right():
     assert found.doubts[0].startswith("None of 32 rollouts is right at alpha 0.")
 
 
+def test_a_few_rollouts_raise_nothing():
+    search = bargain(line(demonstrations, base_samples))
+    asked = []
+    found = with_rollouts(search, lambda alpha: asked.append(alpha) or 0.0, 31)
+    assert (found.alpha, found.right, asked) == (search.alpha, 0.0, [search.alpha])
+    assert "which are too few to tell" in found.doubts[0]
+
+
 def test_alpha_is_not_raised_for_nothing():
     search = bargain(line(demonstrations, base_samples))
     asked = []

@@ -26,6 +26,7 @@ def level_of(measure: str, values, base=BASE) -> str:
 
 def test_the_limits_are_the_documented_ones():
     assert (verdict.GAIN_OVER_CONFIDENT, verdict.GAIN_AT_RISK) == (0.05, 0.3)
+    assert verdict.GAIN_SURE == 0.6
     assert (verdict.GUESSED, verdict.ENTROPY_KEPT) == (1.5, 0.9)
     assert (verdict.PASS_AT_RISK, verdict.PASS_SOLVED, verdict.ZERO_VARIANCE_AT_RISK) == (0.05, 0.9, 0.75)
     assert (verdict.ENTROPY_OVER_CONFIDENT, verdict.ENTROPY_AT_RISK, verdict.ENTROPY_LOW) == (0.05, 0.3, 0.5)
@@ -50,6 +51,16 @@ def test_what_repeated_sampling_gains(gain, level):
     values = {"pass_at_1": 0.5, "pass_at_2": 0.5 + 0.25 * gain}
     assert judge(values).level == level
     assert f"gains {gain:.2f} of" in judge(values).reasons[0].text
+
+
+@pytest.mark.parametrize(
+    ("gain", "level"), [(0.34, "over-confident"), (0.59, "over-confident"), (0.61, "healthy")]
+)
+def test_an_over_confident_entropy_asks_for_a_larger_gain(gain, level):
+    """Excessive SFT of recipe V on the prompts of two kinds, one of which it can do: .34."""
+    rollouts = {"pass_at_1": 0.5, "pass_at_2": 0.5 + 0.25 * gain}
+    assert judge(rollouts, BASE).level == "healthy"
+    assert judge({**rollouts, "token_entropy": 0.13, "token_nll": 1.3}, BASE).level == level
 
 
 def test_the_gain_is_that_of_rollouts_that_depend_on_the_prompt_alone_or_not_at_all():
@@ -302,7 +313,7 @@ def test_it_reads_as_sentences():
         "- token entropy 0.012 nats is 0.04 of the base's 0.300 (over-confident below 0.05, at risk below 0.3) "
         "[over-confident]",
         "- pass@8 is 0.40 beside a pass@1 of 0.25: repeated sampling gains 0.23 of what independent rollouts would "
-        "(over-confident below 0.05, at risk below 0.3); 80% of the groups carry no learning signal [at risk]",
+        "(over-confident below 0.05, at risk below 0.6); 80% of the groups carry no learning signal [at risk]",
         "- held-out demonstrations cost 0.120 nats a token where the model expects 0.012, 0.10 of it "
         "(over-confident below 0.33, at risk below 0.67) [over-confident]",
         "- the format that the demonstrations share has a probability of 0.500 (cannot start below 0.01, at risk below "
