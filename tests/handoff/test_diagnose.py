@@ -144,11 +144,10 @@ def test_a_verifier_judges_rollouts_of_the_sft_model(models):
     rollouts = diagnosis.behaviour.rollouts
     assert (rollouts.prompts, rollouts.group) == (6, 8)
     search = diagnosis.behaviour.search
-    assert (
-        len(seen) == 4 * 6 * 8 + 4 * 6
-    )  # and one to each prompt at the alpha found, and at three larger ones
+    assert len(seen) == 4 * 6 * 8 + 6  # and one to each prompt at the alpha found, too few to raise it
     assert search.right == 0.0
     assert "None of 6 rollouts is right" in search.doubts[-1]
+    assert "too few to tell" in search.doubts[-1]
     assert (rollouts.pass_at_1, rollouts.pass_at_8, rollouts.zero_variance_fraction) == (0.5, 1.0, 0.0)
     assert rollouts.chance_pass_at_1 == 0.0
     assert (diagnosis.verdict, diagnosis.reasons[0].measure) == ("healthy", "pass_at_8")
