@@ -133,9 +133,9 @@ def table_of_rules(found: Sequence[Curve]) -> str:
         low, high = own[0].window
         cells = [_cell([bargain(curve.points).alpha for curve in own], low, high)]
         cells += [_cell([of_rule(rule, curve.points) for curve in own], low, high) for rule in RULES.values()]
-        kind = "chose it" if own[0].chose else "tests it"
-        seeds = f"{len(own)} seed{'s' * (len(own) > 1)}"
-        rows.append([f"{TITLES.get(name, name)}, {seeds}, {kind}", f"{low:g}{DASH}{high:g}", *cells])
+        kind = ", chose it" if own[0].chose else ""
+        seeds = f", {len(own)} seeds" if len(own) > 1 else ""
+        rows.append([f"{TITLES.get(name, name)}{seeds}{kind}", f"{low:g}{DASH}{high:g}", *cells])
     return table(("line", "RL succeeds at", "**the bargain**", *RULES), rows)
 
 

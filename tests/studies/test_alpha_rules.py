@@ -32,7 +32,7 @@ def test_a_line_whose_answer_is_known(rule, alpha):
 def test_an_alpha_outside_of_the_window_is_marked():
     rows = table_of_rules([Curve("Y", LINE, (0.3, 0.5), True)]).splitlines()
     name, window, bargain, equal, *_, excess = [cell.strip() for cell in rows[2].strip("|").split("|")]
-    assert (name, window) == ("Y, 1 seed, chose it", "0.3\N{EN DASH}0.5")
+    assert (name, window) == ("Y, chose it", "0.3\N{EN DASH}0.5")
     assert bargain == "0.50"  # where (a / .8) (1 - a) is largest
     assert equal == "0.44"
     assert excess == "0.05 ✗"
