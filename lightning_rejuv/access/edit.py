@@ -124,14 +124,19 @@ def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Gen
     else:
         if not param.dim():
             param, base = param[None], base[None]
-        size = _PIECE_ON_CPU if param.device.type == "cpu" else _PIECE
-        rows = max(1, size // param[0].numel())
+        rows = _rows_of_a_piece(param)
         for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
             exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
             value = torch.lerp(piece.to(exact), base_piece.to(param.device, exact), weight)
             if stochastic and generator is not None:
                 value = round_stochastically(value, param.dtype, generator)
             piece.copy_(value)
+
+
+def _rows_of_a_piece(param: Tensor) -> int:
+    """Return how many rows are computed with at a time, so that no wide copy of the whole is made."""
+    size = _PIECE_ON_CPU if param.device.type == "cpu" else _PIECE
+    return max(1, size // max(1, param[:1].numel()))
 
 
 def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
@@ -186,7 +191,7 @@ def lerp_measuring_(
     before = param[::step].clone()
     lerp_(param, base, weight, generator=generator)
     gap = line = 0.0
-    rows = max(1, _PIECE // max(1, param[:1].numel()))
+    rows = _rows_of_a_piece(param)
     pieces = (tensor.split(rows) for tensor in (before, base[::step], param[::step]))
     for ours, theirs, rounded in zip(*pieces, strict=True):
         exact = torch.lerp(ours.float(), theirs.to(ours.device, torch.float32), weight)
