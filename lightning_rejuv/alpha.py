@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from lightning_rejuv.verdict import FORMAT_AT_RISK
+
 AlphaRule = Literal["auto"]
 ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
 
@@ -16,8 +18,6 @@ GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 _KEPT = 0.5
 #: A second peak of the product counts as one if it is so near the highest.
 _SECOND_PEAK = 0.95
-#: The probability of the demonstrated format below which RL may find too little to reward.
-_FORMAT = 0.1
 #: By how much alpha is raised if no rollout is right, and how often at most.
 _RAISE, _RAISES = 0.1, 3
 #: With so many rollouts none is right in one of 29 searches at a pass@1 of 0.1.
@@ -105,7 +105,7 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
             f"{sft.demonstrations:.2f} under the SFT model). Are `model` and `anchor` swapped? Pass held-out "
             "demonstrations of the kind that SFT trained on, or a number for `alpha`."
         )
-    values = [math.prod(_shares(curve, point)) for point in curve]
+    values = [math.prod(shares) for shares in _shares(curve)]
     best = max(range(len(curve)), key=values.__getitem__)
     alpha = _peak([point.alpha for point in curve], values, best)
     kept = shares_at(curve, alpha)
@@ -116,7 +116,7 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
 
 def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
     """Interpolate which shares of what SFT taught and of the base's support are kept at an alpha."""
-    taught, kept = zip(*(_shares(curve, point) for point in curve), strict=True)
+    taught, kept = zip(*_shares(curve), strict=True)
     alphas = [point.alpha for point in curve]
     return _between(alpha, alphas, taught), _between(alpha, alphas, kept)
 
@@ -129,12 +129,16 @@ def _most(curve: Sequence[AlphaPoint]) -> tuple[float, float]:
     )
 
 
-def _shares(curve: Sequence[AlphaPoint], point: AlphaPoint) -> tuple[float, float]:
+def _shares(curve: Sequence[AlphaPoint]) -> list[tuple[float, float]]:
+    """Return for each point which shares of what SFT taught and of the base's support are kept."""
     taught, lost = _most(curve)
-    return (
-        max(0.0, curve[0].demonstrations - point.demonstrations) / taught,
-        max(0.0, curve[-1].base_samples - point.base_samples) / lost if lost > 0 else 1.0,
-    )
+    return [
+        (
+            max(0.0, curve[0].demonstrations - point.demonstrations) / taught,
+            max(0.0, curve[-1].base_samples - point.base_samples) / lost if lost > 0 else 1.0,
+        )
+        for point in curve
+    ]
 
 
 def _check_finite(curve: Sequence[AlphaPoint]) -> None:
@@ -191,7 +195,7 @@ def _doubts(
     if len(peaks) > 1:
         others = ", ".join(f"{curve[number].alpha:g}" for number in peaks if number != best)
         doubts.append(f"The curve has more than one peak: alpha {others} is nearly as good.")
-    if (form := _between(alpha, [p.alpha for p in curve], [p.format for p in curve])) < _FORMAT:
+    if (form := _between(alpha, [p.alpha for p in curve], [p.format for p in curve])) < FORMAT_AT_RISK:
         doubts.append(
             f"The format that the demonstrations share has a probability of only {form:.3f} there: RL may find too "
             "little to reward. Sample a few rollouts; if none is right, take a larger alpha."

@@ -75,19 +75,23 @@ def moves_on_disk(model: nn.Module, checkpoint: Checkpoint, moves: Mapping[str, 
             f"Expected the {count} weights that the refit moved on disk but found {there}: this family stores them in "
             "a form that is not known. Leave `refit` out."
         )
-    tied: dict[str, Any] = getattr(model, "all_tied_weights_keys", None) or {}
-    twice = {name: moves[source] for name, source in tied.items() if source in moves}
+    twice = {name: moves[source] for name, source in _tied(model).items() if source in moves}
     for name, move in to_disk_layout(model, twice).items() if twice else ():
         if name in checkpoint.place:
             found[name] = move
     return {name: move.reshape(grid(tuple(move.shape))) for name, move in found.items()}
 
 
+def _tied(model: nn.Module) -> dict[str, Any]:
+    """Return the parameters that are tied to another, with the other's name."""
+    return getattr(model, "all_tied_weights_keys", None) or {}
+
+
 def _placed(
     model: nn.Module, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], what: str, instead: str
 ) -> dict[str, Tensor]:
     """Return those of some parameters' tensors that are not zero as they lie on disk, each at a place that is there."""
-    tied: dict[str, Any] = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = _tied(model)
     kind = next((tensor.dtype for tensor in tensors.values()), torch.bool)
     # Zeros take one element, whatever the shape: conversions of several tensors need all of them.
     empty = torch.zeros(1, dtype=kind)
