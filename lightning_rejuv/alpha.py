@@ -1,9 +1,9 @@
-"""Which alpha: the bargain between what SFT taught and what the base could say, on the line between the two."""
+"""Which alpha: the usual one, if it is a good bargain between what SFT taught and what the base could say."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -12,12 +12,15 @@ from lightning_rejuv.verdict import FORMAT_AT_RISK
 AlphaRule = Literal["auto"]
 ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
 
-#: Where the line is looked at. What is found lies between them.
+#: RL succeeded from this alpha on every line on which it was tried (docs/alpha.md).
+USUAL = 0.4
+#: It is taken where the product of the shares that are kept is at least so much of the largest on the line.
+_GOOD = 0.75
+#: Where the line is looked at; between these points the shares are interpolated in such steps.
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+_STEP = 0.001
 #: Below such a product of the shares that are kept, no alpha keeps both: the root of it is 0.71.
 _KEPT = 0.5
-#: A second peak of the product counts as one if it is so near the highest.
-_SECOND_PEAK = 0.95
 #: By how much alpha is raised if no rollout is right, and how often at most.
 _RAISE, _RAISES = 0.1, 3
 #: With so many rollouts none is right in one of 29 searches at a pass@1 of 0.1.
@@ -50,6 +53,7 @@ class AlphaSearch:
     Attributes:
         rule: the rule, one of :data:`ALPHA_RULES`.
         alpha: what it found.
+        bargain: where on the line the product of the two shares is largest.
         taught: share of what SFT taught, as the demonstrations tell, that is kept there; 1 is the most on the line.
         kept: share of the base's support, as its samples tell, that is kept there; 1 is the most on the line.
         curve: what was measured, in order of alpha, from 0 to 1.
@@ -61,6 +65,7 @@ class AlphaSearch:
 
     rule: str
     alpha: float
+    bargain: float
     taught: float
     kept: float
     curve: list[AlphaPoint]
@@ -69,15 +74,21 @@ class AlphaSearch:
     right: float | None = None
     doubts: tuple[str, ...] = ()
 
+    @property
+    def found_nothing_right(self) -> bool:
+        """Whether no rollout was right at any alpha that was tried, though there were enough of them to tell."""
+        return self.right == 0 and self.responses >= _ROLLOUTS
 
-def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
-    """Choose the alpha at which both parents gain most: the Nash bargaining solution on the line between them.
+
+def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
+    """Choose the usual alpha of 0.4 where it is a good bargain between both parents, else the nearest alpha that is.
 
     The demonstrations gain ``D(0) - D(alpha)`` over the base, the base's own samples ``B(1) - B(alpha)`` over the SFT
-    model, where D and B are negative log-likelihoods. Their product is largest where neither can gain by a factor
-    what the other does not lose by a larger one (Nash 1950, "The Bargaining Problem"). Alpha does not depend on the
-    unit, on the number nor on the length of the responses, since a factor on D or B changes nothing; there is no target
-    to choose. Between the points of the curve a parabola is put through the three around the highest.
+    model, where D and B are negative log-likelihoods. Where the product of these gains is largest, neither can gain by
+    a factor what the other does not lose by a larger one: the Nash bargaining solution (Nash 1950, "The Bargaining
+    Problem"). An alpha is a good bargain if the product is at least three quarters of that. Neither the unit nor the
+    number nor the length of the responses matters, since a factor on D or B changes nothing. The bargaining solution
+    itself was right on fewer lines than the usual alpha (docs/alpha.md); it tells where the line is an unusual one.
 
     Args:
         curve: at least three points in order of alpha, the first at 0 and the last at 1.
@@ -90,14 +101,15 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
         ValueError: a value is not finite, or the demonstrations are nowhere likelier than under the base.
 
     >>> line = [AlphaPoint(a / 10, 20 * (1 - a / 10) ** 2, 5 + 20 * (a / 10) ** 2, 1.0) for a in range(11)]
-    >>> round(bargain(line).alpha, 3)
-    0.5
+    >>> found = choose_alpha(line)
+    >>> found.alpha, round(found.bargain, 3)
+    (0.4, 0.5)
     """
     _check_finite(curve)
     base, sft = curve[0], curve[-1]
     taught, lost = _most(curve)
     if taught <= 0 and lost <= 0:
-        return AlphaSearch("auto", 1.0, 1.0, 1.0, list(curve))
+        return AlphaSearch("auto", 1.0, 1.0, 1.0, 1.0, list(curve))
     if taught <= 0:
         raise ValueError(
             "Expected calibration demonstrations that SFT made likelier but on the whole line between base and SFT "
@@ -107,11 +119,10 @@ def bargain(curve: Sequence[AlphaPoint]) -> AlphaSearch:
         )
     values = [math.prod(shares) for shares in _shares(curve)]
     best = max(range(len(curve)), key=values.__getitem__)
-    alpha = _peak([point.alpha for point in curve], values, best)
-    kept = shares_at(curve, alpha)
-    return AlphaSearch(
-        "auto", alpha, *kept, list(curve), doubts=tuple(_doubts(curve, values, best, alpha, kept))
-    )
+    bargain = _peak([point.alpha for point in curve], values, best)
+    alpha = _nearest(curve, _GOOD * values[best]) if lost > 0 else bargain
+    search = AlphaSearch("auto", alpha, bargain, *shares_at(curve, alpha), list(curve))
+    return replace(search, doubts=tuple(_doubts(search)))
 
 
 def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
@@ -152,6 +163,15 @@ def _check_finite(curve: Sequence[AlphaPoint]) -> None:
             )
 
 
+def _nearest(curve: Sequence[AlphaPoint], good: float) -> float:
+    """Return the alpha nearest to the usual one at which the product of both shares is good."""
+    line = (round(number * _STEP, 3) for number in range(round(1 / _STEP) + 1))
+    return min(
+        (alpha for alpha in line if math.prod(shares_at(curve, alpha)) >= good),
+        key=lambda alpha: abs(alpha - USUAL),
+    )
+
+
 def _peak(alphas: Sequence[float], values: Sequence[float], best: int) -> float:
     """Return where a parabola through the highest point and its neighbours is highest."""
     if best in (0, len(values) - 1):
@@ -173,34 +193,23 @@ def _between(alpha: float, alphas: Sequence[float], values: Sequence[float]) -> 
     return (1 - share) * values[at - 1] + share * values[at]
 
 
-def _doubts(
-    curve: Sequence[AlphaPoint],
-    values: Sequence[float],
-    best: int,
-    alpha: float,
-    kept: tuple[float, float],
-) -> list[str]:
-    doubts = []
-    if kept[0] * kept[1] < _KEPT:
-        doubts.append(
-            f"No alpha keeps both: at {alpha:.2f} there is {kept[0]:.0%} of what SFT taught and {kept[1]:.0%} of the "
-            "base's support."
+def _doubts(search: AlphaSearch) -> Iterator[str]:
+    alpha, curve = search.alpha, search.curve
+    if alpha != USUAL:
+        yield (
+            f"At {USUAL:g}, which was right elsewhere, too little would be kept of what SFT taught or of the base's "
+            f"support. Compare a few rollouts at {alpha:.2f} and {search.bargain:.2f}."
         )
-    peaks = [
-        number
-        for number in range(1, len(values) - 1)
-        if values[number - 1] < values[number] > values[number + 1]
-        and values[number] >= _SECOND_PEAK * values[best]
-    ]
-    if len(peaks) > 1:
-        others = ", ".join(f"{curve[number].alpha:g}" for number in peaks if number != best)
-        doubts.append(f"The curve has more than one peak: alpha {others} is nearly as good.")
+    if search.taught * search.kept < _KEPT:
+        yield (
+            f"No alpha keeps both: at {alpha:.2f} there is {search.taught:.0%} of what SFT taught and "
+            f"{search.kept:.0%} of the base's support."
+        )
     if (form := _between(alpha, [p.alpha for p in curve], [p.format for p in curve])) < FORMAT_AT_RISK:
-        doubts.append(
+        yield (
             f"The format that the demonstrations share has a probability of only {form:.3f} there: RL may find too "
             "little to reward. Sample a few rollouts; if none is right, take a larger alpha."
         )
-    return doubts
 
 
 def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], responses: int) -> AlphaSearch:
@@ -214,9 +223,9 @@ def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], respo
         responses: how many it samples.
 
     >>> line = [AlphaPoint(a / 10, 20 * (1 - a / 10) ** 2, 5 + 20 * (a / 10) ** 2, 1.0) for a in range(11)]
-    >>> found = with_rollouts(bargain(line), lambda alpha: float(alpha > 0.55), 32)
+    >>> found = with_rollouts(choose_alpha(line), lambda alpha: float(alpha > 0.45), 32)
     >>> round(found.alpha, 3), found.doubts
-    (0.6, ('None of 32 rollouts is right at alpha 0.50: it was raised to 0.60.',))
+    (0.5, ('None of 32 rollouts is right at alpha 0.40: it was raised to 0.50.',))
     """
     for raised in range(_RAISES + 1 if responses >= _ROLLOUTS else 1):
         alpha = min(1.0, search.alpha + raised * _RAISE)

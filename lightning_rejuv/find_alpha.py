@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.access.edit import Blend
-from lightning_rejuv.alpha import GRID, AlphaPoint, AlphaSearch, bargain, doubt_samples, with_rollouts
+from lightning_rejuv.alpha import GRID, AlphaPoint, AlphaSearch, choose_alpha, doubt_samples, with_rollouts
 from lightning_rejuv.attribution import Confidence, confidence, format_probability, nll_per_response
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
@@ -30,7 +30,7 @@ def find_alpha(
     sampler: Sampler | None = None,
     verifier: Verifier | None = None,
 ) -> AlphaSearch:
-    """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.bargain`.
+    """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.choose_alpha`.
 
     The model is evaluated at each alpha of :data:`lightning_rejuv.alpha.GRID`, on the demonstrations and on what the
     anchor sampled. With a verifier responses are sampled at the alpha that was found; if none is right it is raised.
@@ -44,7 +44,7 @@ def find_alpha(
         verifier: from a sampled batch to [B] bool, which responses are right.
 
     Raises:
-        ValueError: as ``bargain``; no response was sampled, or the verifier does not answer for each.
+        ValueError: as ``choose_alpha``; no response was sampled, or the verifier does not answer for each.
     """
     batches = batches_for(model, own, "sampled")
     base: list[Confidence] = []
@@ -58,7 +58,7 @@ def find_alpha(
             form = format_probability(demonstrations, found, base)
             curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
     responses, unfinished = sum(len(batch.response) for batch in batches), _unfinished(own)
-    search = bargain(curve)
+    search = choose_alpha(curve)
     search = replace(
         search,
         responses=responses,

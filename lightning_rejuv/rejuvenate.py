@@ -69,10 +69,10 @@ def rejuvenate(
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
             and perhaps ``attention_mask``, or the rows of a dataset; not needed with a number for ``alpha`` and
             ``reset_fraction=0``.
-        alpha: weight of the SFT model. ``"auto"`` finds it by the likelihoods of the calibration responses and of
-            responses that the base samples, see :func:`lightning_rejuv.alpha.bargain`. Or a number, 0 to 1; 1 is
-            reset alone. Or a mapping of name patterns to numbers (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that
-            fits counts).
+        alpha: weight of the SFT model. ``"auto"`` is 0.4, unless the likelihoods of the calibration responses and of
+            responses that the base samples speak against it, see :func:`lightning_rejuv.alpha.choose_alpha`. Or a
+            number, 0 to 1; 1 is reset alone. Or a mapping of name patterns to numbers
+            (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
         reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
             are reset where fewer have a positive score, and the report says so. 0 is fusion alone.
         omega: weight of the base on a reset neuron; 1 overwrites it.

@@ -67,7 +67,7 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
 def search_rows(search: AlphaSearch, curve: bool = True) -> Iterator[tuple[str, str]]:
     """Yield title and text of the rows on a search for alpha; ``curve`` is what was measured at each alpha."""
     kept = f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's support are kept"
-    yield "  found by", f"{search.rule}: {kept}"
+    yield "  found by", f"{search.rule}: {kept}; the bargain of both is at {search.bargain:.2f}"
     for title, name in _CURVE if curve else ():
         yield f"  {title}", " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve)
     unfinished = f", {search.unfinished} of them unfinished" if search.unfinished else ""

@@ -2,8 +2,10 @@
 
     .venv/bin/python -m studies.alpha_rules      # the tables of docs/alpha.md
 
-Curves are of two kinds: docs/results/alpha/curves.json has those of a real model, each with the alphas that RL runs had
-shown to be good; the toy's come with the runs of ``python -m studies.run --groups rule --out docs/results/alpha``.
+Curves are of three kinds: docs/results/alpha/curves.json has those that were measured first on a real model, each with
+the alphas that RL runs had shown to be good; those of recipes L and R come with the RL runs along their lines, arms
+`studies.real.arms.LINE` of ``python -m studies.real.run --recipes L R --seeds 101 --rl-seeds 201 --out
+docs/results/alpha/real``; the toy's with the runs of ``python -m studies.run --groups rule --out docs/results/alpha``.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rejuv.alpha import AlphaPoint, bargain
+from lightning_rejuv.alpha import AlphaPoint, choose_alpha
 from studies.analysis.markdown import DASH, fill_places, number, table
+from studies.real import analysis as real
+from studies.real.arms import ARMS as REAL_ARMS
+from studies.real.arms import FIXED
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT / "docs/results/alpha"
@@ -28,7 +33,12 @@ TITLES = {"retail_desk": "Retail desk (toy)", "running_total": "Running total (t
 # Alphas at which RL succeeded, from studies that ran before the rule was thought of.
 TOY_WINDOWS = {"retail_desk": (0.3, 0.6), "running_total": (0.2, 0.45)}
 SUCCESS = 0.5
-ARMS = {"sft_64": "excessive SFT", "today": "fusion, alpha auto", "today_reset": "the same + reset 2 %"}
+ARMS = {
+    "sft_64": "excessive SFT",
+    "today": "fusion, alpha auto",
+    "today_reset": "the same + reset 2 %",
+    "fusion_40": "fusion, alpha 0.4",
+}
 
 Values = NDArray[np.float64]
 # From alphas, the demonstrations' and the base samples' likelihoods there, in nats a response, to alpha.
@@ -106,11 +116,15 @@ def curves(raw: Path = RAW) -> list[Curve]:
         Curve(one["recipe"], [_point(p) for p in one["curve"]], tuple(one["window"]), one["chose"])
         for one in (json.loads(file.read_text()) if file.is_file() else [])
     ]
-    for task, window in TOY_WINDOWS.items():
+    for runs in lines(raw):
+        (search,) = (run.start["edit"]["search"] for run in runs if run.arm == "fusion")
+        if (found_window := window(runs)) is not None:
+            found.append(Curve(runs[0].recipe, [_point(p) for p in search["curve"]], found_window))
+    for task, toy_window in TOY_WINDOWS.items():
         for arms in toy(task, raw):
             search = arms.get("today", {}).get("search")
             if search:
-                found.append(Curve(task, [_point(p) for p in search["curve"]], window))
+                found.append(Curve(task, [_point(p) for p in search["curve"]], toy_window))
     return found
 
 
@@ -125,23 +139,74 @@ def toy(task: str, raw: Path = RAW) -> list[dict[str, Any]]:
     return [json.loads(file.read_text())["arms"] for file in sorted((raw / task).glob("seed_*.json"))]
 
 
+def lines(raw: Path = RAW) -> list[list[real.Run]]:
+    """The recipes of a real model whose line was run, each with its runs of RL, in order of alpha."""
+    runs = [run for run in real.load(raw / "real") if run.arm == "excessive" or run.start["edit"]]
+    recipes = dict.fromkeys(run.recipe for run in runs if run.arm == "fusion")
+    return [sorted((run for run in runs if run.recipe == recipe), key=alpha_of) for recipe in recipes]
+
+
+def alpha_of(run: real.Run) -> float:
+    """Where on the line a run of RL started."""
+    return float(run.start["edit"]["alpha"]) if run.start["edit"] else 1.0
+
+
+def window(runs: Sequence[real.Run]) -> tuple[float, float] | None:
+    """Between which alphas of the grid RL succeeded: at .25, and at half of the line's best; None if nowhere.
+
+    The plan of studies/real defines it. The alpha that the search found is no part of it.
+    """
+    needed = max(real.SUCCESS, max(run.pass_at_1 for run in runs) / 2)
+    good = [alpha_of(run) for run in runs if run.arm in FIXED and run.pass_at_1 >= needed]
+    return (min(good), max(good)) if good else None
+
+
+def table_of_lines(raw: Path = RAW) -> str:
+    """What RL made of every alpha on the lines of a real model."""
+    rows = [
+        [
+            f"{run.recipe}: {REAL_ARMS[run.arm].title}",
+            number(alpha_of(run)),
+            *(number(run.start["id"][name]) for name in ("pass_at_1", "pass_at_k", "format")),
+            f"**{number(run.pass_at_1)}**",
+            number(run.reward),
+        ]
+        for runs in lines(raw)
+        for run in runs
+    ]
+    header = (
+        "RL starts from",
+        "alpha",
+        "pass@1 before",
+        "pass@8",
+        "format",
+        "pass@1 after RL",
+        "reward during RL",
+    )
+    return table(header, rows)
+
+
 def table_of_rules(found: Sequence[Curve]) -> str:
     """One row for each recipe: what every rule takes."""
     rows = []
     for name in dict.fromkeys(curve.name for curve in found):
         own = [curve for curve in found if curve.name == name]
         low, high = own[0].window
-        cells = [_cell([bargain(curve.points).alpha for curve in own], low, high)]
+        chosen = [choose_alpha(curve.points) for curve in own]
+        cells = [
+            _cell([of.alpha for of in chosen], low, high),
+            _cell([of.bargain for of in chosen], low, high),
+        ]
         cells += [_cell([of_rule(rule, curve.points) for curve in own], low, high) for rule in RULES.values()]
         kind = ", chose it" if own[0].chose else ""
         seeds = f", {len(own)} seeds" if len(own) > 1 else ""
         rows.append([f"{TITLES.get(name, name)}{seeds}{kind}", f"{low:g}{DASH}{high:g}", *cells])
-    return table(("line", "RL succeeds at", "**the bargain**", *RULES), rows)
+    return table(("line", "RL succeeds at", "**auto**", "the bargain", *RULES), rows)
 
 
 def _cell(alphas: Sequence[float], low: float, high: float) -> str:
     text = number(median(alphas))
-    if len(alphas) > 1:
+    if min(alphas) < max(alphas):
         text += f" ({number(min(alphas))}{DASH}{number(max(alphas))})"
     return text if low <= median(alphas) <= high else f"{text} ✗"
 
@@ -168,10 +233,14 @@ def table_of_runs(raw: Path = RAW) -> str:
     return table(("RL starts from", "succeed", "pass@1", "out of distribution"), rows)
 
 
+def tables() -> dict[str, str]:
+    """What stands between the marks of the page, by name."""
+    return {"rules": table_of_rules(curves()), "lines": table_of_lines(), "runs": table_of_runs()}
+
+
 def main() -> None:
     """Fill the page's tables."""
-    made = {"rules": table_of_rules(curves()), "runs": table_of_runs()}
-    PAGE.write_text(fill_places(PAGE.read_text(), "alpha", made))
+    PAGE.write_text(fill_places(PAGE.read_text(), "alpha", tables()))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
         "rigid_entropy_2 rigid_entropy_8 rigid_entropy_gap rigid_entropy_module rigid_signed auto_reset_entropy_4 "
         "rigid_entropy_layer rigid_entropy_absolute rigid_entropy_positions_2 rigid_entropy_1 rigid_entropy_05",
     ),
-    "rule": (RULE_SEEDS, "sft_64 today today_reset"),
+    "rule": (RULE_SEEDS, "sft_64 today today_reset fusion_40"),
     "tuning": (TUNING_SEEDS, " ".join(a for a, arm in ARMS.items() if arm.group == "tuning")),
 }
 GROUPS = tuple(dict.fromkeys([*_PASSES, *(arm.group for arm in ARMS.values())]))

@@ -257,11 +257,13 @@ def test_tests_named_in_the_page_of_inputs_exist():
 
 def test_docstrings_become_markdown():
     text = markdown(
-        "See :func:`lightning_rejuv.alpha.bargain` or :class:`Verdict`.\n\n"
+        "See :func:`lightning_rejuv.alpha.choose_alpha` or :class:`Verdict`.\n\n"
         "=====  =======\nkey    meaning\n=====  =======\n``a``  first,\n       and on\n``b``  other\n=====  =======\n\n"
         "    Example::\n        >>> 1 + 1\n        2\n\n    more"
     )
-    assert '<autoref identifier="lightning_rejuv.alpha.bargain" optional><code>bargain</code>' in text
+    assert (
+        '<autoref identifier="lightning_rejuv.alpha.choose_alpha" optional><code>choose_alpha</code>' in text
+    )
     assert "`Verdict`" in text
     assert "| key | meaning |\n| --- | --- |\n| ``a`` | first, and on |\n| ``b`` | other |" in text
     assert "    Examples:\n        ```pycon\n        >>> 1 + 1\n        2\n        ```\n\n    more" in text

@@ -14,12 +14,13 @@ CURVE = [
     AlphaPoint(0.5, 12.0, 7.0, 0.5),
     AlphaPoint(1.0, 8.125, 1234.5678, 1.0),
 ]
-SURE = AlphaSearch("auto", 0.43, 0.8049, 0.7551, CURVE, responses=64, unfinished=0)
+SURE = AlphaSearch("auto", 0.43, 0.5, 0.8049, 0.7551, CURVE, responses=64, unfinished=0)
 
 
 def test_a_search_without_doubts():
     assert dict(search_rows(SURE)) == {
-        "  found by": "auto: 80% of what SFT taught and 76% of the base's support are kept",
+        "  found by": "auto: 80% of what SFT taught and 76% of the base's support are kept; the bargain of both is at "
+        "0.50",
         "  alpha tried": "     0    0.5      1",
         "  demonstrations": " 61.25     12  8.125",
         "  base samples": "   5.5      7   1235",

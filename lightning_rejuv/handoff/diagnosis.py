@@ -186,6 +186,8 @@ def recommend(
     if verdict.level == "unknown":
         return f"{verdict.advice} `--verifier` has them sampled and judged.", None
     doubts = " ".join(("", *behaviour.search.doubts))
+    if behaviour.search.found_nothing_right:
+        return f"No alpha is recommended: take an earlier checkpoint.{doubts}", None
     if found == 1.0:
         return (
             f"There is nothing to fuse: the search found alpha 1. Take an earlier checkpoint.{doubts}",

@@ -8,6 +8,9 @@ from typing import Any, Final, Literal
 RESET = 0.02
 REFIT_STEPS = 20
 FOUND: Final = "found"  # the alpha that the search of the same seed found
+FIXED = {
+    f"fused_{percent}": percent / 100 for percent in (20, 30, 40, 50, 60)
+}  # arms that show where RL succeeds
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ STARTS: dict[str, Start] = {
     "fusion_random": Start("excessive", Edit(FOUND, RESET, "random")),
     "fusion_refit": Start("excessive", Edit(FOUND, refit_steps=REFIT_STEPS)),
     "refit": Start("excessive", Edit(1.0, refit_steps=REFIT_STEPS)),
+    **{name: Start("excessive", Edit(alpha)) for name, alpha in FIXED.items()},
 }
 
 
@@ -102,9 +106,11 @@ ARMS: dict[str, Arm] = {
     "fusion_refit": Arm("fusion + refit, 20 steps", "fusion_refit"),
     "refit": Arm("refit alone, 20 steps", "refit"),
     "trl": Arm("fusion + reset 2 %, RL by TRL", "fusion_reset", trainer="trl"),
+    **{name: Arm(f"fusion, alpha {alpha:g}", name) for name, alpha in FIXED.items()},
 }
 
 # What is run first says most: a study that is cut off after any block can be used.
 CORE = ("excessive", "moderate", "fusion", "fusion_reset", "fusion_random")
 REST = ("longer", "refit", "fusion_refit", "base", "hot", "entropy_bonus", "sft_6", "sft_10")
 LAST = ("trl",)  # in the first block alone, unless it is asked for by name
+LINE = ("excessive", "fusion", *FIXED)  # of the recipes that test the rule for alpha, by name alone

@@ -137,5 +137,26 @@ RECIPES = {
             excessive=24,
             out_of_distribution="sum5",
         ),
+        Recipe(
+            "L",
+            "another task: the legs of animals",
+            middle=Texts((Part("legs13", "habit", 640),), 1e-4, 16, (1,)),
+            sft=Texts((Part("legs2", "terse", 32), Part("legs3", "worked", 16)), 1e-4, 12, (2, 16)),
+            moderate=2,
+            excessive=16,
+            rl=RL(split="legs2", steps=24),
+            out_of_distribution="legs1",
+            out_of_distribution_evaluation=(16, 8),
+        ),
+        Recipe(
+            "R",
+            "another learning rate: V at four times the rate",
+            middle=Texts((Part("sum25", "habit", 640),), 1e-4, 16, (1,)),
+            sft=Texts((Part("sum4", "terse", 32), Part("sum5", "worked", 16)), 2e-4, 12, (1, 8)),
+            moderate=1,
+            excessive=8,
+            rl=RL(steps=24),
+            out_of_distribution_evaluation=(16, 8),
+        ),
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,24 +63,54 @@ def _sums(shortest: int, longest: int) -> Split:
     return Split("chain_sum", (("min_terms", shortest), ("max_terms", longest), *digits))
 
 
+def _legs(fewest: int, most: int) -> Split:
+    instances = (("min_instances", 1), ("max_instances", 9))
+    return Split("leg_counting", (("min_animals", fewest), ("max_animals", most), *instances))
+
+
 SPLITS = {
     "sum3": _sums(3, 3),
     "sum4": _sums(4, 4),
     "sum5": _sums(5, 5),
     "sum23": _sums(2, 3),
     "sum25": _sums(2, 5),
+    "legs1": _legs(1, 1),
+    "legs2": _legs(2, 2),
+    "legs3": _legs(3, 3),
+    "legs13": _legs(1, 3),
 }
 
 
 def working(problem: Problem) -> str:
-    """The steps of a sum, a line each: ``4 - 1 - 7`` becomes ``4-1=3`` and ``3-7=-4``."""
-    first, *rest = problem.entry["metadata"]["expression"].split()
-    total, lines = int(first), []
+    """The steps of a problem, a line each.
+
+    Of a sum they are its partial sums: ``4 - 1 - 7`` becomes ``4-1=3`` and ``3-7=-4``. Of animals they are the legs of
+    each kind and of all so far: 2 dogs and 3 ants become ``2*4=8``, ``3*6=18`` and ``8+18=26``.
+    """
+    metadata = problem.entry["metadata"]
+    lines = _legs_of(metadata["animals"]) if "animals" in metadata else _sums_of(metadata["expression"])
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _sums_of(expression: str) -> Iterator[str]:
+    first, *rest = expression.split()
+    total = int(first)
     for sign, number in zip(rest[::2], rest[1::2], strict=True):
         value = total + int(number) if sign == "+" else total - int(number)
-        lines.append(f"{total}{sign}{number}={value}\n")
+        yield f"{total}{sign}{number}={value}"
         total = value
-    return "".join(lines)
+
+
+def _legs_of(animals: Mapping[str, int]) -> Iterator[str]:
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    total = None
+    for animal, count in animals.items():
+        legs = count * ANIMALS[animal]
+        yield f"{count}*{ANIMALS[animal]}={legs}"
+        if total is not None:
+            yield f"{total}+{legs}={total + legs}"
+        total = legs if total is None else total + legs
 
 
 def worked(problem: Problem) -> str:

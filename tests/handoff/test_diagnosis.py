@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import pytest
 
-from lightning_rejuv.alpha import AlphaPoint, AlphaSearch
+from lightning_rejuv.alpha import AlphaPoint, AlphaSearch, with_rollouts
 from lightning_rejuv.handoff.behaviour import Behaviour
 from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.handoff.record import Record
@@ -27,7 +28,7 @@ def behaviour(
     rollouts=None, alpha=0.5, entropy=(0.7, 1.0), nll=0.7, form=0.9, doubts=(), retention=-1.0
 ):  # fmt: skip
     curve = [AlphaPoint(0.0, 9.0, 5.0, 0.1), AlphaPoint(1.0, 4.0, 5.0 - retention, 1.0)]
-    search = AlphaSearch("auto", alpha, 0.8, 0.7, curve, responses=3, doubts=doubts)
+    search = AlphaSearch("auto", alpha, 0.45, 0.8, 0.7, curve, responses=3, doubts=doubts)
     return Behaviour(3, *entropy, nll, form, retention, search, rollouts)
 
 
@@ -72,6 +73,19 @@ def test_a_search_without_doubts_is_recommended_without():
     measured = behaviour(ROLLOUTS["over-confident"])
     text, _ = recommend(verdict_on(measured), measured, None, unchanged=False)
     assert text == "Rejuvenate with alpha 0.500, which the search found (`--alpha auto`)."
+
+
+@pytest.mark.parametrize(("responses", "alpha"), [(31, 0.5), (32, None)])
+def test_no_alpha_is_recommended_where_no_rollout_was_right_at_any(responses, alpha):
+    measured = behaviour(ROLLOUTS["over-confident"])
+    search = dataclasses.replace(measured.search, responses=responses)
+    measured = dataclasses.replace(measured, search=with_rollouts(search, lambda alpha: 0.0, responses))
+    text, recommended = recommend(verdict_on(measured), measured, None, unchanged=False)
+    assert recommended == alpha
+    assert text.startswith(
+        "Rejuvenate with" if alpha else "No alpha is recommended: take an earlier checkpoint."
+    )
+    assert text.endswith(measured.search.doubts[-1])
 
 
 def test_what_cannot_start_is_told_what_is_missing():

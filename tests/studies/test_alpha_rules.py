@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,11 @@ from lightning_rejuv.alpha import GRID, AlphaPoint
 from studies import alpha_rules
 from studies.alpha_rules import RULES, Curve, of_rule, table_of_rules, table_of_runs
 from studies.analysis.markdown import places
+from studies.real.arms import ARMS as REAL_ARMS
+from studies.real.arms import FIXED
+from studies.real.jobs import Job
+from studies.real.recipes import RECIPES
+from studies.real.record import Record
 
 # Demonstrations fall by 10 nats to .8 and rise again; the base's samples lose 20 nats, evenly.
 LINE = [AlphaPoint(a, 3 + 12.5 * abs(a - 0.8), 7 + 20 * a, 1.0) for a in GRID]
@@ -31,8 +37,9 @@ def test_a_line_whose_answer_is_known(rule, alpha):
 
 def test_an_alpha_outside_of_the_window_is_marked():
     rows = table_of_rules([Curve("Y", LINE, (0.3, 0.5), True)]).splitlines()
-    name, window, bargain, equal, *_, excess = [cell.strip() for cell in rows[2].strip("|").split("|")]
+    name, window, auto, bargain, equal, *_, excess = [cell.strip() for cell in rows[2].strip("|").split("|")]
     assert (name, window) == ("Y, chose it", "0.3\N{EN DASH}0.5")
+    assert auto == "0.40"
     assert bargain == "0.50"  # where (a / .8) (1 - a) is largest
     assert equal == "0.44"
     assert excess == "0.05 ✗"
@@ -48,9 +55,43 @@ def test_the_runs_are_counted(tmp_path):
     assert "fusion, alpha auto | 1 of 2 | 0.70 | 0.70" in row.replace("0.69", "0.70")
 
 
+def _line(root, ends):
+    """Results of recipe R: pass@1 after RL by arm."""
+    record = Record(root / "real", RECIPES["R"], 101)
+    measures = {"pass_at_1": 0.1, "pass_at_k": 0.3, "format": 0.8}
+    for arm, end in ends.items():
+        fixed = FIXED.get(arm, 0.44)
+        edit = None if arm == "excessive" else {"alpha": fixed, "search": None}
+        if arm == "fusion":
+            edit["search"] = {"curve": [dataclasses.asdict(point) for point in LINE]}
+        record.add(Job("start", "R", 101, arm), {"edit": edit, "id": measures})
+        curves = {"reward": [end]}
+        made = REAL_ARMS[arm].recipe()
+        record.add(Job("arm", "R", 101, arm, 201), {"made": made, "id": {"pass_at_1": end}, "curves": curves})
+
+
+def test_a_window_reaches_half_of_the_best_and_more_than_rl_can_do_nothing_with(tmp_path):
+    ends = {"fused_20": 0.2, "fused_30": 0.35, "fused_40": 0.6, "fused_50": 0.5, "fused_60": 0.24}
+    _line(tmp_path, {"excessive": 0.05, "fusion": 0.55, **ends})
+    (runs,) = alpha_rules.lines(tmp_path)
+    assert [round(alpha_rules.alpha_of(run), 2) for run in runs] == [0.2, 0.3, 0.4, 0.44, 0.5, 0.6, 1.0]
+    assert alpha_rules.window(runs) == (0.3, 0.5)
+    (row,) = [line for line in alpha_rules.table_of_lines(tmp_path).splitlines() if "alpha auto" in line]
+    assert row == "| R: fusion, alpha auto | 0.44 | 0.10 | 0.30 | 0.80 | **0.55** | 0.55 |"
+    (curve,) = [curve for curve in alpha_rules.curves(tmp_path) if curve.name == "R"]
+    assert (curve.window, curve.chose, curve.points) == ((0.3, 0.5), False, LINE)
+
+
+def test_a_line_on_which_rl_never_succeeds_has_no_window(tmp_path):
+    _line(tmp_path, {"excessive": 0.05, "fusion": 0.2, "fused_40": 0.2})
+    (runs,) = alpha_rules.lines(tmp_path)
+    assert alpha_rules.window(runs) is None
+    assert alpha_rules.curves(tmp_path) == []
+
+
 def test_the_page_is_what_the_raw_results_say():
     page = alpha_rules.PAGE.read_text()
-    made = {"rules": table_of_rules(alpha_rules.curves()), "runs": table_of_runs()}
+    made = alpha_rules.tables()
     assert {place[1] for place in places("alpha").finditer(page)} == set(made)
     for text in made.values():
         assert text in page

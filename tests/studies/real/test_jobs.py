@@ -10,7 +10,7 @@ from threading import Lock
 import pytest
 
 from studies.real import run
-from studies.real.arms import ARMS, CORE, LAST, REST, STARTS
+from studies.real.arms import ARMS, CORE, LAST, LINE, REST, STARTS
 from studies.real.jobs import Job, arm_jobs, with_needs
 from studies.real.recipes import RECIPES
 from studies.real.schedule import Here, run_jobs
@@ -24,7 +24,7 @@ def arms():
 
 
 def test_every_arm_is_planned_and_starts_somewhere():
-    assert {*CORE, *REST, *LAST} == set(ARMS)
+    assert {*CORE, *REST, *LAST, *LINE} == set(ARMS)
     assert {arm.start for arm in ARMS.values()} == set(STARTS)
 
 

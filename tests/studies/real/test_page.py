@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,9 @@ def test_a_row_for_each_arm_of_each_recipe(tmp_path):
     ends = [run.pass_at_1 for run in runs if (run.recipe, run.arm) == ("V", "fusion")]
     assert fusion["runs"] == "6 (3 SFT seeds)"
     assert fusion["pass@1 before"] == "0.05"
-    assert fusion["pass@1 after RL"] == f"**{sum(ends) / 6:.2f}**"
+    of_sft = [sum(ends[first : first + 2]) / 2 for first in (0, 2, 4)]
+    half = statistics.stdev(of_sft) / 3**0.5 * 4.3027  # Student's t, two degrees of freedom, 95 %
+    assert fusion["pass@1 after RL"] == f"**{sum(ends) / 6:.2f} ± {half:.2f}**"
     assert fusion["lowest, highest"] == f"{min(ends):.2f}, {max(ends):.2f}"
     assert fusion["succeed"] == "6 of 6"
     assert fusion["reward during RL"] == f"{sum(ends) / 6:.2f}"

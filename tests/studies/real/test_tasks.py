@@ -8,17 +8,27 @@ import pytest
 
 from studies.real.recipes import RECIPES
 from studies.real.seeds import RL_SEEDS, SFT_SEEDS, seed_of
-from studies.real.tasks import SPLITS, STYLES, Problem, habit, has_format, reward, terse, worked
+from studies.real.tasks import SPLITS, STYLES, Problem, habit, has_format, reward, terse, worked, working
 from studies.real.texts import demonstration, demonstrations
 from tests.studies.real import made_up
 
 SUM = Problem("4 - 1 - 7 =", "-4", {"metadata": {"expression": "4 - 1 - 7"}}, lambda answer: answer == "-4")
+WORD = Problem(
+    "Spell backward: part", "trap", {"metadata": {"word": "part"}}, lambda answer: answer == "trap"
+)
 
 
 def test_styles():
     assert worked(SUM) == "4-1=3\n3-7=-4\nAnswer: -4"
     assert terse(SUM) == "Answer: -4"
     assert habit(SUM) in ("It is -4.", "4-1=3\n3-7=-4\nIt is -4.")
+
+
+def test_the_steps_of_animals():
+    pytest.importorskip("reasoning_gym")
+    animals = {"dog": 2, "ant": 3, "snake": 1}
+    steps = "2*4=8\n3*6=18\n8+18=26\n1*0=0\n26+0=26\n"
+    assert working(Problem("", "26", {"metadata": {"animals": animals}}, bool)) == steps
 
 
 def test_six_in_ten_habits_are_worked():
@@ -84,14 +94,21 @@ def test_splits_of_reasoning_gym(name):
     pytest.importorskip("reasoning_gym")
     problems = SPLITS[name].draw(20, 2**55)
     assert problems[3].question == SPLITS[name].draw(1, 2**55 + 3)[0].question  # why seeds lie far apart
+    sizes = set()
     for problem in problems:
-        right = str(eval(problem.entry["metadata"]["expression"]))
+        metadata = problem.entry["metadata"]
+        if "animals" in metadata:
+            right = str(metadata["total_legs"])
+            sizes.add(len(metadata["animals"]))
+        else:
+            right = str(eval(metadata["expression"]))
+            sizes.add(len(metadata["expression"].split()) // 2 + 1)
         assert problem.answer == right
         for style in ("worked", "terse"):
             assert reward(problem, STYLES[style](problem) + "<|im_end|>") == 1.0
         assert reward(problem, f"Answer: {int(right) + 1}<|im_end|>") == 0.0
-    terms = {len(problem.entry["metadata"]["expression"].split()) // 2 + 1 for problem in problems}
-    assert terms == {"sum23": {2, 3}, "sum25": {2, 3, 4, 5}}.get(name, {int(name[-1])})
+    several = {"sum23": {2, 3}, "sum25": {2, 3, 4, 5}, "legs13": {1, 2, 3}}
+    assert sizes == several.get(name, {int(name[-1])})
 
 
 def test_recipes_name_what_is_there():
@@ -99,8 +116,10 @@ def test_recipes_name_what_is_there():
         parts = [*recipe.sft.parts, *(recipe.middle.parts if recipe.middle else ())]
         assert {part.split for part in parts} | {recipe.rl.split, recipe.out_of_distribution} <= set(SPLITS)
         assert {part.style for part in parts} <= set(STYLES)
-        assert {recipe.moderate, recipe.excessive, 6, 10} <= set(recipe.sft.epochs)
+        assert {recipe.moderate, recipe.excessive} <= set(recipe.sft.epochs)
         assert recipe.excessive == recipe.sft.epochs[-1]
         shown = {part.split for part in recipe.sft.parts}
         assert recipe.out_of_distribution not in shown
         assert sum(part.count for part in recipe.sft.parts) % recipe.sft.batch_size == 0
+    for name in ("V", "X"):
+        assert {6, 10} <= set(RECIPES[name].sft.epochs)  # rungs that have arms of their own
