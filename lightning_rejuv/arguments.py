@@ -141,8 +141,8 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--alpha",
         metavar="auto|0.4|FILE.yaml",
-        help='weight of the SFT model; "auto" (the default) finds the one that keeps most of both, what SFT taught '
-        "and the base's support; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
+        help='weight of the SFT model; "auto" (the default) is 0.4, unless calibration data and the base\'s own '
+        "samples speak against it; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
         "names to alphas, the first that fits counts. For an adapter the default is 0.4",
     )
     command.add_argument(

@@ -35,9 +35,9 @@ TOY_WINDOWS = {"retail_desk": (0.3, 0.6), "running_total": (0.2, 0.45)}
 SUCCESS = 0.5
 ARMS = {
     "sft_64": "excessive SFT",
-    "today": "fusion, alpha auto",
-    "today_reset": "the same + reset 2 %",
     "fusion_40": "fusion, alpha 0.4",
+    "bargain": "fusion, the bargain's alpha",
+    "bargain_reset": "the same + reset 2 %",
 }
 
 Values = NDArray[np.float64]
@@ -122,7 +122,7 @@ def curves(raw: Path = RAW) -> list[Curve]:
             found.append(Curve(runs[0].recipe, [_point(p) for p in search["curve"]], found_window))
     for task, toy_window in TOY_WINDOWS.items():
         for arms in toy(task, raw):
-            search = arms.get("today", {}).get("search")
+            search = arms.get("bargain", {}).get("search")
             if search:
                 found.append(Curve(task, [_point(p) for p in search["curve"]], toy_window))
     return found

@@ -15,8 +15,8 @@ SECOND_SEEDS = tuple(range(1021, 1041))  # the decision on fresh seeds, controls
 REPORTED_SEEDS = FIRST_SEEDS + SECOND_SEEDS
 TUNING_SEEDS = tuple(range(901, 909))  # never reported
 RIGID = "rigid"  # alpha of an arm that takes it from RIGID_ALPHA
-TODAY = "today"  # alpha of an arm for which the library's own rule of today finds it
-RULE_SEEDS = tuple(range(2001, 2021))  # on which that rule was tried after it had been fixed
+BARGAIN = "bargain"  # alpha of an arm: where the product of both shares is largest
+RULE_SEEDS = tuple(range(2001, 2021))  # on which that and 0.4 were tried after both had been thought of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Arm:
         title: What it is, in words.
         group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``remedy`` or ``tuning``.
         start: The checkpoint: ``base`` or a step of the SFT ladder.
-        alpha: A number; a rule of `studies.former_rules`; ``"rigid"``; ``"today"``; None without rejuvenation.
+        alpha: A number; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``; None without rejuvenation.
         reset_fraction: Share of neurons that is reset.
         options: Further options of `rejuvenate`, where they are not those of `studies.seed.PINNED`.
         support_of: The arm whose support decides alpha.
@@ -121,8 +121,8 @@ ARMS: dict[str, Arm] = {
     "rigid_entropy_1": _entropy("rigid + entropy gradient, 1 %", 0.01),
     "rigid_entropy_2": _entropy("rigid + entropy gradient, 2 %", 0.02),
     "rigid_entropy_8": _entropy("rigid + entropy gradient, 8 %", 0.08),
-    "today": _fused("alpha: today's rule", "rule", TODAY),
-    "today_reset": _fused("alpha: today's rule + entropy gradient, 2 %", "rule", TODAY, 0.02, **_GRADIENT),
+    "bargain": _fused("alpha: the bargain", "rule", BARGAIN),
+    "bargain_reset": _fused("alpha: the bargain + entropy gradient, 2 %", "rule", BARGAIN, 0.02, **_GRADIENT),
     "entropy_bonus": Arm("entropy bonus 0.05", "remedy", remedy="entropy_bonus"),
     "kl_to_base": Arm("KL to the base, 0.1", "remedy", remedy="kl_to_base"),
     "hot": Arm("temperature 1.5", "remedy", remedy="hot"),
@@ -168,7 +168,7 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
         "rigid_entropy_2 rigid_entropy_8 rigid_entropy_gap rigid_entropy_module rigid_signed auto_reset_entropy_4 "
         "rigid_entropy_layer rigid_entropy_absolute rigid_entropy_positions_2 rigid_entropy_1 rigid_entropy_05",
     ),
-    "rule": (RULE_SEEDS, "sft_64 today today_reset fusion_40"),
+    "rule": (RULE_SEEDS, "sft_64 bargain bargain_reset fusion_40"),
     "tuning": (TUNING_SEEDS, " ".join(a for a, arm in ARMS.items() if arm.group == "tuning")),
 }
 GROUPS = tuple(dict.fromkeys([*_PASSES, *(arm.group for arm in ARMS.values())]))

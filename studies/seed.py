@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from examples.sft_to_rl.model import load_model
 from examples.sft_to_rl.pipeline import pretrained_base
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
 from lightning_rejuv import RejuvenationReport, rejuvenate
-from studies.arms import ARMS, EPOCHS, TODAY, Arm
+from lightning_rejuv.alpha import AlphaSearch
+from studies.arms import ARMS, BARGAIN, EPOCHS, Arm
 from studies.former_rules import find_alpha
 from studies.measures import Measures, respond, rounded, sampled_batch
 from studies.record import Record, digest_of
@@ -114,9 +115,10 @@ class Stage:
         if options.pop("support_of", None) is not None:
             model_of, _ = self.start(ARMS[arm.support_of])
             target = max(0.0, -self.measures.support.of(model_of))
-        if options["alpha"] == TODAY:
-            options["alpha"] = "auto"
-            options["sampler"] = lambda m: [sampled_batch(respond(m, run.task, run.settings, run.seed))]
+        search = None
+        if options["alpha"] == BARGAIN:
+            search = self._search(arm)
+            options["alpha"] = search.bargain
         elif isinstance(options["alpha"], str):
             options["alpha"] = find_alpha(
                 options["alpha"],
@@ -126,7 +128,22 @@ class Stage:
                 target,
             )
         base, calibration = self.checkpoints["base"], self.measures.calibration
-        return model, rejuvenate(model, base, calibration, seed=run.seed, **{**PINNED, **options})
+        report = rejuvenate(model, base, calibration, seed=run.seed, **{**PINNED, **options})
+        return model, replace(report, search=search)
+
+    def _search(self, arm: Arm) -> AlphaSearch:
+        """What the library's search for alpha says of the arm's SFT model."""
+        run = self.run
+        report = rejuvenate(
+            load_model(self.checkpoints[arm.start]).to(run.device),
+            self.checkpoints["base"],
+            self.measures.calibration,
+            reset_fraction=0,
+            seed=run.seed,
+            sampler=lambda m: [sampled_batch(respond(m, run.task, run.settings, run.seed))],
+        )
+        assert report.search is not None
+        return report.search
 
     def run_arm(self, arm: Arm) -> dict[str, Any]:
         """Make the start, measure it, reinforce it; the result as plain values, ``seconds`` of processor time."""

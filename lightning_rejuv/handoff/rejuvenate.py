@@ -70,8 +70,8 @@ def rejuvenate_checkpoint(
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
         out: directory to write; must not exist.
-        alpha: weight of the SFT model in the fusion: ``"auto"`` finds it with calibration data; a number, 0 to 1;
-            or one for each pattern of names on disk.
+        alpha: weight of the SFT model in the fusion: ``"auto"`` is 0.4 unless the calibration data speak against
+            it; a number, 0 to 1; or one for each pattern of names on disk.
         reset_fraction: share of the neurons that is reset, 0 to 1; 0 is fusion alone.
         omega: weight of the base on a reset neuron.
         positions: at which positions neurons are attributed.

@@ -50,9 +50,9 @@ def test_the_runs_are_counted(tmp_path):
         record = {split: {"end": {"pass_at_1": end}} for split in ("id", "ood")}
         file = tmp_path / "running_total" / f"seed_{seed}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"arms": {"today": record}}))
+        file.write_text(json.dumps({"arms": {"bargain": record}}))
     (row,) = [line for line in table_of_runs(tmp_path).splitlines() if "Running" in line]
-    assert "fusion, alpha auto | 1 of 2 | 0.70 | 0.70" in row.replace("0.69", "0.70")
+    assert "fusion, the bargain's alpha | 1 of 2 | 0.70 | 0.70" in row.replace("0.69", "0.70")
 
 
 def _line(root, ends):

@@ -10,6 +10,7 @@ from examples.sft_to_rl.tasks import get_task
 from lightning_rejuv.options import Options
 from studies.arms import (
     ARMS,
+    BARGAIN,
     EPOCHS,
     EXCESSIVE,
     FIRST_SEEDS,
@@ -19,7 +20,6 @@ from studies.arms import (
     RIGID_ALPHA,
     RULE_SEEDS,
     SECOND_SEEDS,
-    TODAY,
     TUNING_SEEDS,
     passes,
 )
@@ -90,7 +90,7 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
     options = {key: value for key, value in recipe.items() if key not in NOT_OF_REJUVENATE}
     if options:
         if isinstance(options["alpha"], str):
-            assert options["alpha"] in {*TARGETS, TODAY}
+            assert options["alpha"] in {*TARGETS, BARGAIN}
             assert options.pop("alpha_target", 1.0) > 0
             options["alpha"] = "auto"
         checked = Options(**{**PINNED, **options})  # raises for what it does not know
@@ -112,9 +112,9 @@ def test_the_rigid_fusion_is_the_only_arm_that_is_there_twice(name, twin):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_todays_rule_is_run_only_if_it_is_asked_for_and_on_seeds_of_its_own(name):
+def test_rules_for_alpha_are_run_only_if_asked_for_and_on_seeds_of_their_own(name):
     (run,) = [p for p in passes(name, ["rule"]) if p.arms]
-    assert run == ("rule", RULE_SEEDS, ("sft_64", "today", "today_reset"))
+    assert run == ("rule", RULE_SEEDS, ("sft_64", "bargain", "bargain_reset", "fusion_40"))
     assert not set(RULE_SEEDS) & {*REPORTED_SEEDS, *TUNING_SEEDS}
 
 
