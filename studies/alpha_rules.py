@@ -24,7 +24,6 @@ from lightning_rejuv.alpha import AlphaPoint, choose_alpha
 from studies.analysis.markdown import DASH, fill_places, number, table
 from studies.real import analysis as real
 from studies.real.arms import ARMS as REAL_ARMS
-from studies.real.arms import FIXED
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT / "docs/results/alpha"
@@ -152,12 +151,12 @@ def alpha_of(run: real.Run) -> float:
 
 
 def window(runs: Sequence[real.Run]) -> tuple[float, float] | None:
-    """Between which alphas of the grid RL succeeded: at .25, and at half of the line's best; None if nowhere.
+    """Between which alphas RL succeeded: at .25, and at half of the line's best; None if nowhere.
 
-    The plan of studies/real defines it. The alpha that the search found is no part of it.
+    The plan of studies/real defines it.
     """
     needed = max(real.SUCCESS, max(run.pass_at_1 for run in runs) / 2)
-    good = [alpha_of(run) for run in runs if run.arm in FIXED and run.pass_at_1 >= needed]
+    good = [alpha_of(run) for run in runs if run.start["edit"] and run.pass_at_1 >= needed]
     return (min(good), max(good)) if good else None
 
 
