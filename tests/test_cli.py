@@ -342,7 +342,7 @@ def test_help_teaches(capsys):
         (["--help"], ("alpha * SFT model", "exit codes", "typical use")),
         (
             ["rejuvenate", "--help"],
-            ("LoRA", "--calibration", "must not exist", "(the default) finds the one"),
+            ("LoRA", "--calibration", "must not exist", "(the default) is 0.4, unless"),
         ),
         (["diagnose", "--help"], ("Without calibration data only files are read", "MODULE:FUNCTION")),
         (["verify", "--help"], ("Exit code 1",)),
