@@ -12,8 +12,8 @@ from lightning_rejuv.verdict import FORMAT_AT_RISK
 AlphaRule = Literal["auto"]
 ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
 
-#: RL succeeded from this alpha on every line on which it was tried (docs/alpha.md).
-USUAL = 0.4
+#: RL succeeded from this alpha on every line on which it was tried (docs/alpha.md). The paper's is 0.5.
+USUAL_ALPHA = 0.4
 #: It is taken where the product of the shares that are kept is at least so much of the largest on the line.
 _GOOD = 0.75
 #: Where the line is looked at; between these points the shares are interpolated in such steps.
@@ -168,7 +168,7 @@ def _nearest(curve: Sequence[AlphaPoint], good: float) -> float:
     line = (round(number * _STEP, 3) for number in range(round(1 / _STEP) + 1))
     return min(
         (alpha for alpha in line if math.prod(shares_at(curve, alpha)) >= good),
-        key=lambda alpha: abs(alpha - USUAL),
+        key=lambda alpha: abs(alpha - USUAL_ALPHA),
     )
 
 
@@ -195,10 +195,10 @@ def _between(alpha: float, alphas: Sequence[float], values: Sequence[float]) -> 
 
 def _doubts(search: AlphaSearch) -> Iterator[str]:
     alpha, curve = search.alpha, search.curve
-    if alpha != USUAL:
+    if alpha != USUAL_ALPHA:
         yield (
-            f"At {USUAL:g}, which was right elsewhere, too little would be kept of what SFT taught or of the base's "
-            f"support. Compare a few rollouts at {alpha:.2f} and {search.bargain:.2f}."
+            f"At {USUAL_ALPHA:g}, which was right elsewhere, too little would be kept of what SFT taught or of the "
+            f"base's support. Compare a few rollouts at {alpha:.2f} and {search.bargain:.2f}."
         )
     if search.taught * search.kept < _KEPT:
         yield (

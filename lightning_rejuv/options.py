@@ -15,8 +15,6 @@ from lightning_rejuv.attribution import POSITION_RULES, RANKINGS, SCOPES, Positi
 from lightning_rejuv.names import canonical_name, listing
 
 Alpha = float | AlphaRule | Mapping[str, float]
-# Where alpha cannot be searched for; see docs/evidence.md, "Fixed alpha". The paper's is 0.5.
-FIXED_ALPHA = 0.4
 Quantity = Literal["entropy_gradient", "target_logit"]
 QUANTITIES: tuple[str, ...] = get_args(Quantity)
 Budget = Literal["share", "union"]

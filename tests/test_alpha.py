@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lightning_rejuv.alpha import GRID, USUAL, AlphaPoint, choose_alpha, doubt_samples, with_rollouts
+from lightning_rejuv.alpha import GRID, USUAL_ALPHA, AlphaPoint, choose_alpha, doubt_samples, with_rollouts
 
 
 def line(demonstrations, base_samples, form=lambda alpha: 1.0, grid=GRID):
@@ -47,7 +47,7 @@ def product(alpha, taught, known):
 
 
 def test_the_usual_alpha_is_taken_where_it_is_a_good_bargain():
-    assert choose_alpha(line(demonstrations, base_samples)).alpha == USUAL == 0.4
+    assert choose_alpha(line(demonstrations, base_samples)).alpha == USUAL_ALPHA == 0.4
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_the_usual_alpha_is_taken_where_it_is_a_good_bargain():
 )
 def test_on_an_unusual_line_it_is_the_nearest_good_bargain(taught, known, larger):
     found = choose_alpha(line(taught, known))
-    assert (found.alpha > USUAL) == larger
+    assert (found.alpha > USUAL_ALPHA) == larger
     fine = np.linspace(0, 1, 2001)
     products = product(fine, taught, known)
     good = fine[products >= 0.75 * product(np.array(GRID), taught, known).max()]
-    assert found.alpha == pytest.approx(good[np.argmin(abs(good - USUAL))], abs=2e-3)
+    assert found.alpha == pytest.approx(good[np.argmin(abs(good - USUAL_ALPHA))], abs=2e-3)
     assert found.doubts[0].startswith("At 0.4, which was right elsewhere, too little would be kept")
     assert found.doubts[0].endswith(f"rollouts at {found.alpha:.2f} and {found.bargain:.2f}.")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_rejuv import __version__
 from lightning_rejuv.access.edit import lerp_
 from lightning_rejuv.access.rounding import random_stream
+from lightning_rejuv.alpha import USUAL_ALPHA
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapter import Adapter, check_given, check_trained, open_adapter
 from lightning_rejuv.handoff.checkpoint import (
@@ -32,7 +33,7 @@ from lightning_rejuv.handoff.tied_head import tied_embedding
 from lightning_rejuv.handoff.write_report import check_apart, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import bridge, listing
-from lightning_rejuv.options import FIXED_ALPHA, alpha_by_name
+from lightning_rejuv.options import alpha_by_name
 
 
 def rejuvenate_adapter(
@@ -40,7 +41,7 @@ def rejuvenate_adapter(
     out: PathLike,
     *,
     base: PathLike | None = None,
-    alpha: float | Mapping[str, float] = FIXED_ALPHA,
+    alpha: float | Mapping[str, float] = USUAL_ALPHA,
 ) -> HandoffReport:
     """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
 

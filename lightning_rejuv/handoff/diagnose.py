@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lightning_rejuv.alpha import USUAL_ALPHA
 from lightning_rejuv.handoff.adapter import is_adapter
 from lightning_rejuv.handoff.checkpoint import Checkpoint, PathLike, left_out, open_checkpoint, read_json
 from lightning_rejuv.handoff.checks import (
@@ -21,7 +22,6 @@ from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.record import find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe
-from lightning_rejuv.options import FIXED_ALPHA
 from lightning_rejuv.progress import Listener, reporting
 
 
@@ -83,7 +83,7 @@ def diagnose(
         # Before the weights, which take minutes to read: what is refused is refused at once.
         check = import_verifier(verifier) if isinstance(verifier, str) else verifier
         batches = calibration_batches(ours, Path(calibration).expanduser())
-    stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, FIXED_ALPHA)))
+    stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
     behaviour, run_in = None, None
     with reporting(progress):
         stream.measure()

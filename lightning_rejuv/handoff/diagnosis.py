@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_rejuv.alpha import USUAL_ALPHA
 from lightning_rejuv.handoff.checks import Finding
 from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
 from lightning_rejuv.handoff.statistics import TensorStatistics, pooled
-from lightning_rejuv.options import FIXED_ALPHA
 from lightning_rejuv.report_layers import bands
 from lightning_rejuv.report_table import rounding, search_rows
 from lightning_rejuv.verdict import Reason, Verdict, judge
@@ -134,7 +134,7 @@ class Diagnosis:
         yield f"  drift              {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
         yield f"  changed by SFT     {total.changed_share:.1%} of the weights"
         told = rounding(total.rounding_shift, "`--rounding stochastic`, the default,")
-        yield f"  rounding           fused at alpha {FIXED_ALPHA:g} and rounded to nearest, {told}"
+        yield f"  rounding           fused at alpha {USUAL_ALPHA:g} and rounded to nearest, {told}"
         yield "  by layer               drift   changed"
         for name, s in self._by_layer():
             yield f"    {name[-40:]:<15} {s.drift:>#9.3g} {s.changed_share:>9.1%}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.access.rounding import HALF_TYPES
+from lightning_rejuv.alpha import USUAL_ALPHA
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.handoff.adapt import base_names
 from lightning_rejuv.handoff.adapter import (
@@ -53,7 +54,7 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 from lightning_rejuv.handoff.write_report import check_apart, check_room, write_report
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import FIXED_ALPHA, Options, Rounding, alpha_by_name
+from lightning_rejuv.options import Options, Rounding, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
 
 
@@ -62,7 +63,7 @@ def merge_adapter(
     sft: PathLike,
     out: PathLike,
     *,
-    alpha: float | Mapping[str, float] = FIXED_ALPHA,
+    alpha: float | Mapping[str, float] = USUAL_ALPHA,
     dtype: str | None = None,
     rounding: Rounding = "stochastic",
     seed: int = 0,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lightning_rejuv.alpha import USUAL_ALPHA
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
-from lightning_rejuv.options import FIXED_ALPHA
 from lightning_rejuv.verdict import judge
 from tests.conftest import shifted
 from tests.handoff.checkpoints import pair, teach, tensors, write_calibration, write_tokenizer
@@ -58,7 +58,7 @@ def test_drift_from_the_files_alone(models):
     assert "Nothing is recommended without calibration data" in diagnosis.recommendation
     assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
     written = rejuvenate_checkpoint(
-        base, sft, sft.parent / "out", reset_fraction=0, alpha=FIXED_ALPHA, rounding="nearest"
+        base, sft, sft.parent / "out", reset_fraction=0, alpha=USUAL_ALPHA, rounding="nearest"
     )
     assert diagnosis.total.rounding_shift == written.total.rounding_shift  # what it foretells is what comes
     assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
