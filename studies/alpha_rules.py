@@ -52,13 +52,13 @@ class Curve:
         name: Recipe or task.
         points: The measurements.
         window: Between which alphas RL is known to succeed.
-        chose: Whether the rule was chosen with it in sight.
+        tests: Whether it was made to test the rule, and not known when that was chosen.
     """
 
     name: str
     points: list[AlphaPoint]
     window: tuple[float, float]
-    chose: bool = False
+    tests: bool = False
 
 
 def equal_shares(alpha: Values, taught: Values, known: Values) -> float:
@@ -112,13 +112,13 @@ def curves(raw: Path = RAW) -> list[Curve]:
     """Read all curves."""
     file = raw / "curves.json"
     found = [
-        Curve(one["recipe"], [_point(p) for p in one["curve"]], tuple(one["window"]), one["chose"])
+        Curve(one["recipe"], [_point(p) for p in one["curve"]], tuple(one["window"]))
         for one in (json.loads(file.read_text()) if file.is_file() else [])
     ]
     for runs in lines(raw):
         (search,) = (run.start["edit"]["search"] for run in runs if run.arm == "fusion")
         if (found_window := window(runs)) is not None:
-            found.append(Curve(runs[0].recipe, [_point(p) for p in search["curve"]], found_window))
+            found.append(Curve(runs[0].recipe, [_point(p) for p in search["curve"]], found_window, True))
     for task, toy_window in TOY_WINDOWS.items():
         for arms in toy(task, raw):
             search = arms.get("bargain", {}).get("search")
@@ -197,7 +197,7 @@ def table_of_rules(found: Sequence[Curve]) -> str:
             _cell([of.bargain for of in chosen], low, high),
         ]
         cells += [_cell([of_rule(rule, curve.points) for curve in own], low, high) for rule in RULES.values()]
-        kind = ", chose it" if own[0].chose else ""
+        kind = ", a test" if own[0].tests else ""
         seeds = f", {len(own)} seeds" if len(own) > 1 else ""
         rows.append([f"{TITLES.get(name, name)}{seeds}{kind}", f"{low:g}{DASH}{high:g}", *cells])
     return table(("line", "RL succeeds at", "**auto**", "the bargain", *RULES), rows)

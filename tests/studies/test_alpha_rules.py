@@ -38,7 +38,7 @@ def test_a_line_whose_answer_is_known(rule, alpha):
 def test_an_alpha_outside_of_the_window_is_marked():
     rows = table_of_rules([Curve("Y", LINE, (0.3, 0.5), True)]).splitlines()
     name, window, auto, bargain, equal, *_, excess = [cell.strip() for cell in rows[2].strip("|").split("|")]
-    assert (name, window) == ("Y, chose it", "0.3\N{EN DASH}0.5")
+    assert (name, window) == ("Y, a test", "0.3\N{EN DASH}0.5")
     assert auto == "0.40"
     assert bargain == "0.50"  # where (a / .8) (1 - a) is largest
     assert equal == "0.44"
@@ -79,7 +79,7 @@ def test_a_window_reaches_half_of_the_best_and_more_than_rl_can_do_nothing_with(
     (row,) = [line for line in alpha_rules.table_of_lines(tmp_path).splitlines() if "alpha auto" in line]
     assert row == "| R: fusion, alpha auto | 0.44 | 0.10 | 0.30 | 0.80 | **0.55** | 0.55 |"
     (curve,) = [curve for curve in alpha_rules.curves(tmp_path) if curve.name == "R"]
-    assert (curve.window, curve.chose, curve.points) == ((0.3, 0.5), False, LINE)
+    assert (curve.window, curve.tests, curve.points) == ((0.3, 0.5), True, LINE)
 
 
 def test_a_line_on_which_rl_never_succeeds_has_no_window(tmp_path):
