@@ -65,7 +65,8 @@ def _state(runs: Sequence[Run]) -> str:
         of_recipe = [run for run in runs if run.recipe == recipe]
         sft, rl = (sorted({getattr(run, name) for run in of_recipe}) for name in ("sft_seed", "rl_seed"))
         said.append(
-            f"recipe {recipe}: {len(of_recipe)} runs of RL, SFT seeds {seed_ranges(sft)}, RL seeds {seed_ranges(rl)}"
+            f"recipe {recipe}: {len(of_recipe)} run{_s(of_recipe)} of RL, SFT seed{_s(sft)} {seed_ranges(sft)}, "
+            f"RL seed{_s(rl)} {seed_ranges(rl)}"
         )
     places = [run.end["where"] for run in runs]
     machines = listed(sorted({f"{place['device']} ({place['dtype']})" for place in places}))
@@ -73,6 +74,10 @@ def _state(runs: Sequence[Run]) -> str:
     days = sorted({place["date"] for place in places})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return f"{'; '.join(said)}. Machines: {machines}; {versions}; {when}."
+
+
+def _s(several: Sequence[Any]) -> str:
+    return "s" * (len(several) > 1)
 
 
 def _table(runs: Sequence[Run]) -> str:
