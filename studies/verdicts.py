@@ -2,8 +2,8 @@
 
     .venv/bin/python -m studies.verdicts
 
-It prints one table for each set of raw results: those of the study, those on a real model as soon as there are some
-(``docs/results/real/``, to which the verdict was not fitted), and the notes that the verdict was made with.
+It prints one table for each set of raw results: those of the study; those on a real model, to which the verdict was not
+fitted (``docs/results/real/`` and ``docs/results/alpha/real/``); and the notes that the verdict was made with.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def confusion_table(columns: Mapping[str, Mapping[str, list[int]]]) -> str:
     return table(header, rows)
 
 
-def main(study: Path, real: Path) -> None:
+def main(study: Path, real: Iterable[Path]) -> None:
     """Print the tables."""
     for task in load(study).values():
         found = starts([task])
@@ -184,11 +184,19 @@ def main(study: Path, real: Path) -> None:
         told["without"] = confusion(of_start(start, rollouts=False) for start in found)
         print(f"{task.title}\n\n{confusion_table(told)}\n")
     print(f"The notes on SmolLM2-135M\n\n{confusion_table({'all': confusion(of_notes())})}\n")
-    found = of_real(real)
+    found = [start for directory in real for start in of_real(directory)]
     if found:
         print(f"On a real model\n\n{confusion_table({'all': confusion(found)})}\n")
-        wrong = [start for start in found if (start.level == "healthy") is not start.succeeded]
-        print("\n".join(f"{start.name}: {start.level}, {_outcome(start)}" for start in wrong))
+        print("\n".join(wrong_about(found)))
+
+
+def wrong_about(found: Iterable[Judged]) -> list[str]:
+    """The starts that were called healthy and failed, or something else and succeeded, a line each."""
+    return [
+        f"{start.name}: {start.level}, {_outcome(start)}"
+        for start in found
+        if (start.level == "healthy") is not start.succeeded
+    ]
 
 
 def _outcome(start: Judged) -> str:
@@ -199,6 +207,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m studies.verdicts", description=__doc__)
     results = ROOT / "docs" / "results"
     parser.add_argument("--study", type=Path, default=results / "study", help="raw results of the study")
-    parser.add_argument("--real", type=Path, default=results / "real", help="those on a real model")
+    on_a_real_model = [results / "real", results / "alpha" / "real"]
+    parser.add_argument("--real", type=Path, nargs="+", default=on_a_real_model, help="those on a real model")
     options = parser.parse_args()
     main(options.study, options.real)

@@ -25,6 +25,7 @@ from studies.analysis.statistics import mean as over_seeds
 from studies.real.analysis import SUCCESS, Run, by_arm, differences, load, verdict
 from studies.real.arms import ARMS
 from studies.real.recipes import RECIPES
+from studies.verdicts import confusion, confusion_table, of_real, wrong_about
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (
@@ -147,6 +148,24 @@ def _alphas(runs: Sequence[Run]) -> str:
     return "; ".join(said) or "No alpha was searched for yet."
 
 
+def made_of(root: Path) -> dict[str, str]:
+    """Everything that the page takes from the raw results below a root, by name."""
+    return {**blocks(load(root / "docs" / "results" / "real")), "verdicts": _verdicts(root)}
+
+
+def _verdicts(root: Path) -> str:
+    """What the library's verdict said of the starts of this study and of the lines for alpha."""
+    results = root / "docs" / "results"
+    found = [
+        start for directory in (results / "real", results / "alpha" / "real") for start in of_real(directory)
+    ]
+    if not found:
+        return "No run has finished yet."
+    return "\n".join(
+        [confusion_table({"all": confusion(found)}), *(f"\n{line}" for line in wrong_about(found))]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Update the page and its picture."""
     parser = argparse.ArgumentParser(prog="python -m studies.real.page", description=__doc__.split("\n")[0])
@@ -154,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = parser.parse_args(arguments).root
     runs = load(root / "docs" / "results" / "real")
     page = root / "docs" / "real.md"
-    page.write_text(fill_places(page.read_text(), "real", blocks(runs)))
+    page.write_text(fill_places(page.read_text(), "real", made_of(root)))
     if runs:
         from studies.real.picture import draw
 

@@ -73,7 +73,7 @@ def test_the_notes_are_judged_right_and_shown_in_the_page():
 def test_it_prints_a_table_for_each_set_of_results(tmp_path, capsys):
     write(tmp_path, "retail_desk", 1001, {"base": record(0.0), "sft_8": record(0.9)})
     study, real = tmp_path / "docs" / "results" / "study", tmp_path / "real"
-    main(study, real)
+    main(study, [real])
     printed = capsys.readouterr().out
     assert "Retail desk\n\n| verdict before RL |" in printed
     assert "On a real model" not in printed
@@ -82,7 +82,7 @@ def test_it_prints_a_table_for_each_set_of_results(tmp_path, capsys):
     (real / "X" / "seed_1.json").write_text(
         json.dumps({**content, "arms": {"base": {"2": scores(0.1, 0.2, 0.8)}}})
     )
-    main(study, real)
+    main(study, [real])
     printed = capsys.readouterr().out
     table = printed[printed.index("On a real model") :]
     assert rows("\n".join(line for line in table.splitlines() if line.startswith("|")))["healthy"] == {

@@ -132,6 +132,7 @@ def test_the_page_and_its_picture(tmp_path, written, capsys):
         _write(tmp_path / "docs" / "results" / "real")
     main(["--root", str(tmp_path)])
     made = target.read_text()
+    assert ("| verdict before RL |" in made) is written
     assert ("No run has finished yet." in made) is not written
     assert (tmp_path / "docs" / "images" / "real.png").is_file() is written
     assert ("images/real.png" in made) is written
@@ -142,7 +143,7 @@ def test_the_page_and_its_picture(tmp_path, written, capsys):
 
 
 def test_the_page_in_docs_says_what_its_results_say():
-    made = blocks(load(ROOT / "docs" / "results" / "real"))
+    made = page.made_of(ROOT)
     text = (ROOT / "docs" / "real.md").read_text()
     assert set(places("real").findall(text)) == set(made)
     assert fill_places(text, "real", made) == text, "run `python -m studies.real.page`"
