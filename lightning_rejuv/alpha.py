@@ -12,7 +12,7 @@ from lightning_rejuv.verdict import FORMAT_AT_RISK
 AlphaRule = Literal["auto"]
 ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
 
-#: RL succeeded from this alpha on every line on which it was tried (docs/alpha.md). The paper's is 0.5.
+#: RL did best from about this alpha, or as well as from any, on every line (docs/alpha.md). The paper's is 0.5.
 USUAL_ALPHA = 0.4
 #: It is taken where the product of the shares that are kept is at least so much of the largest on the line.
 _GOOD = 0.75
