@@ -166,10 +166,8 @@ def _check_finite(curve: Sequence[AlphaPoint]) -> None:
 def _nearest(curve: Sequence[AlphaPoint], good: float) -> float:
     """Return the alpha nearest to the usual one at which the product of both shares is good."""
     line = (round(number * _STEP, 3) for number in range(round(1 / _STEP) + 1))
-    return min(
-        (alpha for alpha in line if math.prod(shares_at(curve, alpha)) >= good),
-        key=lambda alpha: abs(alpha - USUAL_ALPHA),
-    )
+    outward = sorted(line, key=lambda alpha: abs(alpha - USUAL_ALPHA))
+    return next(alpha for alpha in outward if math.prod(shares_at(curve, alpha)) >= good)
 
 
 def _peak(alphas: Sequence[float], values: Sequence[float], best: int) -> float:

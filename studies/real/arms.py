@@ -8,9 +8,8 @@ from typing import Any, Final, Literal
 RESET = 0.02
 REFIT_STEPS = 20
 FOUND: Final = "found"  # the alpha that the search of the same seed found
-FIXED = {
-    f"fused_{percent}": percent / 100 for percent in (20, 30, 40, 50, 60)
-}  # arms that show where RL succeeds
+# Arms that show where on the line RL succeeds.
+FIXED = {f"fused_{percent}": percent / 100 for percent in (20, 30, 40, 50, 60)}
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def _state(runs: Sequence[Run]) -> str:
         of_recipe = [run for run in runs if run.recipe == recipe]
         sft, rl = (sorted({getattr(run, name) for run in of_recipe}) for name in ("sft_seed", "rl_seed"))
         said.append(
-            f"recipe {recipe}: {len(of_recipe)} run{_s(of_recipe)} of RL, SFT seed{_s(sft)} {seed_ranges(sft)}, "
-            f"RL seed{_s(rl)} {seed_ranges(rl)}"
+            f"recipe {recipe}: {len(of_recipe)} run{_s(len(of_recipe))} of RL, "
+            f"SFT seed{_s(len(sft))} {seed_ranges(sft)}, RL seed{_s(len(rl))} {seed_ranges(rl)}"
         )
     places = [run.end["where"] for run in runs]
     machines = listed(sorted({f"{place['device']} ({place['dtype']})" for place in places}))
@@ -77,8 +77,8 @@ def _state(runs: Sequence[Run]) -> str:
     return f"{'; '.join(said)}. Machines: {machines}; {versions}; {when}."
 
 
-def _s(several: Sequence[Any]) -> str:
-    return "s" * (len(several) > 1)
+def _s(count: int) -> str:
+    return "s" * (count > 1)
 
 
 def _table(runs: Sequence[Run]) -> str:
@@ -93,7 +93,7 @@ def _table(runs: Sequence[Run]) -> str:
         rows.append(
             [
                 f"{recipe}: {ARMS[arm].title}",
-                f"{len(found)} ({of_sft} SFT seed{'s' * (of_sft > 1)})",
+                f"{len(found)} ({of_sft} SFT seed{_s(of_sft)})",
                 number(mean("start", "id", "pass_at_1")),
                 number(mean("start", "id", "pass_at_k")),
                 number(mean("start", "id", "zero_variance")),
@@ -133,7 +133,7 @@ def _questions(runs: Sequence[Run]) -> str:
         tested = "" if end.p is None else f", p = {p_value(end.p)}"
         lines.append(
             f"- {question.text}: {signed(end.estimate._asdict())} pass@1 after RL "
-            f"({n} SFT seed{'s' * (n > 1)}, {end.wins} above and {end.losses} below{tested}): {verdict(end)}. "
+            f"({n} SFT seed{_s(n)}, {end.wins} above and {end.losses} below{tested}): {verdict(end)}. "
             f"Mean reward during RL: {signed(during.estimate._asdict())}."
         )
     return "\n".join(lines) or "No two arms share a run yet."

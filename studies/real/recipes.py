@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -110,17 +110,19 @@ class Recipe:
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]
 
 
+_V = Recipe(
+    "V",
+    "a base that was taught the skill first",
+    middle=Texts((Part("sum25", "habit", 640),), 1e-4, 16, (1,)),
+    sft=Texts((Part("sum4", "terse", 32), Part("sum5", "worked", 16)), 5e-5, 12, (3, 6, 10, 20)),
+    moderate=3,
+    excessive=20,
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            "V",
-            "a base that was taught the skill first",
-            middle=Texts((Part("sum25", "habit", 640),), 1e-4, 16, (1,)),
-            sft=Texts((Part("sum4", "terse", 32), Part("sum5", "worked", 16)), 5e-5, 12, (3, 6, 10, 20)),
-            moderate=3,
-            excessive=20,
-        ),
+        _V,
         Recipe(
             "X",
             "the pretrained model as it is",
@@ -148,11 +150,11 @@ RECIPES = {
             out_of_distribution="legs1",
             out_of_distribution_evaluation=(16, 8),
         ),
-        Recipe(
-            "R",
-            "another learning rate: V at four times the rate",
-            middle=Texts((Part("sum25", "habit", 640),), 1e-4, 16, (1,)),
-            sft=Texts((Part("sum4", "terse", 32), Part("sum5", "worked", 16)), 2e-4, 12, (1, 8)),
+        replace(
+            _V,
+            name="R",
+            title="another learning rate: V at four times the rate",
+            sft=replace(_V.sft, learning_rate=2e-4, epochs=(1, 8)),
             moderate=1,
             excessive=8,
             rl=RL(steps=24),
