@@ -19,6 +19,12 @@ GAIN_OVER_CONFIDENT, GAIN_AT_RISK = 0.05, 0.3
 GAIN_SURE = 0.6
 #: Pass@k below which a few right rollouts may be luck, and from which on nearly every prompt has a right one.
 PASS_AT_RISK, PASS_SOLVED = 0.05, 0.9
+#: Prompts with a right rollout below which they may be luck: a start that RL failed to improve has one right in 256
+#: rollouts; among 16 prompts with 8 each, one has a right one with a probability of 0.39, three with one of 0.01.
+SOLVED_AT_RISK = 3
+#: Prompts below which rollouts that are all wrong, or equal within each group, decide nothing: of a model that is right
+#: in one of 20, which RL improves, 64 are all wrong with a probability of 0.04, 8 with one of 0.66.
+ENOUGH_GROUPS = 8
 #: Rollouts that are right less than so many times as often as answers to another prompt would be may be guesses, which
 #: differ within a group whatever the model has lost. They speak for a model only if its entropy is close to the base's.
 GUESSED, ENTROPY_KEPT = 1.5, 0.9
@@ -39,7 +45,7 @@ ENTROPY_LOW = 0.5
 FORMAT_CANNOT_START, FORMAT_AT_RISK = 0.01, 0.1
 
 _ADVICE: dict[Level, str] = {
-    "healthy": "There is nothing to do: start RL from it.",
+    "healthy": "There is nothing to do: start RL from this model.",
     "at risk": "Sample more rollouts with rewards before a long run; rejuvenate it, or take an earlier checkpoint, if "
     "they are right or wrong by prompt alone.",
     "over-confident": "Rejuvenate it, or take an earlier checkpoint of its SFT.",
@@ -54,15 +60,27 @@ _MISSING: dict[Level, str] = {
     "healthy": "The format is there, the skill is missing: do SFT on demonstrations of it, or start with easier "
     "prompts.",
 }
+_SOLVED = (
+    "There is nothing to do, and little for RL to do on these prompts, which it solves: take harder ones."
+)
+_DIVERGED = "It has diverged: take an earlier checkpoint, or train it anew with a smaller learning rate."
 _PASS_AT = re.compile(r"pass_at_(\d+)")
 
 
 class Reason(NamedTuple):
-    """One measure's contribution to a verdict: its name, the level that it speaks for, and a sentence with figures."""
+    """One measure's contribution to a verdict.
+
+    Attributes:
+        measure: its name.
+        level: what it speaks for; "unknown" if too little was measured.
+        text: a sentence with figures.
+        advice: what to do if it decides, where that is not what the level alone says.
+    """
 
     measure: str
     level: Level
     text: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,8 @@ class Verdict:
     @property
     def advice(self) -> str:
         """What to do, in a sentence."""
+        if self.reasons and self.reasons[0].level == self.level and self.reasons[0].advice:
+            return self.reasons[0].advice
         form: Level = next((r.level for r in self.reasons if r.measure == "format_probability"), "unknown")
         missing = _MISSING if self.level == "cannot start" else {}
         return missing.get(form, _ADVICE[self.level])
@@ -102,6 +122,10 @@ def judge(values: Mapping[str, float], base: Mapping[str, float] | None = None) 
     over-confident, and a lost format of the demonstrations makes it unable to start. Entropy alone never makes it
     healthy: of a model that has lost the format, or never had it, it is the base's.
 
+    Where the number of groups is known, a verdict claims no more than so many can show: fewer than 8 decide nothing
+    if none of their rollouts is right, and they make no model over-confident; and a model is healthy only if 3 prompts
+    have a right rollout.
+
     Support retention, drift, dormancy and effective rank are never judged. The first punishes what SFT has
     rightly taught, the others did not tell success from failure.
 
@@ -109,7 +133,8 @@ def judge(values: Mapping[str, float], base: Mapping[str, float] | None = None) 
 
     Args:
         values: ``pass_at_1``, ``pass_at_<k>``, ``zero_variance_fraction`` and ``token_entropy`` by the names of
-            :meth:`PlasticityMonitor.compute`; ``chance_pass_at_1``, the share of rollouts that would be right answers
+            :meth:`PlasticityMonitor.compute`; ``rollout_groups``, to how many prompts;
+            ``chance_pass_at_1``, the share of rollouts that would be right answers
             to another prompt; ``token_nll``, the mean negative log-likelihood of the tokens of
             held-out demonstrations, nats; ``format_probability``, see
             :func:`~lightning_rejuv.attribution.demonstrated_format.format_probability`. Others are ignored.
@@ -135,7 +160,7 @@ def _decide(rollouts: Reason | None, model: list[Reason], form: Reason | None) -
     if diverged is not None:
         return "cannot start", diverged
     rigid = next((reason for reason in model if reason.level == "over-confident"), None)
-    if rollouts is not None:
+    if rollouts is not None and rollouts.level != "unknown":
         if rigid is not None and rollouts.level in ("at risk", "cannot start"):
             return "over-confident", rigid
         return rollouts.level, rollouts
@@ -158,13 +183,21 @@ def _rollouts(values: Mapping[str, float], entropy_ratio: float | None, rigid: b
     """Judge pass@k of the largest k beside pass@1; where there is none, the groups without a signal."""
     known = {int(m[1]): float(v) for name, v in values.items() if (m := _PASS_AT.fullmatch(name)) and v == v}
     zero = values.get("zero_variance_fraction", math.nan)
+    groups = values.get("rollout_groups", math.inf)
+    few = _too_few(groups)
     largest = max(known, default=0)
     if largest and known[largest] == 0:
-        text = f"pass@{largest} is 0: no rollout is right, and RL has nothing to reward"
-        return Reason(f"pass_at_{largest}", "cannot start", text)
+        text = f"pass@{largest} is 0: no rollout is right, and RL has nothing to reward{few}"
+        return Reason(f"pass_at_{largest}", "unknown" if few else "cannot start", text)
     if largest == 1 or 1 not in known:
-        return _zero_variance(float(zero), known.get(1)) if zero == zero else None
+        return _zero_variance(float(zero), known.get(1), few) if zero == zero else None
     level, why = _gain(largest, known[1], known[largest], GAIN_SURE if rigid else GAIN_AT_RISK)
+    if level == "over-confident" and few:
+        level, why = "at risk", why + few
+    solved = known[largest] * groups
+    if solved < SOLVED_AT_RISK - 0.5 and level == "healthy":
+        level = "at risk"
+        why += f"; right rollouts to {solved:.0f} of {groups:.0f} prompts may be luck (at risk below 3)"
     chance = values.get("chance_pass_at_1", 0.0)
     if known[1] < GUESSED * chance:
         why += f"; answers to other prompts would be right in {chance:.2f}, so that these may be guesses"
@@ -173,7 +206,16 @@ def _rollouts(values: Mapping[str, float], entropy_ratio: float | None, rigid: b
     if zero == zero:
         why += f"; {zero:.0%} of the groups carry no learning signal"
     text = f"pass@{largest} is {known[largest]:.2f} beside a pass@1 of {known[1]:.2f}: {why}"
-    return Reason(f"pass_at_{largest}", level, text)
+    return Reason(f"pass_at_{largest}", level, text, _SOLVED * (known[1] >= PASS_SOLVED))
+
+
+def _too_few(groups: float) -> str:
+    """Return what is to be added where so many groups decide nothing; nothing where they are enough."""
+    if groups >= ENOUGH_GROUPS:
+        return ""
+    return (
+        f", but {groups:.0f} prompt{'s are' if groups != 1 else ' is'} too few to tell ({ENOUGH_GROUPS} tell)"
+    )
 
 
 def _gain(k: int, pass_at_1: float, pass_at_k: float, at_risk: float) -> tuple[Level, str]:
@@ -191,11 +233,12 @@ def _gain(k: int, pass_at_1: float, pass_at_k: float, at_risk: float) -> tuple[L
     )
 
 
-def _zero_variance(value: float, pass_at_1: float | None) -> Reason:
+def _zero_variance(value: float, pass_at_1: float | None, few: str) -> Reason:
     mostly_right = pass_at_1 is not None and pass_at_1 > 0.5  # equal groups are a success then
     level: Level = "healthy" if value <= ZERO_VARIANCE_AT_RISK or mostly_right else "at risk"
     text = f"{value:.0%} of the rollout groups carry no learning signal (at risk above {ZERO_VARIANCE_AT_RISK:.0%})"
-    return Reason("zero_variance_fraction", level, text)
+    solved = pass_at_1 is not None and pass_at_1 >= PASS_SOLVED
+    return Reason("zero_variance_fraction", "unknown" if few else level, text + few, _SOLVED * solved)
 
 
 def _ratio(values: Mapping[str, float], base: Mapping[str, float]) -> float | None:
@@ -205,7 +248,9 @@ def _ratio(values: Mapping[str, float], base: Mapping[str, float]) -> float | No
 
 def _entropy(values: Mapping[str, float], base: Mapping[str, float]) -> Reason | None:
     if math.isnan(values.get("token_entropy", 0.0)):
-        return Reason("token_entropy", "cannot start", "token entropy is NaN: the model has diverged")
+        return Reason(
+            "token_entropy", "cannot start", "token entropy is NaN: the model has diverged", _DIVERGED
+        )
     ratio = _ratio(values, base)
     if ratio is None:
         return None
@@ -230,9 +275,9 @@ def _calibration(values: Mapping[str, float], base: Mapping[str, float]) -> Reas
 
 
 def _format(values: Mapping[str, float]) -> Reason | None:
-    if "format_probability" not in values:
+    value = float(values.get("format_probability", math.nan))
+    if math.isnan(value):
         return None
-    value = float(values["format_probability"])
     lost: Level = "cannot start" if value < FORMAT_CANNOT_START else "at risk"
     text = (
         f"the format that the demonstrations share has a probability of {value:.3f} (cannot start below "

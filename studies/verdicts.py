@@ -145,6 +145,7 @@ def of_real(directory: Path) -> list[Judged]:
                 "pass_at_1": before["pass_at_1"],
                 "pass_at_8": before["pass_at_k"],
                 "zero_variance_fraction": before["zero_variance"],
+                "rollout_groups": content["settings"]["evaluation"][0],
             }
             for seed, run in runs.items():
                 name = f"{content['recipe']} {content['sft_seed']} {arm} {seed}"

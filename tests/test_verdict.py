@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy
 import pytest
 
 from lightning_rejuv import verdict
@@ -30,6 +31,7 @@ def test_the_limits_are_the_documented_ones():
     assert (verdict.GUESSED, verdict.ENTROPY_KEPT) == (1.5, 0.9)
     assert (verdict.PASS_AT_RISK, verdict.PASS_SOLVED, verdict.ZERO_VARIANCE_AT_RISK) == (0.05, 0.9, 0.75)
     assert (verdict.ENTROPY_OVER_CONFIDENT, verdict.ENTROPY_AT_RISK, verdict.ENTROPY_LOW) == (0.05, 0.3, 0.5)
+    assert (verdict.SOLVED_AT_RISK, verdict.ENOUGH_GROUPS) == (3, 8)
     assert (verdict.CALIBRATION_OVER_CONFIDENT, verdict.CALIBRATION_AT_RISK) == (1 / 3, 2 / 3)
     assert (verdict.FORMAT_CANNOT_START, verdict.FORMAT_AT_RISK) == (0.01, 0.1)
 
@@ -90,6 +92,66 @@ def test_none_right_some_right_and_nearly_all_solved():
     assert judge({**solved, "pass_at_8": just(0.9, BELOW)}).level == "at risk"  # as much by prompt alone
     assert judge({**solved, "pass_at_8": 0.9}).level == "healthy"
     assert judge({"pass_at_1": 1.0, "pass_at_8": 1.0, "zero_variance_fraction": 1.0}).level == "healthy"
+
+
+def of_counts(right, group=8):
+    """What rollouts come to of which so many are right, a number for each prompt."""
+    return {
+        "pass_at_1": sum(right) / len(right) / group,
+        f"pass_at_{group}": sum(one > 0 for one in right) / len(right),
+        "zero_variance_fraction": sum(one in (0, group) for one in right) / len(right),
+        "rollout_groups": float(len(right)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("right", "level", "rigid"),
+    [
+        ([1] + [0] * 15, "at risk", "over-confident"),  # one lucky rollout acquits nobody
+        ([5] + [0] * 15, "at risk", "over-confident"),
+        ([1, 1] + [0] * 14, "at risk", "over-confident"),
+        ([1, 1, 1] + [0] * 13, "healthy", "healthy"),
+        ([1] * 3 + [0] * 57, "healthy", "healthy"),  # 3 of 60 are .05
+        ([1] * 3 + [0] * 58, "at risk", "over-confident"),
+        ([8] + [0] * 15, "over-confident", "over-confident"),
+        ([0] * 16, "cannot start", "over-confident"),
+        ([0] * 8, "cannot start", "over-confident"),
+        ([0] * 7, "unknown", "over-confident"),  # too few to tell; the entropy decides
+        ([0], "unknown", "over-confident"),
+        ([8, 0], "at risk", "over-confident"),  # an easy prompt and a hard one
+        ([8] * 4 + [0] * 4, "over-confident", "over-confident"),
+        ([4], "at risk", "over-confident"),
+        ([4, 4], "at risk", "over-confident"),
+        ([4, 4, 4], "healthy", "healthy"),
+        ([8] * 16, "healthy", "healthy"),
+    ],
+)
+def test_a_verdict_claims_no_more_than_so_many_rollouts_show(right, level, rigid):
+    values = of_counts(right)
+    assert judge(values).level == level
+    assert judge({**values, "token_entropy": 0.01, "token_nll": 1.0}, BASE).level == rigid
+
+
+def test_one_right_of_256_is_hardly_ever_called_healthy():
+    """The worst start that RL failed to improve on a real model: drawn as often as `diagnose` would draw."""
+    random = numpy.random.default_rng(0)
+    levels = [judge(of_counts(list(random.binomial(8, 1 / 256, 16)))).level for _ in range(2000)]
+    assert levels.count("healthy") / len(levels) < 0.03
+    assert levels.count("at risk") / len(levels) == pytest.approx(0.38, abs=0.05)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 7])
+def test_a_model_that_is_right_now_and_then_is_never_condemned_by_a_few_rollouts(groups):
+    random = numpy.random.default_rng(0)
+    drawn = [judge(of_counts(list(random.binomial(8, 0.05, groups)))).level for _ in range(300)]
+    assert set(drawn) <= {"unknown", "at risk", "healthy"}
+
+
+def test_few_groups_without_a_signal_decide_nothing():
+    assert judge({"zero_variance_fraction": 1.0, "rollout_groups": 7.0}).level == "unknown"
+    assert judge({"zero_variance_fraction": 1.0, "rollout_groups": 8.0}).level == "at risk"
+    healthy = {"token_entropy": 0.9, "format_probability": 0.9}
+    assert judge({"zero_variance_fraction": 1.0, "rollout_groups": 7.0, **healthy}, BASE).level == "healthy"
 
 
 GUESSES = {"pass_at_1": 0.125, "pass_at_8": 0.6}
@@ -194,7 +256,6 @@ def test_a_model_of_high_entropy_has_not_learned_the_demonstrations_and_is_not_o
         (just(0.1, BELOW), "at risk"),
         (0.1, "healthy"),
         (1.0, "healthy"),
-        (math.nan, "at risk"),
     ],
 )
 def test_format(probability, level):
@@ -288,6 +349,10 @@ def test_the_starts_on_a_real_model(name, rollouts, demonstrations, level, witho
     assert judge(sampled).level in (level, "at risk"), name
 
 
+def test_a_format_that_was_not_measured_is_not_judged():
+    assert judge({"format_probability": math.nan}) == Verdict("unknown", ())
+
+
 def test_what_is_never_judged():
     dead = {"dormant_fraction": 1.0, "dormancy_score_low": 0.0, "relative_drift": 9.0, "effective_rank": 1.0}
     assert judge({**dead, "support_retention": -99.0}, {"effective_rank": 99.0}) == Verdict("unknown", ())
@@ -296,7 +361,12 @@ def test_what_is_never_judged():
 
 
 def test_advice():
-    assert "start RL from it" in judge(ROLLOUTS["healthy"]).advice
+    assert "start RL from this model" in judge(ROLLOUTS["healthy"]).advice
+    assert "take harder" in judge(of_counts([8] * 16)).advice
+    assert "take harder" in judge({"pass_at_1": 0.95, "zero_variance_fraction": 0.9}).advice
+    assert "take harder" not in judge(of_counts([7] * 16)).advice
+    diverged = judge({**ROLLOUTS["cannot start"], **FORMAT["healthy"], **ENTROPY["cannot start"]}, BASE)
+    assert diverged.advice.startswith("It has diverged")
     assert "Rejuvenate it" in judge(ROLLOUTS["over-confident"]).advice
     assert "rollouts" in judge({}).advice
     none = ROLLOUTS["cannot start"]
@@ -321,6 +391,8 @@ def test_it_reads_as_sentences():
     ]
     none = judge({"pass_at_8": 0.0}).reasons[0].text
     assert none == "pass@8 is 0: no rollout is right, and RL has nothing to reward"
+    assert judge(of_counts([0, 0])).reasons[0].text == f"{none}, but 2 prompts are too few to tell (8 tell)"
+    assert "right rollouts to 1 of 16 prompts may be luck" in judge(of_counts([1] + [0] * 15)).reasons[0].text
     assert "few rollouts are right" in judge({"pass_at_1": 0.01, "pass_at_8": 0.048}).reasons[0].text
     assert (
         "nearly every prompt has a right rollout"

@@ -43,6 +43,7 @@ def test_starts_on_a_real_model_count_once_for_each_rl_seed(tmp_path):
     content = {
         "recipe": "V",
         "sft_seed": 101,
+        "settings": {"evaluation": [48, 8]},
         "starts": {"moderate": scores(0.26, 0.75, 0.25), "excessive": scores(0.12, 0.13, 0.97)},
         "arms": {
             "moderate": {"201": scores(0.6, 1, 0), "202": scores(0.24, 1, 0)},
@@ -78,7 +79,8 @@ def test_it_prints_a_table_for_each_set_of_results(tmp_path, capsys):
     assert "Retail desk\n\n| verdict before RL |" in printed
     assert "On a real model" not in printed
     (real / "X").mkdir(parents=True)
-    content = {"recipe": "X", "sft_seed": 1, "starts": {"base": scores(0.2, 0.7, 0.3)}}
+    settings = {"evaluation": [48, 8]}
+    content = {"recipe": "X", "sft_seed": 1, "settings": settings, "starts": {"base": scores(0.2, 0.7, 0.3)}}
     (real / "X" / "seed_1.json").write_text(
         json.dumps({**content, "arms": {"base": {"2": scores(0.1, 0.2, 0.8)}}})
     )
