@@ -2,10 +2,10 @@
 
     .venv/bin/python -m studies.alpha_rules      # the tables of docs/alpha.md
 
-Curves are of three kinds: docs/results/alpha/curves.json has those that were measured first on a real model, each with
-the alphas that RL runs had shown to be good; those of recipes L and R come with the RL runs along their lines, arms
-`studies.real.arms.LINE` of ``python -m studies.real.run --recipes L R --seeds 101 --rl-seeds 201 --out
-docs/results/alpha/real``; the toy's with the runs of ``python -m studies.run --groups rule --out docs/results/alpha``.
+Curves of recipes V and X come with docs/results/real, one for each SFT seed; those of L and R with the RL runs along
+their lines, arms `studies.real.arms.LINE` of ``python -m studies.real.run --recipes L R --seeds 101 --rl-seeds 201
+--out docs/results/alpha/real``; the toy's with the runs of ``python -m studies.run --groups rule --out
+docs/results/alpha``. That of A is in docs/results/alpha/curves.json: a script from before studies/real measured it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT / "docs/results/alpha"
 PAGE = ROOT / "docs/alpha.md"
 TITLES = {"retail_desk": "Retail desk (toy)", "running_total": "Running total (toy)"}
-# Alphas at which RL succeeded, from studies that ran before the rule was thought of.
+# Alphas at which RL succeeded, from runs on other seeds that were made before the rule was thought of.
 TOY_WINDOWS = {"retail_desk": (0.3, 0.6), "running_total": (0.2, 0.45)}
+REAL_WINDOWS = {"V": (0.4, 0.55), "X": (0.3, 0.5)}
 SUCCESS = 0.5
 ARMS = {
     "sft_64": "excessive SFT",
@@ -110,27 +111,39 @@ def of_rule(rule: Rule, points: Sequence[AlphaPoint]) -> float:
 
 def curves(raw: Path = RAW) -> list[Curve]:
     """Read all curves."""
-    file = raw / "curves.json"
     found = [
-        Curve(one["recipe"], [_point(p) for p in one["curve"]], tuple(one["window"]))
-        for one in (json.loads(file.read_text()) if file.is_file() else [])
+        Curve(recipe, _points(search["curve"]), REAL_WINDOWS[recipe]) for recipe, search in searches(raw)
     ]
+    file = raw / "curves.json"
+    for one in json.loads(file.read_text()) if file.is_file() else []:
+        found.append(Curve(one["recipe"], _points(one["curve"]), tuple(one["window"])))
     for runs in lines(raw):
         (search,) = (run.start["edit"]["search"] for run in runs if run.arm == "fusion")
         if (found_window := window(runs)) is not None:
-            found.append(Curve(runs[0].recipe, [_point(p) for p in search["curve"]], found_window, True))
+            found.append(Curve(runs[0].recipe, _points(search["curve"]), found_window, True))
     for task, toy_window in TOY_WINDOWS.items():
         for arms in toy(task, raw):
             search = arms.get("bargain", {}).get("search")
             if search:
-                found.append(Curve(task, [_point(p) for p in search["curve"]], toy_window))
+                found.append(Curve(task, _points(search["curve"]), toy_window))
     return found
 
 
-def _point(plain: dict[str, float]) -> AlphaPoint:
-    return AlphaPoint(
-        plain["alpha"], plain["demonstrations"], plain["base_samples"], plain.get("format", 1.0)
-    )
+def _points(curve: Sequence[dict[str, float]]) -> list[AlphaPoint]:
+    return [
+        AlphaPoint(point["alpha"], point["demonstrations"], point["base_samples"], point.get("format", 1.0))
+        for point in curve
+    ]
+
+
+def searches(raw: Path = RAW) -> list[tuple[str, dict[str, Any]]]:
+    """The study's searches of alpha on a real model, in order of recipe and SFT seed, each with its recipe."""
+    starts = [
+        (content["recipe"], content["starts"].get("fusion"))
+        for path in sorted(raw.parent.glob("real/*/seed_*.json"))
+        for content in [json.loads(path.read_text())]
+    ]
+    return [(recipe, start["edit"]["search"]) for recipe, start in starts if start]
 
 
 def toy(task: str, raw: Path = RAW) -> list[dict[str, Any]]:

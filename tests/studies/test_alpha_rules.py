@@ -55,6 +55,16 @@ def test_the_runs_are_counted(tmp_path):
     assert "fusion, the bargain's alpha | 1 of 2 | 0.70 | 0.70" in row.replace("0.69", "0.70")
 
 
+def test_the_studys_own_searches_are_rows_of_the_table(tmp_path):
+    raw, edit = tmp_path / "alpha", {"alpha": 0.4, "search": {"curve": [vars(point) for point in LINE]}}
+    for seed, start in ((101, {"edit": edit}), (102, {"edit": edit})):
+        Record(tmp_path / "real", RECIPES["V"], seed).add(Job("start", "V", seed, "fusion"), start)
+    Record(tmp_path / "real", RECIPES["X"], 101).add(Job("start", "X", 101, "excessive"), {"edit": None})
+    assert alpha_rules.curves(raw) == [Curve("V", LINE, (0.4, 0.55))] * 2
+    (row,) = table_of_rules(alpha_rules.curves(raw)).splitlines()[2:]
+    assert row.startswith("| V, 2 seeds |")
+
+
 def _line(root, ends):
     """Results of recipe R: pass@1 after RL by arm."""
     record = Record(root / "real", RECIPES["R"], 101)
