@@ -38,8 +38,9 @@ class PlasticityCallback(Callback):
 
     Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
     every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
-    steps. Rewards of another shape are left out, with a warning. With rollouts the two alarms of arXiv 2606.18487
-    watch ``entropy`` of the same dict, or the probe's.
+    steps. The monitor's verdict after the fit goes by what was logged last. Rewards of another shape are left out,
+    with a warning. With rollouts the two alarms of arXiv 2606.18487 watch ``entropy`` of the same dict, or the
+    probe's.
 
     Args:
         monitor: what to measure.
@@ -168,6 +169,7 @@ class PlasticityCallback(Callback):
 
     def on_before_rejuvenation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the model that is about to be edited; called by RejuvenationCallback."""
+        self._log_rollouts(trainer, logged_step(trainer))
         if self._detach():
             self.monitor.reset_model()
         if self.monitor.measures_model:
@@ -184,6 +186,7 @@ class PlasticityCallback(Callback):
         step = logged_step(trainer)
         self._rejuvenated = True
         self._alarms.begin_again()
+        self.monitor.reset_rollouts()  # they were another model's
         log.log_event(trainer, "rejuvenated", f"rejuvenated here, before step {step}: {summary}", step)
         if not self.monitor.measures_model:
             self._log(trainer, {"rejuvenated": torch.tensor(1.0)}, step)
@@ -283,10 +286,9 @@ class PlasticityCallback(Callback):
 
     def _log_rollouts(self, trainer: Trainer, step: int) -> None:
         """Log what came in since the last time, where the newest batch's own values are logged."""
-        values = self.monitor.compute_rollouts()
+        values = self.monitor.close_rollouts()
         if values:
             self._log(trainer, values, step)
-            self.monitor.reset_rollouts()
 
     def _watch(self, trainer: Trainer, source: str, entropy: float, step: int) -> None:
         """Raise the RL stage's alarms, each once."""
