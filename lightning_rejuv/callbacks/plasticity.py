@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +15,7 @@ from typing_extensions import override
 
 from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step, outermost
 from lightning_rejuv.callbacks import _plasticity_log as log
-from lightning_rejuv.callbacks._alarms import EntropyAlarms
+from lightning_rejuv.callbacks._alarms import EntropyAlarms, share_done
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures
@@ -40,7 +39,7 @@ class PlasticityCallback(Callback):
     every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
     steps. The monitor's verdict after the fit goes by what was logged last. Rewards of another shape are left out,
     with a warning. With rollouts the two alarms of arXiv 2606.18487 watch ``entropy`` of the same dict, or the
-    probe's.
+    probe's; checkpoints carry what they have seen and raised.
 
     Args:
         monitor: what to measure.
@@ -83,7 +82,14 @@ class PlasticityCallback(Callback):
         self.per_layer = per_layer
         self.custom_layout = custom_layout
         self.track_updates = track_updates
+        self._state_key = ""
+        self._begin_run()
         self._begin(0, 0)
+
+    def _begin_run(self) -> None:
+        """Forget what checkpoints carry."""
+        self._alarms = EntropyAlarms()
+        self._rejuvenated = False
 
     def _begin(self, step: int, optimizer_steps: int) -> None:
         self._measured_at = self._drawn_at = step
@@ -93,11 +99,41 @@ class PlasticityCallback(Callback):
         self._step_measures: StepMeasures | None = None
         self._before: dict[str, Tensor] = {}
         self._rollouts = False
-        self._alarms = EntropyAlarms()
-        self._rejuvenated = False
         self._hinted = False
         self._layout: dict[str, Any] = {}
         self._named: set[str] = set()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """The class; of several on a Trainer the later ones have a number as well."""
+        return self._state_key or f"{type(self).__qualname__} {id(self)}"  # a new Trainer refuses two that are equal
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        alike = [c for c in callbacks if type(c) is type(self)]
+        number = alike.index(self) + 1 if self in alike else 1
+        self._state_key = type(self).__qualname__ + (f"-{number}" if number > 1 else "")
+        # A second fit of the same Trainer goes on with its run.
+        if stage == "fit" and not trainer.global_step:
+            self._begin_run()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.state_key not in checkpoint["callbacks"]:
+            self._begin_run()  # of a run without this callback
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"alarms": self._alarms.state_dict(), "rejuvenated": self._rejuvenated}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._alarms = EntropyAlarms.restore(state_dict["alarms"])
+        self._rejuvenated = state_dict["rejuvenated"]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,9 +141,11 @@ class PlasticityCallback(Callback):
         self.monitor.to(pl_module.device)
         self.monitor.reset()
         self._begin(first_logged_step(trainer), trainer.global_step)
+        if trainer.global_step:
+            self._alarms.resume()
         others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # A run that is resumed after it.
-        self._rejuvenated = any(isinstance(c, OncePerRun) and c.rejuvenated_at for c in others)
+        self._rejuvenated |= any(isinstance(c, OncePerRun) and c.rejuvenated_at for c in others)
         takes_figures(trainer.loggers)
         if self.monitor.probe is not None:
             text = f"probe {self.monitor.probe.hash}: {self.monitor.probe.positions} response positions"
@@ -294,7 +332,7 @@ class PlasticityCallback(Callback):
         """Raise the RL stage's alarms, each once."""
         reference = self.monitor.reference if source == "probe" else None
         base = None if reference is None else reference.values.get("token_entropy")
-        progress = step / float(trainer.estimated_stepping_batches) if self._rollouts else math.nan
+        progress = share_done(trainer, self._optimizer_steps) if self._rollouts else None
         for name, text in self._alarms.watch(source, entropy, progress, base, self._rejuvenated):
             rank_zero_warn(text)
             log.log_event(trainer, f"alarm/{name}", text, step)
