@@ -17,6 +17,7 @@ from lightning_rejuv._compat import first_logged_step, language_model, log_inter
 from lightning_rejuv.callbacks import _plasticity_log as log
 from lightning_rejuv.callbacks._alarms import EntropyAlarms, share_done
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
+from lightning_rejuv.callbacks._rollouts import entropy_of, rewards_of
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures
 from lightning_rejuv.metrics._step import StepMeasures
@@ -37,9 +38,10 @@ class PlasticityCallback(Callback):
 
     Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
     every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
-    steps. The monitor's verdict after the fit goes by what was logged last. Rewards of another shape are left out,
-    with a warning. With rollouts the two alarms of arXiv 2606.18487 watch ``entropy`` of the same dict, or the
-    probe's; checkpoints carry what they have seen and raised.
+    steps. The monitor's verdict after the fit goes by what was logged last. With rollouts the two alarms of arXiv
+    2606.18487 watch ``entropy`` of the same dict, one number, or the probe's; checkpoints carry what they have seen
+    and raised. Both may be tensors, arrays of NumPy or lists of numbers; what is something else, or of another shape,
+    is left out, with one warning.
 
     Args:
         monitor: what to measure.
@@ -99,7 +101,7 @@ class PlasticityCallback(Callback):
         self._step_measures: StepMeasures | None = None
         self._before: dict[str, Tensor] = {}
         self._rollouts = False
-        self._hinted = False
+        self._hinted: set[str] = set()
         self._layout: dict[str, Any] = {}
         self._named: set[str] = set()
 
@@ -107,7 +109,8 @@ class PlasticityCallback(Callback):
     @override
     def state_key(self) -> str:
         """The class; of several on a Trainer the later ones have a number as well."""
-        return self._state_key or f"{type(self).__qualname__} {id(self)}"  # a new Trainer refuses two that are equal
+        # A new Trainer refuses two that are equal.
+        return self._state_key or f"{type(self).__qualname__} {id(self)}"
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -178,7 +181,7 @@ class PlasticityCallback(Callback):
         """Take the step's rollouts; measure where n steps have passed."""
         recorded = self._detach()
         before = logged_step(trainer)
-        if isinstance(outputs, Mapping) and isinstance(outputs.get("rewards"), Tensor):
+        if isinstance(outputs, Mapping):
             self._take_rollouts(trainer, outputs, before)
         interval = log_interval(trainer)
         if interval and (before + 1) % interval == 0:
@@ -237,22 +240,37 @@ class PlasticityCallback(Callback):
             self._attach(pl_module)
 
     def _take_rollouts(self, trainer: Trainer, outputs: Mapping[str, Any], step: int) -> None:
-        """Add a step's rollouts; what a module returns under that name for itself is left alone."""
+        """Add a step's rollouts; what a module returns under these names for itself is left alone."""
         try:
-            self.monitor.update(outputs["rewards"])
+            rewards = rewards_of(outputs)
+            if rewards is None:
+                return
+            self.monitor.update(rewards)
         except (TypeError, ValueError) as error:
-            if not self._hinted:
-                self._hinted = True
-                rank_zero_warn(
-                    f"The rollouts are left out of the measures: {error} For pass@k return them from `training_step` "
-                    'under "rewards" with one row for each prompt, `rewards.view(prompts, group)`; under another key '
-                    "they are not looked at."
-                )
+            self._hint(
+                f"The rollouts are left out of the measures: {error} For pass@k return them from `training_step` "
+                'under "rewards" with one row for each prompt, `rewards.view(prompts, group)`; under another key '
+                "they are not looked at.",
+                "rewards",
+            )
             return
         self._rollouts = True
-        entropy = outputs.get("entropy")
-        if isinstance(entropy, float) or (isinstance(entropy, Tensor) and entropy.numel() == 1):
-            self._watch(trainer, "rollouts", float(entropy), step)
+        try:
+            entropy = entropy_of(outputs)
+        except (TypeError, ValueError) as error:
+            self._hint(
+                f"The entropy of the rollouts is left out of the alarms: {error} Return its mean in nats under "
+                '"entropy"; under another key it is not looked at.',
+                "entropy",
+            )
+            return
+        if entropy is not None:
+            self._watch(trainer, "rollouts", entropy, step)
+
+    def _hint(self, text: str, of: str) -> None:
+        if of not in self._hinted:
+            self._hinted.add(of)
+            rank_zero_warn(text)
 
     def _log(self, trainer: Trainer, values: Mapping[str, Tensor], step: int) -> None:
         self._lay_out(trainer, log.log_values(trainer, values, step))
