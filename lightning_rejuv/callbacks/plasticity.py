@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,8 +15,9 @@ from typing_extensions import override
 
 from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step, outermost
 from lightning_rejuv.callbacks import _plasticity_log as log
-from lightning_rejuv.callbacks._alarms import EntropyAlarms
+from lightning_rejuv.callbacks._alarms import EntropyAlarms, share_done
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
+from lightning_rejuv.callbacks._rollouts import entropy_of, rewards_of
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures
 from lightning_rejuv.metrics._step import StepMeasures
@@ -38,8 +38,10 @@ class PlasticityCallback(Callback):
 
     Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
     every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
-    steps. Rewards of another shape are left out, with a warning. With rollouts the two alarms of arXiv 2606.18487
-    watch ``entropy`` of the same dict, or the probe's.
+    steps. The monitor's verdict after the fit goes by what was logged last. With rollouts the two alarms of arXiv
+    2606.18487 watch ``entropy`` of the same dict, one number, or the probe's; checkpoints carry what they have seen
+    and raised. Both may be tensors, arrays of NumPy or lists of numbers; what is something else, or of another shape,
+    is left out, with one warning.
 
     Args:
         monitor: what to measure.
@@ -82,7 +84,14 @@ class PlasticityCallback(Callback):
         self.per_layer = per_layer
         self.custom_layout = custom_layout
         self.track_updates = track_updates
+        self._state_key = ""
+        self._begin_run()
         self._begin(0, 0)
+
+    def _begin_run(self) -> None:
+        """Forget what checkpoints carry."""
+        self._alarms = EntropyAlarms()
+        self._rejuvenated = False
 
     def _begin(self, step: int, optimizer_steps: int) -> None:
         self._measured_at = self._drawn_at = step
@@ -92,11 +101,42 @@ class PlasticityCallback(Callback):
         self._step_measures: StepMeasures | None = None
         self._before: dict[str, Tensor] = {}
         self._rollouts = False
-        self._alarms = EntropyAlarms()
-        self._rejuvenated = False
-        self._hinted = False
+        self._hinted: set[str] = set()
         self._layout: dict[str, Any] = {}
         self._named: set[str] = set()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """The class; of several on a Trainer the later ones have a number as well."""
+        # A new Trainer refuses two that are equal.
+        return self._state_key or f"{type(self).__qualname__} {id(self)}"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        alike = [c for c in callbacks if type(c) is type(self)]
+        number = alike.index(self) + 1 if self in alike else 1
+        self._state_key = type(self).__qualname__ + (f"-{number}" if number > 1 else "")
+        # A second fit of the same Trainer goes on with its run.
+        if stage == "fit" and not trainer.global_step:
+            self._begin_run()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.state_key not in checkpoint["callbacks"]:
+            self._begin_run()  # of a run without this callback
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"alarms": self._alarms.state_dict(), "rejuvenated": self._rejuvenated}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._alarms = EntropyAlarms.restore(state_dict["alarms"])
+        self._rejuvenated = state_dict["rejuvenated"]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,9 +144,11 @@ class PlasticityCallback(Callback):
         self.monitor.to(pl_module.device)
         self.monitor.reset()
         self._begin(first_logged_step(trainer), trainer.global_step)
+        if trainer.global_step:
+            self._alarms.resume()
         others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # A run that is resumed after it.
-        self._rejuvenated = any(isinstance(c, OncePerRun) and c.rejuvenated_at for c in others)
+        self._rejuvenated |= any(isinstance(c, OncePerRun) and c.rejuvenated_at for c in others)
         takes_figures(trainer.loggers)
         if self.monitor.probe is not None:
             text = f"probe {self.monitor.probe.hash}: {self.monitor.probe.positions} response positions"
@@ -139,7 +181,7 @@ class PlasticityCallback(Callback):
         """Take the step's rollouts; measure where n steps have passed."""
         recorded = self._detach()
         before = logged_step(trainer)
-        if isinstance(outputs, Mapping) and isinstance(outputs.get("rewards"), Tensor):
+        if isinstance(outputs, Mapping):
             self._take_rollouts(trainer, outputs, before)
         interval = log_interval(trainer)
         if interval and (before + 1) % interval == 0:
@@ -168,6 +210,7 @@ class PlasticityCallback(Callback):
 
     def on_before_rejuvenation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the model that is about to be edited; called by RejuvenationCallback."""
+        self._log_rollouts(trainer, logged_step(trainer))
         if self._detach():
             self.monitor.reset_model()
         if self.monitor.measures_model:
@@ -184,6 +227,7 @@ class PlasticityCallback(Callback):
         step = logged_step(trainer)
         self._rejuvenated = True
         self._alarms.begin_again()
+        self.monitor.reset_rollouts()  # they were another model's
         log.log_event(trainer, "rejuvenated", f"rejuvenated here, before step {step}: {summary}", step)
         if not self.monitor.measures_model:
             self._log(trainer, {"rejuvenated": torch.tensor(1.0)}, step)
@@ -196,22 +240,37 @@ class PlasticityCallback(Callback):
             self._attach(pl_module)
 
     def _take_rollouts(self, trainer: Trainer, outputs: Mapping[str, Any], step: int) -> None:
-        """Add a step's rollouts; what a module returns under that name for itself is left alone."""
+        """Add a step's rollouts; what a module returns under these names for itself is left alone."""
         try:
-            self.monitor.update(outputs["rewards"])
+            rewards = rewards_of(outputs)
+            if rewards is None:
+                return
+            self.monitor.update(rewards)
         except (TypeError, ValueError) as error:
-            if not self._hinted:
-                self._hinted = True
-                rank_zero_warn(
-                    f"The rollouts are left out of the measures: {error} For pass@k return them from `training_step` "
-                    'under "rewards" with one row for each prompt, `rewards.view(prompts, group)`; under another key '
-                    "they are not looked at."
-                )
+            self._hint(
+                f"The rollouts are left out of the measures: {error} For pass@k return them from `training_step` "
+                'under "rewards" with one row for each prompt, `rewards.view(prompts, group)`; under another key '
+                "they are not looked at.",
+                "rewards",
+            )
             return
         self._rollouts = True
-        entropy = outputs.get("entropy")
-        if isinstance(entropy, float) or (isinstance(entropy, Tensor) and entropy.numel() == 1):
-            self._watch(trainer, "rollouts", float(entropy), step)
+        try:
+            entropy = entropy_of(outputs)
+        except (TypeError, ValueError) as error:
+            self._hint(
+                f"The entropy of the rollouts is left out of the alarms: {error} Return its mean in nats under "
+                '"entropy"; under another key it is not looked at.',
+                "entropy",
+            )
+            return
+        if entropy is not None:
+            self._watch(trainer, "rollouts", entropy, step)
+
+    def _hint(self, text: str, of: str) -> None:
+        if of not in self._hinted:
+            self._hinted.add(of)
+            rank_zero_warn(text)
 
     def _log(self, trainer: Trainer, values: Mapping[str, Tensor], step: int) -> None:
         self._lay_out(trainer, log.log_values(trainer, values, step))
@@ -283,16 +342,15 @@ class PlasticityCallback(Callback):
 
     def _log_rollouts(self, trainer: Trainer, step: int) -> None:
         """Log what came in since the last time, where the newest batch's own values are logged."""
-        values = self.monitor.compute_rollouts()
+        values = self.monitor.close_rollouts()
         if values:
             self._log(trainer, values, step)
-            self.monitor.reset_rollouts()
 
     def _watch(self, trainer: Trainer, source: str, entropy: float, step: int) -> None:
         """Raise the RL stage's alarms, each once."""
         reference = self.monitor.reference if source == "probe" else None
         base = None if reference is None else reference.values.get("token_entropy")
-        progress = step / float(trainer.estimated_stepping_batches) if self._rollouts else math.nan
+        progress = share_done(trainer, self._optimizer_steps) if self._rollouts else None
         for name, text in self._alarms.watch(source, entropy, progress, base, self._rejuvenated):
             rank_zero_warn(text)
             log.log_event(trainer, f"alarm/{name}", text, step)

@@ -28,7 +28,7 @@ def rl_alarms(
     Args:
         initial_entropy: token entropy when RL began, nats.
         entropy: token entropy now, measured alike.
-        progress: share of the planned steps that are done, 0 to 1.
+        progress: share of the planned steps that are done, 0 to 1; NaN where it is not known, and no fall is early.
         base_entropy: the base's token entropy, measured alike; None where it is not known.
         rejuvenated: whether the model was rejuvenated in this run.
 
@@ -53,6 +53,6 @@ def rl_alarms(
     if progress <= EARLY and low and entropy < ENTROPY_FALL * initial_entropy:
         alarms["entropy_fall"] = (
             f"Token entropy fell from {initial_entropy:.3f} to {entropy:.3f} nats, by more than half, within "
-            f"the first {EARLY:.0%} of the run: such runs stalled in arXiv 2606.18487."
+            f"the first {EARLY:.0%} of the planned steps: such runs stalled in arXiv 2606.18487."
         )
     return alarms

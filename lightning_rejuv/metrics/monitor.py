@@ -256,10 +256,13 @@ class PlasticityMonitor(MeasureCollection):
             self._absorb(record)
 
     def verdict(self) -> Verdict:
-        """Judge the last measurement by :func:`lightning_rejuv.verdict.judge`. A collective."""
-        judged = self._compute((*self._of_model, *self._of_rollouts))
-        values = {name: float(value) for name, value in judged.items()}
-        return judge(values, None if self.reference is None else self.reference.values)
+        """Judge the last measurement and the newest rollouts by :func:`lightning_rejuv.verdict.judge`. A collective.
+
+        Where no rollouts came in since :meth:`close_rollouts`, as after a fit, it goes by those that were closed.
+        """
+        values = {name: float(value) for name, value in self._compute(self._of_model).items()}
+        reference = None if self.reference is None else self.reference.values
+        return judge({**values, **self._newest_rollouts()}, reference)
 
     def _run(self, model: nn.Module, into: Reference | None = None) -> None:
         """Run a model on probe and samples; compare with the reference, or write what it is made of."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -245,37 +244,6 @@ def test_the_probe_warns_of_a_start_whose_entropy_is_far_below_the_bases(scale, 
     found = [str(w.message) for w in recwarn if "RL started" in str(w.message)]
     assert len(found) == (advice is not None)
     assert all(re.search(advice, text) for text in found)
-
-
-@pytest.mark.parametrize(
-    "rewards",
-    [
-        torch.ones(8),
-        torch.ones(3, 1),
-        torch.ones(2, 2, 2),
-        torch.tensor([[1.0, float("nan")]]),
-        torch.ones(0, 2),
-    ],
-)
-def test_rewards_of_another_shape_are_left_out_with_one_hint(rewards, tmp_path):
-    class Own(Module):
-        def training_step(self, rows, batch_idx):
-            return {**super().training_step(rows, batch_idx), "rewards": rewards, "entropy": torch.ones(3)}
-
-    def fitted(module, *callbacks, logger=False):
-        fit(callbacks, module, logger)
-        return module.state_dict()
-
-    logger = CSVLogger(tmp_path)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        seen = fitted(Own(), PlasticityCallback(monitor(), 2), logger=logger)
-    hints = [str(w.message) for w in caught if "rollouts are left out" in str(w.message)]
-    assert len(hints) == 1
-    assert "`rewards.view(prompts, group)`" in hints[0]
-    assert rows_of(logger, "plasticity/relative_drift")
-    alone = fitted(Own())
-    assert all(torch.equal(alone[name], weights) for name, weights in seen.items())
 
 
 def test_hooks_are_removed_when_training_fails():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
@@ -50,3 +51,44 @@ def test_the_probe_is_measured_in_the_precision_of_training(tmp_path):
     assert mixed != pytest.approx(exact, rel=1e-5)
     step, found = rows_of(logger, "plasticity/token_entropy")[0]
     assert (step, found) == (0, pytest.approx(mixed, rel=1e-5))
+
+
+@pytest.mark.parametrize(("interval", "share"), [(4, 1.0), (3, 2 / 3), (100, 1 / 3)])
+def test_the_verdict_after_a_fit_goes_by_the_rollouts_logged_last(interval, share, monkeypatch):
+    """Six batches, of which the last two are all right: the windows that end the fit have two, three and six."""
+
+    class Learning(Module):
+        def training_step(self, rows, batch_idx):
+            out = super().training_step(rows, batch_idx)
+            return {**out, "rewards": torch.full((2, 2), float(batch_idx >= 4))}
+
+    watched = PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
+    fit([PlasticityCallback(watched, 100)], Learning(), log_every_n_steps=interval)
+    judged = []
+    monkeypatch.setattr("lightning_rejuv.metrics.monitor.judge", lambda values, base: judged.append(values))
+    watched.verdict()
+    assert judged[0]["pass_at_1"] == pytest.approx(share)
+    assert judged[0]["rollout_groups"] == 2 * {4: 2, 3: 3, 100: 6}[interval]
+
+
+def test_rollouts_of_before_a_rejuvenation_say_nothing_of_the_edited_model(tmp_path):
+    """Edited before the fourth batch, in the middle of a window: nothing is solved before, all after."""
+
+    class Solved(Module):
+        def training_step(self, rows, batch_idx):
+            out = super().training_step(rows, batch_idx)
+            return {**out, "rewards": torch.full((2, 2), float(batch_idx >= 3))}
+
+    class Verdicts(Callback):
+        seen: list[str] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 3:
+                self.seen.append(watched.verdict().level)
+
+    logger = CSVLogger(tmp_path)
+    watched = PlasticityMonitor(pass_at=(1, 2), sites=None, rank_sites=None)
+    verdicts = Verdicts()
+    fit([PlasticityCallback(watched, 100), Rejuvenation(), verdicts], Solved(), logger, log_every_n_steps=4)
+    assert verdicts.seen == ["unknown"]
+    assert rows_of(logger, "plasticity/pass_at_1") == [(3, 0.0), (3, 1.0), (6, 1.0)]
