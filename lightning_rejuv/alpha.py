@@ -80,6 +80,18 @@ class AlphaSearch:
         return self.right == 0 and self.responses >= _ROLLOUTS
 
 
+class NoAlpha(ValueError):
+    """A search came to no alpha.
+
+    Attributes:
+        curve: what was measured, in order of alpha, from 0 to 1.
+    """
+
+    def __init__(self, message: str, curve: Sequence[AlphaPoint]) -> None:
+        super().__init__(message)
+        self.curve = list(curve)
+
+
 def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     """Choose the usual alpha of 0.4 where it is a good bargain between both parents, else the nearest alpha that is.
 
@@ -98,7 +110,7 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
         and that with the likeliest demonstrations if the base's samples are as likely under the SFT model.
 
     Raises:
-        ValueError: a value is not finite, or the demonstrations are nowhere likelier than under the base.
+        NoAlpha: a value is not finite, or the demonstrations are nowhere likelier than under the base.
 
     >>> line = [AlphaPoint(a / 10, 20 * (1 - a / 10) ** 2, 5 + 20 * (a / 10) ** 2, 1.0) for a in range(11)]
     >>> found = choose_alpha(line)
@@ -111,11 +123,12 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     if taught <= 0 and lost <= 0:
         return AlphaSearch("auto", 1.0, 1.0, 1.0, 1.0, list(curve))
     if taught <= 0:
-        raise ValueError(
+        raise NoAlpha(
             "Expected calibration demonstrations that SFT made likelier but on the whole line between base and SFT "
             f"model they are likeliest under the base ({base.demonstrations:.2f} nats a response, "
             f"{sft.demonstrations:.2f} under the SFT model). Are `model` and `anchor` swapped? Pass held-out "
-            "demonstrations of the kind that SFT trained on, or a number for `alpha`."
+            "demonstrations of the kind that SFT trained on, or a number for `alpha`.",
+            curve,
         )
     values = [math.prod(shares) for shares in _shares(curve)]
     best = max(range(len(curve)), key=values.__getitem__)
@@ -155,11 +168,12 @@ def _shares(curve: Sequence[AlphaPoint]) -> list[tuple[float, float]]:
 def _check_finite(curve: Sequence[AlphaPoint]) -> None:
     for point in curve:
         if not (math.isfinite(point.demonstrations) and math.isfinite(point.base_samples)):
-            raise ValueError(
+            raise NoAlpha(
                 f"Expected finite likelihoods on the line between base and SFT model but at alpha {point.alpha:g} the "
                 f"demonstrations cost {point.demonstrations:g} nats a response and the base's samples "
                 f"{point.base_samples:g}. Has the model diverged, or do its logits overflow? Run it in float32 or "
-                "bfloat16, or pass a number for `alpha`."
+                "bfloat16, or pass a number for `alpha`.",
+                curve,
             )
 
 

@@ -124,8 +124,10 @@ def _diagnose_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--verifier",
         metavar="MODULE:FUNCTION",
-        help="a function (prompt, response) -> bool that tells right answers: 128 rollouts of the SFT model are then "
-        "judged, which decides the verdict, and some at the alpha that was found",
+        help="a function (prompt, response) -> bool (or 0 and 1) that tells right answers, of a module that is "
+        "installed or in the working directory: 128 rollouts of the SFT model are then judged, which decides the "
+        "verdict, and some at the alpha that was found. The prompt is a plain line's to the letter; of a line with "
+        "messages it is what the chat template renders of all but the last",
     )
     _model_arguments(command)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_rejuv.arguments import USAGE, parse
 from lightning_rejuv.names import printable
-from lightning_rejuv.process import Interruption, complain, emit, prepare_streams
+from lightning_rejuv.process import Interruption, complain, emit, prepare_streams, standard_output_kept
 
 _FAULTS, _REFUSED, _IO = 1, 3, 4
 
@@ -62,7 +62,7 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
                 from lightning_rejuv import handoff
 
             command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
-            with _progress(parsed, interruption) as progress:
+            with standard_output_kept(), _progress(parsed, interruption) as progress:
                 report, code = command(parsed, handoff, progress)
         except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
             raise RuntimeError(f"a library ended the process with SystemExit({error.code!r})") from error

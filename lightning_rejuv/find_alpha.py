@@ -15,10 +15,13 @@ from lightning_rejuv.attribution import Confidence, confidence, format_probabili
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.progress import phase
+from lightning_rejuv.progress import advance, phase
+from lightning_rejuv.verifier import are_right, ask
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
 Verifier = Callable[[Mapping[str, Tensor]], Tensor]
+#: From a sampled batch, and how messages name it, to which of its responses are right.
+Judge = Callable[[Mapping[str, Tensor], str], list[bool]]
 
 
 def find_alpha(
@@ -28,23 +31,25 @@ def find_alpha(
     own: list[Any],
     *,
     sampler: Sampler | None = None,
-    verifier: Verifier | None = None,
+    judge: Judge | None = None,
 ) -> AlphaSearch:
     """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.choose_alpha`.
 
     The model is evaluated at each alpha of :data:`lightning_rejuv.alpha.GRID`, on the demonstrations and on what the
-    anchor sampled. With a verifier responses are sampled at the alpha that was found; if none is right it is raised.
+    anchor sampled. With a judge responses are sampled at the alpha that was found; if none is right it is raised.
 
     Args:
         model: the SFT model in eval mode.
         blend: entered for ``model``.
         demonstrations: held-out ones, of the kind that SFT trained on.
         own: what :func:`sample_base` returned.
-        sampler: called with the model while it holds the weights to sample from; needed with a verifier.
-        verifier: from a sampled batch to [B] bool, which responses are right.
+        sampler: called with the model while it holds the weights to sample from; needed with a judge.
+        judge: says which of some responses are right, see :func:`judge_by`.
 
     Raises:
-        ValueError: as ``choose_alpha``; no response was sampled, or the verifier does not answer for each.
+        NoAlpha: as ``choose_alpha``.
+        ValueError: no response was sampled, or the judge cannot tell which are right.
+        RuntimeError: a verifier failed.
     """
     batches = batches_for(model, own, "sampled")
     base: list[Confidence] = []
@@ -57,7 +62,7 @@ def find_alpha(
             sampled = nll_per_response([confidence(model, batch) for batch in batches])
             form = format_probability(demonstrations, found, base)
             curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
-    responses, unfinished = sum(len(batch.response) for batch in batches), _unfinished(own)
+    responses, unfinished = sum(len(batch.response) for batch in batches), count_unfinished(own)
     search = choose_alpha(curve)
     search = replace(
         search,
@@ -65,13 +70,22 @@ def find_alpha(
         unfinished=unfinished,
         doubts=(*search.doubts, *doubt_samples(responses, unfinished)),
     )
-    if verifier is None or sampler is None:
+    if judge is None or sampler is None:
         return search
 
     def right_at(alpha: float) -> float:
-        return _right(_samples(model, blend, sampler, alpha), verifier)
+        return _right(_samples(model, blend, sampler, alpha), judge)
 
     return with_rollouts(search, right_at, responses)
+
+
+def judge_by(verifier: Verifier) -> Judge:
+    """Return the judge that asks a verifier about each batch: from it to [B] bool, which responses are right."""
+
+    def judge(batch: Mapping[str, Tensor], where: str) -> list[bool]:
+        return are_right(ask(verifier, batch, about=where), _rows(batch), where)
+
+    return judge
 
 
 def sample_base(model: nn.Module, blend: Blend, sampler: Sampler) -> list[Any]:
@@ -94,23 +108,18 @@ def _rows(batch: Any) -> int:
     return len(batch["input_ids"]) if isinstance(batch, Mapping) and "input_ids" in batch else 1
 
 
-def _unfinished(samples: list[Any]) -> int | None:
-    """Count the responses that came to no end, if all batches say so."""
+def count_unfinished(samples: list[Any]) -> int | None:
+    """Count the responses that came to no end-of-sequence token; None unless all batches say so (``finished``)."""
     if not all(isinstance(batch, Mapping) and "finished" in batch for batch in samples):
         return None
     return sum(int((~torch.as_tensor(batch["finished"]).bool()).sum()) for batch in samples)
 
 
-def _right(samples: list[Any], verifier: Verifier) -> float:
-    """Return the share of some responses that a verifier accepts."""
-    right = total = 0
-    for number, batch in enumerate(samples):
-        rows = _rows(batch)
-        accepted = torch.as_tensor(verifier(batch)).to(torch.bool)
-        if accepted.shape != (rows,):
-            raise ValueError(
-                f"Expected the verifier to return one bool for each of the {rows} rows of sampled batch {number} but "
-                f"got shape {tuple(accepted.shape)}."
-            )
-        right, total = right + int(accepted.sum()), total + rows
+def _right(samples: list[Any], judge: Judge) -> float:
+    """Return the share of some responses that are right."""
+    right, total = 0, sum(map(_rows, samples))
+    with phase("checking responses", total):
+        for number, batch in enumerate(samples):
+            right += sum(judge(batch, f"sampled batch {number}"))
+            advance(_rows(batch))
     return right / max(1, total)

@@ -27,7 +27,7 @@ from lightning_rejuv.attribution import (
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.drift import Drift, check_finite
-from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, sample_base
+from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, judge_by, sample_base
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
@@ -35,6 +35,7 @@ from lightning_rejuv.options import Options, alpha_by_name
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import Refitted, check_refit, try_refit
 from lightning_rejuv.sampling import sample_with_generate
+from lightning_rejuv.verifier import check_verifier
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,19 @@ class Data:
         loss: for a module that is no language model: from the module and a batch to a scalar.
         sampler: samples responses with the weights that the model holds, for an automatic alpha.
         verifier: says which sampled responses are right.
+
+    Raises:
+        ValueError: the verifier cannot be called with a batch.
     """
 
     calibration: Iterable[Any] | None = None
     loss: Loss | None = None
     sampler: Sampler | None = None
     verifier: Verifier | None = None
+
+    def __post_init__(self) -> None:
+        if self.verifier is not None:
+            check_verifier(self.verifier, ("batch",))
 
 
 def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) -> Plan:
@@ -149,7 +157,8 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
             if options.refit is not None:
                 samples = batches_for(model, own, "sampled")
             if sampler and options.searches_alpha:
-                search = find_alpha(model, blend, batches, own, sampler=sampler, verifier=data.verifier)
+                judge = judge_by(data.verifier) if data.verifier is not None else None
+                search = find_alpha(model, blend, batches, own, sampler=sampler, judge=judge)
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if decoder:
                 rule, count = options.positions, options.positions_per_response

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 
 
 class Interrupted(KeyboardInterrupt):
@@ -92,6 +92,27 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode is no reason to fail
+
+
+@contextmanager
+def standard_output_kept() -> Iterator[None]:
+    """Have what is printed meanwhile go to standard error: by Python, and by programs that it starts.
+
+    Standard output is for the report alone: a verifier that prints would break its JSON.
+    """
+    stream = sys.stdout
+    with suppress(OSError, ValueError):
+        stream.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with suppress(OSError, ValueError):  # what was printed by whoever held the stream itself
+            stream.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def emit(text: str) -> None:

@@ -90,8 +90,8 @@ def rejuvenate(
         sampler: for ``alpha="auto"`` and for ``refit``: called with the model while it holds the weights to sample
             from; returns responses that it sampled, as batches in the form of ``calibration``. By default the model's
             ``generate`` on the calibration prompts.
-        verifier: for ``alpha="auto"``: from a sampled batch to [B] bool, which are right. With it a few responses are
-            sampled at the alpha that was found, and it is raised if none of them is right.
+        verifier: for ``alpha="auto"``: from a sampled batch to [B] bool, or 0 and 1, which are right. With it a few
+            responses are sampled at the alpha that was found, and it is raised if none of them is right.
         loss: for a module that is no language model: from the module and a calibration batch to a scalar;
             neurons are then the output rows of its linear and convolutional layers, scored by gradient ×
             activation of the loss (with adapters, the rows that they change), and ``alpha`` is a number.
@@ -148,8 +148,8 @@ def rejuvenate(
         refit=refit,
     )
     root, model, replicated = unwrap(model)
-    targets = open_targets(model, anchor, resize_vocabulary, root)
     data = Data(calibration, loss, sampler, verifier)
+    targets = open_targets(model, anchor, resize_vocabulary, root)
     optimizers = _optimizers(optimizer)
     if not (replicated or targets.layout.sharded):
         plan = make_plan(model, targets, data, options)

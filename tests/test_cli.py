@@ -112,6 +112,32 @@ def test_every_phase_of_a_diagnosis_is_named(tmp_path, capsys, monkeypatch):
     assert "models ran         on cpu in float32" in shown.out
 
 
+@pytest.mark.parametrize("verbose", [[], ["--json"], ["--quiet"]])
+def test_a_verifier_of_the_working_directory_that_prints_leaves_the_report_whole(
+    verbose, tmp_path, capfd, monkeypatch
+):
+    base, sft, calibration = map(str, known_pair(tmp_path))
+    name = f"chatty{len(verbose) and len(verbose[0])}"
+    (tmp_path / f"{name}.py").write_text(
+        "import subprocess\nprint('imported')\ntold = []\n"
+        "def right(prompt, response):\n    print('checking', prompt)\n"
+        "    told or told.append(subprocess.run(['echo', 'a program'], check=True))\n"
+        "    return len(response) % 2 == 0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
+    known = ["diagnose", "--base", base, "--sft", sft, "--calibration", calibration]
+    capfd.readouterr()
+    assert main([*known, "--verifier", f"{name}:right", *verbose]) == 0
+    printed = capfd.readouterr()
+    assert all(text in printed.err for text in ("imported", "checking w2 w3", "a program"))
+    assert "checking" not in printed.out
+    if verbose == ["--json"]:
+        assert json.loads(printed.out)["behaviour"]["rollouts"]["unfinished"] is not None
+    else:
+        assert printed.out.startswith("" if verbose else f"{sft} beside {base}: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -344,7 +370,14 @@ def test_help_teaches(capsys):
             ["rejuvenate", "--help"],
             ("LoRA", "--calibration", "must not exist", "(the default) is 0.4, unless"),
         ),
-        (["diagnose", "--help"], ("Without calibration data only files are read", "MODULE:FUNCTION")),
+        (
+            ["diagnose", "--help"],
+            (
+                "Without calibration data only files are read",
+                "MODULE:FUNCTION",
+                "a plain line's to the letter",
+            ),
+        ),
         (["verify", "--help"], ("Exit code 1",)),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from lightning_rejuv.process import Interrupted, Interruption, complain, emit
+from lightning_rejuv.process import Interrupted, Interruption, complain, emit, standard_output_kept
 
 FULL = "/dev/full"
 # What the command does around a report, without the seconds that torch takes to import.
@@ -88,3 +88,18 @@ def test_a_signal_waits_for_the_end_of_an_import_and_a_second_does_not():
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("a signal waited although nothing is imported")
+
+
+def test_standard_output_is_kept_from_python_and_from_the_programs_that_it_starts(capfd, monkeypatch):
+    kept = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))  # as it is outside of pytest
+    monkeypatch.setattr(sys, "stdout", kept)
+    with pytest.raises(ZeroDivisionError), standard_output_kept():
+        print("of Python")
+        kept.write("of who held the stream\n")
+        subprocess.run(["echo", "of a program"], check=True)
+        raise ZeroDivisionError
+    assert sys.stdout is kept
+    print("the report", flush=True)
+    printed = capfd.readouterr()
+    assert printed.out == "the report\n"
+    assert sorted(printed.err.splitlines()) == ["of Python", "of a program", "of who held the stream"]

@@ -93,5 +93,6 @@ def check_logits(name: str, statistic: Tensor, mask: Tensor | None) -> None:
     if count:
         raise ValueError(
             f"Expected argument `{name}` to hold finite logits (-inf only for masked-out tokens) but got "
-            f"NaN, +inf or nothing but -inf at {count} positions."
+            f"NaN, +inf or nothing but -inf at {count} positions. Has the model diverged, or do its logits overflow? "
+            "Run it in float32 or bfloat16."
         )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
-from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.alpha import AlphaPoint, AlphaSearch, NoAlpha
 from lightning_rejuv.attribution import confidence, format_probability, mean_entropy, nll_per_response
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.find_alpha import find_alpha, sample_base
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.handoff.checkpoint import Checkpoint
-from lightning_rejuv.handoff.models import load_model, load_tokenizer
+from lightning_rejuv.handoff.dialogues import Calibration
+from lightning_rejuv.handoff.models import load_model
 from lightning_rejuv.handoff.pairing import Pairing
 from lightning_rejuv.handoff.reset import anchor_for, loadable
-from lightning_rejuv.handoff.rollouts import Rollouts, TextVerifier, sample_rollouts, text_verifier
+from lightning_rejuv.handoff.rollouts import Rollouts, TextJudge, TextVerifier, sample_rollouts
 from lightning_rejuv.progress import phase
 from lightning_rejuv.sampling import sample_with_generate
 
@@ -38,8 +38,9 @@ class Behaviour:
         format_probability: of the format that they share and the base did not know, under the SFT model.
         support_retention: mean of ln p_sft(y) - ln p_base(y) over responses y that the base sampled to the
             calibration prompts, nats per response. It is shown and not judged: what SFT has rightly taught lowers it.
-        search: the search for alpha.
+        search: the search for alpha; None where it came to none.
         rollouts: of the SFT model, judged by the verifier; None without one.
+        no_alpha: why the search came to no alpha, in sentences; None where it came to one.
     """
 
     responses: int
@@ -48,13 +49,21 @@ class Behaviour:
     nll_sft: float
     format_probability: float
     support_retention: float
-    search: AlphaSearch
+    search: AlphaSearch | None
     rollouts: Rollouts | None = None
+    no_alpha: str | None = None
 
     @property
     def entropy_ratio(self) -> float:
         """Entropy of the SFT model relative to the base's, on the same tokens."""
         return self.entropy_sft / self.entropy_base if self.entropy_base else float("nan")
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the alpha that was found, or that none was, and against the rollouts, in sentences."""
+        search = self.search.doubts if self.search else ()
+        none = () if self.no_alpha is None else (self.no_alpha,)
+        return (*search, *none, *(self.rollouts.doubts if self.rollouts else ()))
 
     @property
     def measures(self) -> dict[str, float]:
@@ -71,7 +80,7 @@ def measure_behaviour(
     sft: Checkpoint,
     base: Checkpoint,
     pairing: Pairing,
-    calibration: Sequence[Mapping[str, Tensor]],
+    calibration: Calibration,
     verifier: TextVerifier | None,
     device: str,
     dtype: torch.dtype,
@@ -84,7 +93,7 @@ def measure_behaviour(
         sft: the SFT model.
         base: the base.
         pairing: which of their tensors belong together.
-        calibration: batches, see :func:`calibration_batches`.
+        calibration: see :func:`~lightning_rejuv.handoff.reset.calibration_for`.
         verifier: from prompt and response to whether it is right; with it the SFT model answers as well, see
             :func:`~lightning_rejuv.handoff.rollouts.sample_rollouts`, and so does the fusion that the search found.
         device: where to run.
@@ -93,8 +102,8 @@ def measure_behaviour(
         seed: of the sampling.
     """
     model = load_model(loadable(sft, scratch), device, dtype)
-    tokenizer = load_tokenizer(sft.path)
-    batches = batches_for(model, calibration)
+    batches = batches_for(model, calibration.batches)
+    judge = TextJudge(verifier, calibration.prompts, calibration.tokenizer) if verifier is not None else None
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
     sampler = sample_with_generate(batches, seed)
     with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
@@ -103,10 +112,14 @@ def measure_behaviour(
             known = [confidence(model, batch) for batch in batches]
             blend.at(1.0)
             own = [confidence(model, batch) for batch in batches]
-        rollouts = sample_rollouts(model, batches, verifier, tokenizer, seed) if verifier else None
+        rollouts = sample_rollouts(model, batches, judge, seed) if judge else None
         sampled = sample_base(model, blend, sampler)
-        check = text_verifier(verifier, tokenizer) if verifier else None
-        search = find_alpha(model, blend, batches, sampled, sampler=sampler, verifier=check)
+        search, no_alpha = None, None
+        try:
+            search = find_alpha(model, blend, batches, sampled, sampler=sampler, judge=judge)
+            curve = search.curve
+        except NoAlpha as error:  # all else that was measured is an answer, too
+            curve, no_alpha = error.curve, _why(error.curve)
     responses = sum(len(batch.response) for batch in batches)
     tokens = sum(int(batch.response.sum()) for batch in batches)
     return Behaviour(
@@ -115,25 +128,26 @@ def measure_behaviour(
         entropy_base=mean_entropy(known),
         nll_sft=nll_per_response(own) * responses / tokens,
         format_probability=format_probability(batches, own, known),
-        support_retention=search.curve[0].base_samples - search.curve[-1].base_samples,
+        support_retention=curve[0].base_samples - curve[-1].base_samples,
         search=search,
         rollouts=rollouts,
+        no_alpha=no_alpha,
     )
 
 
-def import_verifier(name: str) -> TextVerifier:
-    """Import ``module:function``.
-
-    Raises:
-        ValueError: it does not exist, or cannot be called.
-    """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"Expected `verifier` as MODULE:FUNCTION that can be imported but got {name!r}: {error}."
-        ) from error
-    if not callable(found):
-        raise ValueError(f"Expected `verifier` {name!r} to be a function but got {type(found).__name__}.")
-    return found  # type: ignore[no-any-return]
+def _why(curve: Sequence[AlphaPoint]) -> str:
+    """Say what of a curve leads to no alpha, to whoever brought `base`, `sft` and `calibration`."""
+    if not all(
+        math.isfinite(value) for point in curve for value in (point.demonstrations, point.base_samples)
+    ):
+        return (
+            "The search comes to no alpha: likelihoods on the line between base and SFT model are not finite. Has "
+            "the SFT model diverged, or do its logits overflow? Run them in float32 or bfloat16."
+        )
+    base, sft = curve[0].demonstrations, curve[-1].demonstrations
+    return (
+        "The search comes to no alpha: on the whole line between base and SFT model the calibration demonstrations are "
+        f"likeliest under the base ({base:.2f} nats a response, {sft:.2f} under the SFT model). An over-confident SFT "
+        "model does that to demonstrations that it has not seen; otherwise base and SFT model are swapped, or the "
+        "demonstrations are not of the kind that SFT trained on."
+    )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lightning_rejuv._compat import require
-from lightning_rejuv.anchor.config import says_tied, vocabulary_size
+from lightning_rejuv.anchor.config import says_tied, text_config, vocabulary_size
+from lightning_rejuv.calibration import IGNORED
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
 from lightning_rejuv.handoff.models import CustomCode, from_local
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
 from lightning_rejuv.handoff.vocabulary import token_ids
+
+if TYPE_CHECKING:
+    from lightning_rejuv.handoff.dialogues import Calibration
+
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -122,12 +130,10 @@ def _ids(checkpoint: Checkpoint) -> dict[str, int] | None:
 
 def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether generation ends on tokens that exist."""
-    path = checkpoint.path / "generation_config.json"
-    if not path.is_file():
+    if not (checkpoint.path / _GENERATION).is_file():
         yield Finding("generation config", None, "there is none: defaults come from config.json")
         return
-    ends, ids = read_json(path).get("eos_token_id"), _ids(checkpoint) or {}
-    numbers = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    numbers, ids = end_tokens(checkpoint) or [], _ids(checkpoint) or {}
     size = vocabulary_size(checkpoint.config)
     wrong = [n for n in numbers if type(n) is not int or not 0 <= n < (size or n + 1)]
     unknown = [n for n in numbers if ids and n not in ids.values()]
@@ -136,3 +142,41 @@ def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
         f", no token ids: {wrong}" if wrong else f", unknown to the tokenizer: {unknown}" if unknown else ""
     )
     yield Finding("generation config", ok, f"EOS ids {numbers}{detail}")
+
+
+def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Finding]:
+    """Whether generation ends where the demonstrations do, at least where most of them do: nothing is said then."""
+    ends = end_tokens(checkpoint)
+    if ends is None:
+        return
+    last = Counter(_last_tokens(calibration))
+    others = Counter({token: count for token, count in last.items() if token not in ends})
+    if 2 * others.total() <= last.total():
+        return
+    (token, count), *_ = others.most_common(1)
+    yield Finding(
+        "end of sequence",
+        None,
+        f"{count} of {last.total()} demonstrations end with {calibration.tokenizer.convert_ids_to_tokens(token)!r} "
+        f"({token}), which is not among the EOS ids {ends}: a response that is sampled does not stop where they do. "
+        f"Name it as `eos_token_id` in {_GENERATION}",
+    )
+
+
+def _last_tokens(calibration: Calibration) -> Iterator[int]:
+    """Go through the demonstrations: the last token that is no space or line break, which templates put after turns."""
+    for batch in calibration.batches:
+        for labels in batch["labels"]:
+            tokens = labels[labels != IGNORED].tolist()
+            yield next((t for t in reversed(tokens) if calibration.tokenizer.decode([t]).strip()), tokens[-1])
+
+
+def end_tokens(checkpoint: Checkpoint) -> list[Any] | None:
+    """Return the ids on which generation ends, as they stand in the files; None where neither file says which."""
+    file = checkpoint.path / _GENERATION
+    places = [read_json(file)] if file.is_file() else [checkpoint.config, text_config(checkpoint.config)]
+    said = [place["eos_token_id"] for place in places if "eos_token_id" in place]
+    if not said:
+        return [] if file.is_file() else None
+    ends: Any = next((ends for ends in said if ends is not None), [])
+    return ends if isinstance(ends, list) else [ends]

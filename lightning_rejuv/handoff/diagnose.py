@@ -11,18 +11,22 @@ from lightning_rejuv.handoff.adapter import is_adapter
 from lightning_rejuv.handoff.checkpoint import Checkpoint, PathLike, left_out, open_checkpoint, read_json
 from lightning_rejuv.handoff.checks import (
     Finding,
+    check_ends,
     check_generation,
     check_tokenizer,
     check_tying,
     check_vocabulary,
+    end_tokens,
 )
 from lightning_rejuv.handoff.device import check_compute_dtype, check_device, compute_dtype_on
 from lightning_rejuv.handoff.diagnosis import Diagnosis, recommend, verdict_on
+from lightning_rejuv.handoff.options import check_no_model_is_run
 from lightning_rejuv.handoff.pairing import Pairing, pair_up
 from lightning_rejuv.handoff.record import find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe
 from lightning_rejuv.progress import Listener, reporting
+from lightning_rejuv.verifier import check_verifier
 
 
 def diagnose(
@@ -38,7 +42,8 @@ def diagnose(
     """Compare an SFT checkpoint with its base.
 
     Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, the demonstrated
-    format, the verdict and a recommendation need calibration data, for which the SFT model is loaded. The
+    format, the verdict and a recommendation need calibration data, for which the SFT model is loaded; where the
+    search for alpha comes to none, the rest is told all the same. The
     verdict is :func:`lightning_rejuv.verdict.judge`, as in ``PlasticityMonitor``; it is surest with a verifier, with
     which the SFT model also answers 16 of the prompts 8 times each. A directory with ``rejuvenation.json`` is
     recognised as rejuvenated, if its weights are those that were written.
@@ -47,21 +52,29 @@ def diagnose(
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
         calibration: JSONL, see :func:`lightning_rejuv.handoff.dialogues.read_dialogues`.
-        verifier: from prompt and response to whether it is right, or ``"module:function"``; it judges rollouts of the
-            SFT model.
-        device: where the model runs.
-        compute_dtype: in which dtype it runs; see :func:`rejuvenate_checkpoint`.
+        verifier: from prompt and response to whether it is right (a bool, or 0 or 1), or ``"module:function"``, which
+            is looked for in the working directory, too; it judges rollouts of the SFT model. The prompt is that of
+            a plain line to the letter; of a line with messages it is what the chat template renders of all but the
+            last, special tokens included, as the tokenizer decodes it. The response is without special tokens.
+        device: where the model runs; only with ``calibration``.
+        compute_dtype: in which dtype it runs; see :func:`rejuvenate_checkpoint`; only with ``calibration``.
         progress: see :func:`rejuvenate_checkpoint`.
 
     Raises:
-        ValueError: checkpoints that do not belong together, malformed files, a verifier without calibration.
+        ValueError: checkpoints that do not belong together, malformed files, an option without an effect, a verifier
+            that cannot be imported or called, or that answers anything but yes and no.
+        RuntimeError: the verifier raised an exception, which is the cause.
         OSError: reading failed.
     """
     check_compute_dtype(compute_dtype)
-    if verifier is not None and calibration is None:
-        raise ValueError("Expected `calibration` with `verifier`: its prompts are what is answered.")
-    if calibration is not None:
+    check = None
+    if calibration is None:
+        if verifier is not None:
+            raise ValueError("Expected `calibration` with `verifier`: its prompts are what is answered.")
+        check_no_model_is_run({"device": device, "compute_dtype": compute_dtype})
+    else:
         check_device(device)
+        check = _verifier(verifier)
     if is_adapter(sft):
         raise ValueError(
             f"{str(sft)!r} is an adapter: merge it first (`lightning-rejuv rejuvenate --alpha 1 "
@@ -75,26 +88,25 @@ def diagnose(
     warnings += [*left_out(ours, "SFT model"), *left_out(theirs, "base")]
     pairing = pair_up(ours, theirs)
     ours, theirs = pairing.sft, pairing.base
-    batches, check = None, None
+    read = None
     if calibration is not None:
-        from lightning_rejuv.handoff.behaviour import import_verifier, measure_behaviour
-        from lightning_rejuv.handoff.reset import calibration_batches
+        from lightning_rejuv.handoff.behaviour import measure_behaviour
+        from lightning_rejuv.handoff.reset import calibration_for
 
         # Before the weights, which take minutes to read: what is refused is refused at once.
-        check = import_verifier(verifier) if isinstance(verifier, str) else verifier
-        batches = calibration_batches(ours, Path(calibration).expanduser())
+        read = calibration_for(ours, Path(calibration).expanduser())
     stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
     behaviour, run_in = None, None
     with reporting(progress):
         stream.measure()
-        if batches is not None:
+        if read is not None:
             run_in = compute_dtype_on(device, compute_dtype)
             with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
                 behaviour = measure_behaviour(
-                    ours, theirs, pairing, batches, check, device, DTYPES[run_in], Path(scratch)
+                    ours, theirs, pairing, read, check, device, DTYPES[run_in], Path(scratch)
                 )
     record, recorded = find_record(ours, theirs)
-    findings = [*recorded, *_findings(ours, theirs, pairing)]
+    findings = [*recorded, *_findings(ours, theirs, pairing), *(check_ends(ours, read) if read else ())]
     same_vocabulary = pairing.rows is None or pairing.rows.identity
     unchanged = same_vocabulary and not any(s.difference for s in stream.measured.values())
     verdict = verdict_on(behaviour)
@@ -115,6 +127,17 @@ def diagnose(
     )
 
 
+def _verifier(given: str | Callable[[str, str], object] | None) -> Callable[[str, str], object] | None:
+    """Return the verifier that was brought, or named, once it is known that it can be called."""
+    if given is None:
+        return None
+    from lightning_rejuv.handoff.import_verifier import import_verifier
+
+    verifier = import_verifier(given) if isinstance(given, str) else given
+    check_verifier(verifier, ("prompt", "response"))
+    return verifier
+
+
 def _findings(sft: Checkpoint, base: Checkpoint, pairing: Pairing) -> list[Finding]:
     findings = [*check_tying(sft), *check_vocabulary(sft), *check_tokenizer(sft), *check_generation(sft)]
     rows = pairing.rows
@@ -127,7 +150,7 @@ def _findings(sft: Checkpoint, base: Checkpoint, pairing: Pairing) -> list[Findi
     if ours != theirs:
         what = "the SFT model's own" if ours else "lost in SFT: the base has one"
         findings.append(Finding("chat template", bool(ours), what))
-    ends = _ends(sft), _ends(base)
+    ends = end_tokens(sft), end_tokens(base)
     if ends[0] != ends[1]:
         findings.append(Finding("end of sequence", True, f"EOS ids {ends[0]}, the base's {ends[1]}"))
     return findings
@@ -139,8 +162,3 @@ def _template(checkpoint: Checkpoint) -> str | None:
         return file.read_text(encoding="utf-8", errors="replace")
     found = read_json(settings).get("chat_template") if settings.is_file() else None
     return None if found is None else str(found)
-
-
-def _ends(checkpoint: Checkpoint) -> object:
-    file = checkpoint.path / "generation_config.json"
-    return (read_json(file) if file.is_file() else checkpoint.config).get("eos_token_id")

@@ -34,7 +34,7 @@ class Diagnosis:
         sft: the SFT model's.
         tensors: drift of every tensor, by name on disk, and by how much rounding shifts alpha 0.4.
         findings: tying, vocabulary, tokenizer, chat template, EOS, generation config, an earlier rejuvenation.
-        behaviour: entropies, support and the search for alpha; None without calibration data.
+        behaviour: entropies, support, rollouts and the search for alpha; None without calibration data.
         verdict: the monitor's level: "healthy", "at risk", "over-confident", "cannot start", or "unknown", as it is
             without calibration data.
         reasons: the measures that were judged, the one that decided first.
@@ -96,7 +96,9 @@ class Diagnosis:
             "findings": [vars(finding) for finding in self.findings],
             "device": self.device,
             "compute_dtype": self.compute_dtype,
-            "behaviour": _finite({**asdict(b), "entropy_ratio": b.entropy_ratio}) if b else None,
+            "behaviour": _finite({**asdict(b), "entropy_ratio": b.entropy_ratio, "doubts": b.doubts})
+            if b
+            else None,
         }
 
     def __str__(self) -> str:
@@ -121,12 +123,18 @@ class Diagnosis:
             )
             if b.rollouts:
                 r = b.rollouts
+                unfinished = f", {r.unfinished} of the rollouts unfinished" if r.unfinished else ""
                 yield (
                     f"  rollouts           {r.prompts} prompts x {r.group}: pass@1 {r.pass_at_1:.2f}, "
                     f"pass@8 {r.pass_at_8:.2f}, {r.zero_variance_fraction:.0%} of the groups all right or all wrong"
+                    f"{unfinished}"
                 )
-            yield f"  alpha found        {b.search.alpha:.3f}  (weight of the SFT model)"
-            for title, text in search_rows(b.search):
+            found = f"{b.search.alpha:.3f}  (weight of the SFT model)" if b.search else "none"
+            yield f"  alpha found        {found}"
+            rows = list(search_rows(b.search)) if b.search else []
+            shown = [text for _, text in rows]
+            rows += [("  doubt", doubt) for doubt in b.doubts if doubt not in shown]
+            for title, text in rows:
                 if text not in self.recommendation:  # which ends with the doubts, where it is to rejuvenate
                     yield f"  {title:<19}{text}"
         if self.compute_dtype:
@@ -178,16 +186,18 @@ def recommend(
         return f"No weight differs from the base: there is nothing to rejuvenate.{more}", None
     if behaviour is None:
         return "Nothing is recommended without calibration data: measure with `--calibration`.", None
-    found = behaviour.search.alpha
+    search = behaviour.search
     if verdict.level == "healthy":
-        return "There is nothing to do: start RL from the SFT model itself.", found if found == 1.0 else None
+        whole = search is not None and search.alpha == 1.0
+        return "There is nothing to do: start RL from the SFT model itself.", 1.0 if whole else None
     if verdict.level == "cannot start":
         return f"{verdict.advice} Fusion with the base would not bring it.", None
     if verdict.level == "unknown":
         return f"{verdict.advice} `--verifier` has them sampled and judged.", None
-    doubts = " ".join(("", *behaviour.search.doubts))
-    if behaviour.search.found_nothing_right:
+    doubts = " ".join(("", *behaviour.doubts))
+    if search is None or search.found_nothing_right:
         return f"No alpha is recommended: take an earlier checkpoint.{doubts}", None
+    found = search.alpha
     if found == 1.0:
         return (
             f"There is nothing to fuse: the search found alpha 1. Take an earlier checkpoint.{doubts}",

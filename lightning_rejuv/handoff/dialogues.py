@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from lightning_rejuv.handoff.jsonl import read_lines
 # What Jinja and transformers define for every template; a key of a line never stands for one of these.
 _DEFINED = {"messages", "range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"}
 _FORM = '{"prompt": TEXT, "response": TEXT} or {"messages": [{"role": …, "content": …}, …]}'
+
+Prompt = tuple[int, ...]
+"""The tokens before a response."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,50 @@ class Dialogue:
     prompt: str
     response: str
     rendered: bool = False
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration data of a file.
+
+    Attributes:
+        batches: as a causal language model takes them, see :func:`tokenize`.
+        prompts: the text of each prompt by its tokens: of a plain pair as it stands in the line, and of several with
+            the same tokens in the first; of messages as the tokenizer decodes what was rendered.
+        tokenizer: what they were made with.
+    """
+
+    batches: list[dict[str, Tensor]]
+    prompts: Mapping[Prompt, str]
+    tokenizer: Any
+
+
+def read_calibration(path: Path, tokenizer: Any, context: int | None = None) -> Calibration:
+    """Read and tokenise a JSONL file.
+
+    Raises:
+        ValueError: as :func:`read_dialogues` and :func:`tokenize`.
+        OSError: the file cannot be read.
+    """
+    dialogues = read_dialogues(path, tokenizer)
+    batches = tokenize(dialogues, tokenizer, context=context)
+    rows = (row for batch in batches for row in zip(batch["input_ids"], batch["labels"], strict=True))
+    prompts: dict[Prompt, str] = {}
+    for dialogue, (ids, labels) in zip(dialogues, rows, strict=True):
+        prompt = prompt_tokens(ids, labels)
+        # A model has to be given a token: where there is none before the response, its first one is the prompt.
+        decoded = dialogue.rendered or labels[0] != IGNORED
+        prompts.setdefault(prompt, tokenizer.decode(list(prompt)) if decoded else dialogue.prompt)
+    return Calibration(batches, prompts, tokenizer)
+
+
+def prompt_tokens(ids: Tensor, labels: Tensor) -> Prompt:
+    """Return the tokens of one row that stand before its response, at least one.
+
+    >>> prompt_tokens(torch.tensor([5, 6, 7]), torch.tensor([IGNORED, IGNORED, 7]))
+    (5, 6)
+    """
+    return tuple(ids[: int((labels[1:] != IGNORED).int().argmax()) + 1].tolist())
 
 
 def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:

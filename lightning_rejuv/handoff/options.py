@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,8 @@ from lightning_rejuv.handoff.device import check_compute_dtype, check_device
 from lightning_rejuv.handoff.stream import DTYPES
 from lightning_rejuv.options import Options
 
-# The options that only the reset has.
+# What only a model that is run has, with the defaults; and the options that only the reset has.
+_OF_MODELS: Mapping[str, Any] = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
 _OF_THE_RESET = ("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget")
 
 
@@ -37,15 +38,10 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
     if not asked.reset_fraction:
         idle = [name for name in _OF_THE_RESET if getattr(asked, name) != getattr(usual, name)]
     if not asked.runs_the_model:
-        plain = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
-        idle += [name for name, value in plain.items() if beside[name] != value]
+        idle += _given_of_models(beside)
         idle += ["seed"] if asked.seed and asked.rounding == "nearest" else []
-    if idle:
-        alone = "" if asked.runs_the_model else " and a number for `alpha`"
-        raise ValueError(
-            f"Expected no {', '.join(f'`{name}`' for name in idle)} with `reset_fraction=0`{alone}: it would have no "
-            "effect. Leave it out, or pass a `reset_fraction` above 0."
-        )
+    alone = "" if asked.runs_the_model else " and a number for `alpha`"
+    _refuse_idle(idle, f"with `reset_fraction=0`{alone}", "pass a `reset_fraction` above 0")
     if asked.runs_the_model and beside["calibration"] is None:
         raise ValueError(
             f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
@@ -61,6 +57,35 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         )
     if asked.runs_the_model:
         check_device(beside["device"])
+
+
+def check_no_model_is_run(beside: Mapping[str, Any]) -> None:
+    """Refuse, of a diagnosis without calibration data, what says how a model is run.
+
+    Args:
+        beside: ``device`` and ``compute_dtype``.
+
+    Raises:
+        ValueError: one was given.
+
+    >>> check_no_model_is_run({"device": "cuda", "compute_dtype": "auto"})
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected no `device` without `calibration`: it would have no effect. Leave it out, or pass ...
+    """
+    _refuse_idle(_given_of_models(beside), "without `calibration`", "pass `calibration`")
+
+
+def _given_of_models(beside: Mapping[str, Any]) -> list[str]:
+    return [name for name, usual in _OF_MODELS.items() if name in beside and beside[name] != usual]
+
+
+def _refuse_idle(names: Sequence[str], beside: str, instead: str) -> None:
+    if names:
+        listed = ", ".join(f"`{name}`" for name in names)
+        raise ValueError(
+            f"Expected no {listed} {beside}: it would have no effect. Leave it out, or {instead}."
+        )
 
 
 def check_seed(asked: Options, dtypes: Iterable[torch.dtype]) -> None:

@@ -190,6 +190,7 @@ def rejuvenate_checkpoint(
                 given = plan.alpha
                 recipe = replace(recipe, alphas=dict.fromkeys(fused, given))
             attribution, refitted = plan.attribution, plan.refit
+            warnings += plan.warnings
         with FileWriter(partial) as writer:
             stream = FusionStream(ours, theirs, pairing.pairs, recipe)
             stream.write(writer)

@@ -16,7 +16,8 @@ from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.anchor.config import context_length
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.checks import check_ends
+from lightning_rejuv.handoff.dialogues import Calibration, read_calibration
 from lightning_rejuv.handoff.directory import write_file
 from lightning_rejuv.handoff.disk_names import moves_on_disk, on_disk
 from lightning_rejuv.handoff.models import load_model, load_tokenizer
@@ -42,6 +43,7 @@ class DiskPlan:
         attribution: how they were chosen, in numbers.
         moves: what a refit adds, by name on disk.
         refit: what its steps did; None without one.
+        warnings: what the calibration data say of the checkpoint.
     """
 
     alpha: float | None
@@ -49,6 +51,7 @@ class DiskPlan:
     attribution: dict[str, Any]
     moves: Mapping[str, Tensor]
     refit: RefitReport | None
+    warnings: tuple[str, ...] = ()
 
 
 def plan_on_disk(
@@ -68,7 +71,7 @@ def plan_on_disk(
         base: its base.
         pairing: which of their tensors belong together.
         options: alpha, fraction, rule and ranking.
-        calibration: JSONL, see :func:`read_dialogues`.
+        calibration: JSONL, see :func:`~lightning_rejuv.handoff.dialogues.read_dialogues`.
         device: where models are run.
         dtype: in which dtype.
         scratch: an empty directory for a copy of the base in the SFT model's layout, if one is needed.
@@ -77,14 +80,14 @@ def plan_on_disk(
         ValueError: what :func:`lightning_rejuv.rejuvenate` refuses, or a neuron that has no place on disk.
     """
     # Before the model, which takes minutes to load: a line that is refused is refused at once.
-    batches = calibration_batches(sft, calibration)
+    read = calibration_for(sft, calibration)
     model = load_model(loadable(sft, scratch), device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
-    plan = make_plan(model, targets, Data(batches), options)
+    plan = make_plan(model, targets, Data(read.batches), options)
     neurons = sum(reset.group.count for reset in plan.resets)
     found: dict[str, Any] = {
         "calibration": str(calibration),
-        "dialogues": sum(len(batch["input_ids"]) for batch in batches),
+        "dialogues": sum(len(batch["input_ids"]) for batch in read.batches),
         "neurons": neurons,
         "neurons_asked": count_of(options.reset_fraction, neurons) if options.budget == "share" else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
@@ -103,18 +106,18 @@ def plan_on_disk(
         found,
         moves_on_disk(model, sft, plan.refitted.moves) if plan.refitted else {},
         plan.refitted.report if plan.refitted else None,
+        tuple(finding.detail for finding in check_ends(sft, read)),
     )
 
 
-def calibration_batches(sft: Checkpoint, calibration: Path) -> list[dict[str, Tensor]]:
+def calibration_for(sft: Checkpoint, calibration: Path) -> Calibration:
     """Read calibration data with the SFT model's tokenizer.
 
     Raises:
         ValueError: a line is malformed or too long, or there is no tokenizer.
         OSError: the file cannot be read.
     """
-    tokenizer = load_tokenizer(sft.path)
-    return tokenize(read_dialogues(calibration, tokenizer), tokenizer, context=context_length(sft.config))
+    return read_calibration(calibration, load_tokenizer(sft.path), context_length(sft.config))
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

@@ -10,18 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.calibration import IGNORED, Batch
-from lightning_rejuv.find_alpha import Verifier
+from lightning_rejuv.find_alpha import count_unfinished
 from lightning_rejuv.functional.pass_at_k import pass_at_k
 from lightning_rejuv.functional.zero_variance_fraction import zero_variance_fraction
+from lightning_rejuv.handoff.dialogues import Prompt, prompt_tokens
+from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.sampling import sample_with_generate
+from lightning_rejuv.verifier import ask, is_right
 
 #: Groups as GRPO has them. In 16 groups of 8 an error of pass@1 of about .04, and none right below a pass@1 of .02.
 PROMPTS, GROUP = 16, 8
 #: Other prompts that each response is held against, to see how often a guess is right.
 OTHERS = 3
+#: Above such a share of rollouts that came to no end, what was judged are beginnings.
+_UNFINISHED = 0.5
+_SHOWN = 200
 
 TextVerifier = Callable[[str, str], Any]
-Prompt = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,9 @@ class Rollouts:
         pass_at_1: share that is right.
         pass_at_8: share of the prompts with a right one among 8.
         zero_variance_fraction: share of the groups that are all right or all wrong.
-        chance_pass_at_1: share that would be right if it were the answer to another of the prompts.
+        chance_pass_at_1: share that would be right if it were the answer to another of the prompts; None where there
+            is no other.
+        unfinished: how many came to no end-of-sequence token; None where the model names none.
     """
 
     prompts: int
@@ -42,18 +49,74 @@ class Rollouts:
     pass_at_1: float
     pass_at_8: float
     zero_variance_fraction: float
-    chance_pass_at_1: float = 0.0
+    chance_pass_at_1: float | None = None
+    unfinished: int | None = 0
 
     @property
     def measures(self) -> dict[str, float]:
         """The figures that :func:`lightning_rejuv.verdict.judge` takes."""
         names = ("pass_at_1", "pass_at_8", "zero_variance_fraction", "chance_pass_at_1")
-        return {name: getattr(self, name) for name in names}
+        measured = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {**measured, "rollout_groups": float(self.prompts)}
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the figures, in sentences; empty if nothing does.
+
+        >>> Rollouts(16, 8, 0.0, 0.0, 1.0, unfinished=64).doubts
+        ()
+        >>> print(*Rollouts(16, 8, 0.0, 0.0, 1.0, unfinished=65).doubts)
+        65 of the 128 rollouts did not end: their beginnings were judged. Does `eos_token_id` in ...?
+        """
+        count = self.prompts * self.group
+        if self.unfinished is None:
+            first = "The model names no end-of-sequence token, so that no rollout ended"
+        elif self.unfinished > _UNFINISHED * count:
+            first = f"{self.unfinished} of the {count} rollouts did not end"
+        else:
+            return ()
+        return (
+            f"{first}: their beginnings were judged. Does `eos_token_id` in generation_config.json name the token that "
+            "ends the demonstrations?",
+        )
 
 
-def sample_rollouts(
-    model: nn.Module, batches: Sequence[Batch], verifier: TextVerifier, tokenizer: Any, seed: int = 0
-) -> Rollouts:
+@dataclass(frozen=True)
+class TextJudge:
+    """Has a verifier say which sampled responses are right; a :data:`~lightning_rejuv.find_alpha.Judge`.
+
+    Attributes:
+        verifier: from the texts of prompt and response to whether it is right.
+        prompts: the text of each prompt by its tokens.
+        tokenizer: decodes responses; special tokens are left out.
+    """
+
+    verifier: TextVerifier
+    prompts: Mapping[Prompt, str]
+    tokenizer: Any
+
+    def right(self, prompt: str, response: str) -> bool:
+        """Ask about one response.
+
+        Raises:
+            ValueError: the answer is none, see :func:`lightning_rejuv.verifier.is_right`.
+            RuntimeError: the verifier failed.
+        """
+        about = f"prompt {prompt!r:.{_SHOWN}} and response {response!r:.{_SHOWN}}"
+        return is_right(ask(self.verifier, prompt, response, about=about), about)
+
+    def responses(self, sample: Mapping[str, Tensor]) -> Iterator[tuple[Prompt, str]]:
+        """Go through the rows of a sampled batch: the prompt's tokens, and the response as text."""
+        for ids, labels in zip(sample["input_ids"], sample["labels"], strict=True):
+            response = self.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
+            yield prompt_tokens(ids, labels), response
+
+    def __call__(self, sample: Mapping[str, Tensor], where: str) -> list[bool]:
+        """Ask about each response of a sampled batch."""
+        return [self.right(self.prompts[prompt], response) for prompt, response in self.responses(sample)]
+
+
+def sample_rollouts(model: nn.Module, batches: Sequence[Batch], judge: TextJudge, seed: int = 0) -> Rollouts:
     """Sample groups of responses to some calibration prompts, and have a verifier judge them.
 
     Of the different prompts of the calibration data at most 16 are taken, evenly over it: 128 responses, sampled
@@ -63,29 +126,40 @@ def sample_rollouts(
     Args:
         model: in eval mode.
         batches: calibration batches.
-        verifier: from prompt and response to whether it is right.
-        tokenizer: decodes them; special tokens are left out of responses.
+        judge: says of a prompt and a response whether it is right.
         seed: of the sampling.
+
+    Raises:
+        ValueError: the verifier's answer is none.
+        RuntimeError: the verifier failed.
     """
+    samples = list(sample_with_generate(_groups(batches), seed)(model))
     groups: dict[Prompt, list[str]] = {}
-    for sample in sample_with_generate(_groups(batches), seed)(model):
-        for prompt, response in _answers(sample, tokenizer):
+    for sample in samples:
+        for prompt, response in judge.responses(sample):
             groups.setdefault(prompt, []).append(response)
-    prompts = [tokenizer.decode(torch.tensor(prompt)) for prompt in groups]
+    prompts = [judge.prompts[prompt] for prompt in groups]
     responses = list(groups.values())
+    shifts = range(1, min(OTHERS, len(prompts) - 1) + 1)
+
+    def told(prompt: str, response: str) -> bool:
+        right = judge.right(prompt, response)
+        advance()
+        return right
 
     def right(shift: int) -> Tensor:
         """[prompts, group] int64: responses that are right answers to the prompt so many places on."""
         return torch.tensor(
             [
-                [bool(verifier(prompts[(number + shift) % len(prompts)], one)) for one in group]
+                [told(prompts[(number + shift) % len(prompts)], response) for response in group]
                 for number, group in enumerate(responses)
             ],
             dtype=torch.int64,
         )
 
-    found = right(0)
-    others = [right(shift) for shift in range(1, min(OTHERS, len(prompts) - 1) + 1)]
+    with phase("checking responses", (1 + len(shifts)) * len(prompts) * GROUP):
+        found = right(0)
+        others = [right(shift) for shift in shifts]
 
     def mean_pass(k: int) -> float:
         return float(pass_at_k(GROUP, found.sum(1), k).mean())
@@ -96,30 +170,9 @@ def sample_rollouts(
         pass_at_1=mean_pass(1),
         pass_at_8=mean_pass(GROUP),
         zero_variance_fraction=float(zero_variance_fraction(found)),
-        chance_pass_at_1=float(torch.stack(others).double().mean()) if others else 0.0,
+        chance_pass_at_1=float(torch.stack(others).double().mean()) if others else None,
+        unfinished=count_unfinished(samples),
     )
-
-
-def text_verifier(verifier: TextVerifier, tokenizer: Any) -> Verifier:
-    """Make a verifier of prompt and response one of a sampled batch: from it to [B] bool."""
-
-    def check(batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.tensor(
-            [
-                bool(verifier(tokenizer.decode(torch.tensor(prompt)), response))
-                for prompt, response in _answers(batch, tokenizer)
-            ]
-        )
-
-    return check
-
-
-def _answers(sample: Mapping[str, Tensor], tokenizer: Any) -> Iterator[tuple[Prompt, str]]:
-    """Go through the rows of a sampled batch: the prompt's ids, and the response as text."""
-    for ids, labels in zip(sample["input_ids"], sample["labels"], strict=True):
-        response = labels != IGNORED
-        prompt = tuple(ids[: int(response.int().argmax())].tolist())
-        yield prompt, tokenizer.decode(labels[response], skip_special_tokens=True)
 
 
 def _groups(batches: Sequence[Batch]) -> list[Batch]:

@@ -88,6 +88,43 @@ def test_no_alpha_is_recommended_where_no_rollout_was_right_at_any(responses, al
     assert text.endswith(measured.search.doubts[-1])
 
 
+@pytest.mark.parametrize("level", ROLLOUTS)
+def test_where_the_search_came_to_no_alpha_the_rest_is_told(level):
+    """A verdict stays a verdict, and what is recommended is no alpha, with the reason."""
+    measured = dataclasses.replace(
+        behaviour(ROLLOUTS[level]), search=None, no_alpha="The search comes to none."
+    )
+    verdict = verdict_on(measured)
+    assert verdict == verdict_on(behaviour(ROLLOUTS[level]))
+    text, alpha = recommend(verdict, measured, None, unchanged=False)
+    assert alpha is None
+    if level in ("at risk", "over-confident"):
+        assert text == "No alpha is recommended: take an earlier checkpoint. The search comes to none."
+    found = Diagnosis("b", "s", {}, (), measured, verdict.level, verdict.reasons, text, alpha)
+    shown = str(found)
+    assert "alpha found        none\n" in shown
+    assert shown.count("The search comes to none.") == 1
+    assert "support retention  -1.00 nats" in shown
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))["behaviour"]
+    assert (plain["search"], plain["no_alpha"]) == (None, "The search comes to none.")
+    assert plain["doubts"] == ["The search comes to none."]
+
+
+@pytest.mark.parametrize("level", ROLLOUTS)
+@pytest.mark.parametrize("unfinished", [64, 65, None])
+def test_rollouts_that_did_not_end_are_told_and_doubted_once(level, unfinished):
+    rollouts = dataclasses.replace(ROLLOUTS[level], unfinished=unfinished)
+    measured = behaviour(rollouts, doubts=("It was cut.",))
+    verdict = verdict_on(measured)
+    text, alpha = recommend(verdict, measured, None, unchanged=False)
+    found = Diagnosis("b", "s", {}, (), measured, verdict.level, verdict.reasons, text, alpha)
+    assert ("all right or all wrong, 64 of the rollouts unfinished\n" in str(found)) == (unfinished == 64)
+    assert str(found).count("their beginnings were judged") == (unfinished != 64)
+    plain = found.to_dict()["behaviour"]
+    assert plain["rollouts"]["unfinished"] == unfinished
+    assert plain["doubts"] == ["It was cut.", *rollouts.doubts]
+
+
 def test_what_cannot_start_is_told_what_is_missing():
     for form, missing in ((0.001, "format is missing"), (0.9, "skill is missing")):
         measured = behaviour(ROLLOUTS["cannot start"], form=form)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from lightning_rejuv.handoff import merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
+from lightning_rejuv.handoff import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
 from lightning_rejuv.handoff.options import applied, check_options
 from lightning_rejuv.options import Options
 from tests.handoff.checkpoints import known_pair, tensors
@@ -141,6 +141,15 @@ def test_what_has_no_effect_on_a_fusion_is_refused_by_name(name, models, tmp_pat
     with pytest.raises(ValueError, match=f"`?{name}"):
         rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, **{name: IDLE[name]})
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["device", "compute_dtype"])
+def test_what_has_no_effect_on_a_diagnosis_of_files_is_refused_by_name(name, models):
+    base, sft, _ = models
+    with pytest.raises(
+        ValueError, match=f"Expected no `{name}` without `calibration`: it would have no effect"
+    ):
+        diagnose(base, sft, **{name: IDLE[name]})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""A caller's verifier: can it be called, what does it say, and of what did it fail?"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+_SHOWN = 200
+
+
+def check_verifier(verifier: Any, given: Sequence[str]) -> None:
+    """Refuse, before anything is computed, a verifier that cannot be called as it will be.
+
+    Args:
+        verifier: what the caller brought.
+        given: the names of what it is called with, by place.
+
+    Raises:
+        ValueError: it cannot be called, it is a coroutine function, or its signature does not take so many arguments.
+
+    >>> check_verifier(lambda response: True, ("prompt", "response"))
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected `verifier` to take (prompt, response) but <lambda>(response) does not: too many positional ...
+    """
+    takes = f"({', '.join(given)})"
+    if not callable(verifier):
+        raise ValueError(
+            f"Expected `verifier` to be a function of {takes} but got {verifier!r:.{_SHOWN}} "
+            f"({_kind(verifier)})."
+        )
+    name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
+    if any(map(inspect.iscoroutinefunction, (verifier, type(verifier).__call__))):
+        raise ValueError(
+            f"Expected `verifier` to be a plain function but {name} is a coroutine function (`async def`), whose "
+            "answer nobody awaits. Pass one that runs it (`asyncio.run`)."
+        )
+    try:
+        signature = inspect.signature(verifier)
+    except (TypeError, ValueError):  # some of C tell nothing
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        raise ValueError(
+            f"Expected `verifier` to take {takes} but {name}{signature} does not: {error}."
+        ) from error
+
+
+def ask(verifier: Callable[..., Any], *given: Any, about: str) -> Any:
+    """Return what a verifier answers; what it raises says about what it was asked.
+
+    Args:
+        verifier: the caller's.
+        given: its arguments.
+        about: what they are, in words.
+
+    Raises:
+        RuntimeError: it raised an exception, which is the cause.
+
+    >>> ask(lambda text: 1 / 0, "x", about="response 'x'")
+    Traceback (most recent call last):
+    ...
+    RuntimeError: The verifier raised ZeroDivisionError on response 'x': division by zero.
+    """
+    try:
+        return verifier(*given)
+    except Exception as error:
+        raise RuntimeError(f"The verifier raised {type(error).__name__} on {about}: {error}.") from error
+
+
+def is_right(answer: Any, about: str) -> bool:
+    """Read a verifier's answer about one response: a bool, or one of the numbers 0 and 1.
+
+    Of any kind, also as a tensor or an array of one element. Nothing else is taken for its truth: a reward of -1 for
+    a wrong response, NaN and the text "False" are true for Python.
+
+    Args:
+        answer: what the verifier returned.
+        about: what it was asked about, in words.
+
+    Raises:
+        ValueError: the answer is neither.
+
+    >>> is_right(1.0, "a response"), is_right(torch.tensor([False]), "a response")
+    (True, False)
+    >>> is_right(-1.0, "response 'x'")
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected the verifier to answer with a bool, or with 0 or 1, but got -1.0 (float) on response 'x'. ...
+    """
+    value = answer
+    if hasattr(answer, "item") and math.prod(getattr(answer, "shape", (0,))) == 1:
+        value = answer.item()
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    raise ValueError(
+        f"Expected the verifier to answer with a bool, or with 0 or 1, but got {answer!r:.{_SHOWN}} "
+        f"({_kind(answer)}) on {about}. Compare a score with the one from which a response is right."
+    )
+
+
+def are_right(answers: Any, rows: int, where: str) -> list[bool]:
+    """Read a verifier's answer about a batch: for each row what :func:`is_right` takes.
+
+    Args:
+        answers: what the verifier returned: a tensor, an array or a list.
+        rows: how many rows the batch has.
+        where: how messages name the batch.
+
+    Raises:
+        ValueError: there is not one answer for each row, or one is neither 0 nor 1.
+
+    >>> are_right([True, 0.0], 2, "sampled batch 0")
+    [True, False]
+    """
+    expected = f"Expected the verifier to return one bool for each of the {rows} rows of {where} but got"
+    try:
+        found = torch.as_tensor(answers)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{expected} {answers!r:.{_SHOWN}} ({_kind(answers)}).") from error
+    if found.shape != (rows,):
+        raise ValueError(f"{expected} shape {tuple(found.shape)}.")
+    return [is_right(answer, f"row {row} of {where}") for row, answer in enumerate(found.tolist())]
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,240 @@
+"""What is told of a model that was run: texts that a verifier gets, searches that fail, responses that never end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from lightning_rejuv.alpha import NoAlpha
+from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
+from lightning_rejuv.handoff.dialogues import prompt_tokens, read_calibration
+from lightning_rejuv.handoff.models import load_tokenizer
+from tests.handoff.checkpoints import edit_config, pair, resave, teach, write_calibration, write_tokenizer
+
+
+@pytest.fixture
+def models(tmp_path):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    return base, sft, write_calibration(tmp_path / "c.jsonl")
+
+
+def add_bos(path):
+    """Have a tokenizer put its BOS before every text."""
+    file = path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    file.write_text(json.dumps(content))
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_verifier_gets_the_prompt_of_a_plain_line_to_the_letter(bos, models, tmp_path):
+    """In rollouts and at the alpha that was found; of messages what was rendered."""
+    base, sft, _ = models
+    if bos:
+        add_bos(base)
+        add_bos(sft)
+    plain = ["w0 w1", "w2  w3", " w4 w5\n", "<s> w6", "w0 naïve"]
+    chat = {"messages": [{"role": "user", "content": "w7 w8"}, {"role": "assistant", "content": "w9 w1"}]}
+    lines = [{"prompt": prompt, "response": "w9 w1"} for prompt in plain]
+    calibration = write_lines(tmp_path / "mixed.jsonl", *lines, chat)
+    teach(sft, calibration)
+    seen = []
+
+    def right(prompt, response):
+        seen.append(prompt)
+        return len(seen) % 2 == 0
+
+    diagnose(base, sft, calibration=calibration, verifier=right, compute_dtype="float32")
+    expected = sorted([*plain, "<|user|> w7 w8 <|assistant|>"])
+    assert len(seen) == 4 * 6 * 8 + 6
+    assert sorted(set(seen[: 6 * 8])) == expected
+    assert sorted(seen[4 * 6 * 8 :]) == expected
+
+
+def test_texts_of_prompts_by_their_tokens(models, tmp_path):
+    """The first of several texts with the same tokens; where there is no prompt, the token that stands for it."""
+    tokenizer = load_tokenizer(models[1])
+    lines = [("w0 w1", "w2"), ("w0  w1", "w3"), ("", "w4 w5")]
+    path = write_lines(tmp_path / "c.jsonl", *({"prompt": p, "response": r} for p, r in lines))
+    read = read_calibration(path, tokenizer)
+    assert read.prompts == {(6, 7): "w0 w1", (10,): "w4"}
+    (batch,) = read.batches
+    found = [
+        prompt_tokens(ids, labels) for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+    ]
+    assert found == [(6, 7), (6, 7), (10,)]
+
+
+def test_a_search_without_an_alpha_leaves_all_else_as_it_is(models, monkeypatch):
+    base, sft, calibration = models
+    teach(sft, calibration)
+    options = {"calibration": calibration, "compute_dtype": "float32"}
+    usual = diagnose(base, sft, **options, verifier=lambda prompt, response: "w2" in prompt)
+
+    def fail(curve):
+        raise NoAlpha("Pass a number for `alpha`.", curve)
+
+    monkeypatch.setattr("lightning_rejuv.find_alpha.choose_alpha", fail)
+    found = diagnose(base, sft, **options, verifier=lambda prompt, response: "w2" in prompt)
+    curve = usual.behaviour.search.curve
+    assert found.behaviour.support_retention == usual.behaviour.support_retention
+    assert found.behaviour.support_retention == curve[0].base_samples - curve[-1].base_samples
+    assert (found.behaviour.search, found.alpha) == (None, None)
+    assert (found.verdict, found.reasons) == (usual.verdict, usual.reasons)
+    assert found.behaviour.rollouts == usual.behaviour.rollouts
+
+
+def test_what_is_likeliest_under_the_base_is_no_reason_to_say_nothing(models):
+    """As of a model that is too sure to be right about what it has not seen; here base and SFT model are swapped."""
+    base, sft, calibration = models
+    write_tokenizer(base)
+    teach(sft, calibration)
+    found = diagnose(sft, base, calibration=calibration, compute_dtype="float32", verifier=lambda *_: False)
+    assert found.verdict != "unknown"
+    assert (found.behaviour.search, found.alpha) == (None, None)
+    (doubt,) = [text for text in found.behaviour.doubts if "no alpha" in text]
+    assert "likeliest under the base (" in doubt
+    assert "swapped" in doubt
+    for of_another_door in ("`alpha`", "`model`", "`anchor`", "--"):
+        assert of_another_door not in doubt
+    assert str(found).count(doubt) == 1
+    with pytest.raises(ValueError, match=r"Are `model` and `anchor` swapped\? .* or a number for `alpha`"):
+        rejuvenate_checkpoint(sft, base, base.parent / "out", calibration=calibration)
+
+
+def test_logits_that_overflow_are_told_with_what_to_do(models):
+    base, sft, calibration = models
+    large = 6e4  # a weight that float16 can hold
+    resave(
+        sft,
+        lambda state: {
+            n: t * (large / t.abs().max()) if n == "lm_head.weight" else t for n, t in state.items()
+        },
+    )
+    for run in (
+        lambda: diagnose(base, sft, calibration=calibration, compute_dtype="float16"),
+        lambda: rejuvenate_checkpoint(
+            base, sft, sft.parent / "out", calibration=calibration, compute_dtype="float16"
+        ),
+    ):
+        with pytest.raises(ValueError, match="do its logits overflow.* in float32 or bfloat16"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [
+        ({"eos_token_id": 5}, [5]),
+        ({"eos_token_id": [5, 6]}, [5, 6]),
+        ({"eos_token_id": None}, []),
+        ({}, []),
+        ({"eos_token_id": [5, 2]}, None),
+        ({"eos_token_id": 2}, None),
+    ],
+)
+def test_demonstrations_that_end_where_generation_does_not(said, ends, models):
+    """Is a finding of `diagnose` and a warning of `rejuvenate_checkpoint`; silence where all is well."""
+    base, sft, calibration = models
+    teach(sft, calibration)
+    (sft / "generation_config.json").write_text(json.dumps(said))
+    options = {"calibration": calibration, "compute_dtype": "float32"}
+    found = diagnose(base, sft, **options)
+    texts = [(f.ok, f.detail) for f in found.findings if "demonstrations end" in f.detail]
+    report = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, **options)
+    warnings = [text for text in report.warnings if "demonstrations end" in text]
+    if ends is None:
+        assert texts == warnings == []
+        return
+    [(ok, text)] = texts
+    assert ok is None
+    assert text.startswith(
+        f"6 of 6 demonstrations end with '</s>' (2), which is not among the EOS ids {ends}:"
+    )
+    assert warnings == [text]
+
+
+def test_without_a_generation_config_the_config_says_what_ends(models):
+    base, sft, calibration = models
+    (sft / "generation_config.json").unlink()
+    teach(sft, calibration)
+    (sft / "generation_config.json").unlink()
+    for ends, warned in ((2, False), (5, True)):
+        edit_config(sft, eos_token_id=ends)
+        found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
+        assert any("demonstrations end" in finding.detail for finding in found.findings) == warned
+
+
+def test_a_line_break_after_the_turn_is_not_its_end(models, tmp_path):
+    """As many chat templates render it; and it takes more than half of the demonstrations to say something."""
+    base, sft, _ = models
+    lines = [{"prompt": "w0 w1", "response": f"w{i} </s>\n"} for i in range(2, 5)]
+    lines += [{"prompt": "w0 w1", "response": f"w{i} <|user|>"} for i in range(5, 8)]
+    calibration = write_lines(tmp_path / "ends.jsonl", *lines)
+    teach(sft, calibration)
+    options = {"calibration": calibration, "compute_dtype": "float32"}
+    assert not any("demonstrations end" in f.detail for f in diagnose(base, sft, **options).findings)
+    write_lines(calibration, *lines[1:])
+    (text,) = (f.detail for f in diagnose(base, sft, **options).findings if "demonstrations end" in f.detail)
+    assert text.startswith(
+        "3 of 5 demonstrations end with '<|user|>' (4), which is not among the EOS ids [2]"
+    )
+
+
+def test_rollouts_that_never_end_are_doubted(models):
+    base, sft, calibration = models
+    teach(sft, calibration)
+    (sft / "generation_config.json").write_text('{"eos_token_id": 5}')
+    calls = itertools.count()
+    found = diagnose(
+        base, sft, calibration=calibration, compute_dtype="float32", verifier=lambda *_: next(calls) % 2
+    )
+    assert found.behaviour.rollouts.unfinished > 24
+    assert f"{found.behaviour.rollouts.unfinished} of the 48 rollouts did not end" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "message"),
+    [
+        (5, "to be a function"),
+        (lambda response: True, "to take"),
+        ("json:__name__", "to be a function"),
+        ("operator:neg", "to take"),
+        ("no_such_module:right", "there is none of the name"),
+    ],
+)
+def test_a_verifier_that_cannot_be_called_is_refused_before_a_file_is_opened(verifier, message):
+    with pytest.raises(ValueError, match=f"Expected `verifier` .*{message}"):
+        diagnose("nowhere", "nowhere", calibration="nowhere.jsonl", verifier=verifier)
+
+
+def test_a_verifier_that_fails_names_prompt_and_response_and_leaves_the_random_state(models):
+    base, sft, calibration = models
+    teach(sft, calibration)
+    before = torch.get_rng_state()
+    told = []
+    with pytest.raises(
+        RuntimeError, match="The verifier raised ZeroDivisionError on prompt '.*' and response '"
+    ):
+        diagnose(
+            base,
+            sft,
+            calibration=calibration,
+            verifier=lambda prompt, response: 1 / 0,
+            progress=lambda *step: told.append(step[0]),
+        )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert told[-1] == "checking responses"
