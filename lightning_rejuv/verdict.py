@@ -98,10 +98,15 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
     @property
+    def deciding(self) -> Reason | None:
+        """The reason that decided; None if nothing did."""
+        return self.reasons[0] if self.reasons and self.level != "unknown" else None
+
+    @property
     def advice(self) -> str:
         """What to do, in a sentence."""
-        if self.reasons and self.reasons[0].level == self.level and self.reasons[0].advice:
-            return self.reasons[0].advice
+        if self.deciding and self.deciding.advice:
+            return self.deciding.advice
         form: Level = next((r.level for r in self.reasons if r.measure == "format_probability"), "unknown")
         missing = _MISSING if self.level == "cannot start" else {}
         return missing.get(form, _ADVICE[self.level])

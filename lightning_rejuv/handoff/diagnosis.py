@@ -180,7 +180,7 @@ def recommend(
         unchanged: whether it has the base's weights.
     """
     if record is not None:
-        return _of_rejuvenated(verdict), None
+        return _of_rejuvenated(verdict, record), None
     if unchanged:
         more = f" {verdict.advice}" if verdict.level == "cannot start" else ""
         return f"No weight differs from the base: there is nothing to rejuvenate.{more}", None
@@ -189,9 +189,10 @@ def recommend(
     search = behaviour.search
     if verdict.level == "healthy":
         whole = search is not None and search.alpha == 1.0
-        return "There is nothing to do: start RL from the SFT model itself.", 1.0 if whole else None
+        return verdict.advice, 1.0 if whole else None
     if verdict.level == "cannot start":
-        return f"{verdict.advice} Fusion with the base would not bring it.", None
+        diverged = verdict.deciding and verdict.deciding.advice
+        return verdict.advice + " Fusion with the base would not bring it." * (not diverged), None
     if verdict.level == "unknown":
         return f"{verdict.advice} `--verifier` has them sampled and judged.", None
     doubts = " ".join(("", *behaviour.doubts))
@@ -207,13 +208,22 @@ def recommend(
     return f"{first} with alpha {found:.3f}, which the search found (`--alpha auto`).{doubts}", found
 
 
-def _of_rejuvenated(verdict: Verdict) -> str:
-    start = "It is rejuvenated already: start RL from it; do not rejuvenate it a second time."
-    again = "rejuvenate the SFT model that it was made from with a {} alpha."
+def _of_rejuvenated(verdict: Verdict, record: Record) -> str:
+    already, again = (
+        "It is rejuvenated already",
+        "rejuvenate the SFT model that it was made from with a {} alpha",
+    )
+    alphas = record.alpha.values() if isinstance(record.alpha, dict) else [record.alpha]
+    larger = again.format("larger") if any(alpha < 1 for alpha in alphas) else "do more SFT"
+    smaller = again.format("smaller") if any(alpha > 0 for alpha in alphas) else "take another base"
+    if verdict.level == "unknown" or (verdict.deciding and verdict.deciding.advice):
+        return f"{already}: do not rejuvenate it a second time. {verdict.advice}"
     if verdict.level == "cannot start":
-        return "It is rejuvenated already, and RL would have nothing to reward: " + again.format("larger")
-    doubtful = verdict.level in ("at risk", "over-confident")
-    return f"{start} If RL from it does not improve, {again.format('smaller')}" if doubtful else start
+        return f"{already}, and RL would have nothing to reward: {larger}."
+    if verdict.level == "over-confident":
+        return f"{already}, and over-confident still: {smaller}, or an earlier checkpoint of its SFT."
+    start = f"{already}: start RL from it; do not rejuvenate it a second time."
+    return f"{start} If RL from it does not improve, {smaller}." if verdict.level == "at risk" else start
 
 
 def _finite(value: Any) -> Any:

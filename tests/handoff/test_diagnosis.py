@@ -161,7 +161,40 @@ def test_a_second_rejuvenation_is_never_recommended(level):
     assert text.startswith("It is rejuvenated already")
     assert ("with a smaller alpha" in text) == (level in ("at risk", "over-confident"))
     assert ("with a larger alpha" in text) == (level == "cannot start")
-    assert ("start RL from it" in text) == (level != "cannot start")
+    assert ("start RL from it" in text) == (level in ("healthy", "at risk"))
+    assert ("do not rejuvenate it a second time" in text) == (level in ("unknown", "healthy", "at risk"))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "level", "advice"),
+    [
+        (1.0, "cannot start", "do more SFT"),  # a refit alone
+        ({"*.mlp.*": 1.0, "*": 0.5}, "cannot start", "with a larger alpha"),
+        (0.0, "over-confident", "take another base, or an earlier checkpoint"),
+        ({"*.mlp.*": 0.0, "*": 0.5}, "over-confident", "with a smaller alpha, or an earlier checkpoint"),
+    ],
+)
+def test_no_alpha_beyond_the_line_is_advised(alpha, level, advice):
+    measured = behaviour(ROLLOUTS[level], 0.3)
+    text, _ = recommend(verdict_on(measured), measured, Record(alpha, 3, "sft", "base"), unchanged=False)
+    assert advice in text
+
+
+@pytest.mark.parametrize("record", [None, Record(0.4, 3, "sft", "base")])
+def test_a_model_that_has_diverged_is_sent_neither_to_sft_nor_to_another_alpha(record):
+    measured = behaviour(ROLLOUTS["cannot start"], entropy=(math.nan, 1.0), form=0.9)
+    text, alpha = recommend(verdict_on(measured), measured, record, unchanged=False)
+    assert alpha is None
+    assert "It has diverged: take an earlier checkpoint" in text
+    assert "do more SFT" not in text
+    assert "Fusion" not in text
+
+
+@pytest.mark.parametrize("record", [None, Record(0.4, 3, "sft", "base")])
+def test_what_is_solved_needs_harder_prompts(record):
+    measured = behaviour(Rollouts(16, 8, 0.99, 1.0, 0.95), 0.3)
+    text, _ = recommend(verdict_on(measured), measured, record, unchanged=False)
+    assert "take harder ones" in text
 
 
 def test_drift_is_told_in_the_order_of_the_layers_and_fits_a_screen():
