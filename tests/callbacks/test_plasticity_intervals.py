@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.metrics import PlasticityMonitor
+from tests.callbacks.modules import Line
+from tests.callbacks.test_distributed import _fit_two, in_two_ranks
 from tests.callbacks.test_plasticity import Module, fit, monitor, rows_of
 from tests.callbacks.test_plasticity_log import Rejuvenation
 from tests.conftest import tiny_llama
@@ -92,3 +94,31 @@ def test_rollouts_of_before_a_rejuvenation_say_nothing_of_the_edited_model(tmp_p
     fit([PlasticityCallback(watched, 100), Rejuvenation(), verdicts], Solved(), logger, log_every_n_steps=4)
     assert verdicts.seen == ["unknown"]
     assert rows_of(logger, "plasticity/pass_at_1") == [(3, 0.0), (3, 1.0), (6, 1.0)]
+
+
+def test_the_verdict_after_a_fit_of_two_ranks_counts_the_rollouts_of_both(tmp_path, monkeypatch):
+    """Four batches in each of two epochs, one logging interval: rank 0 has one group each time, rank 1 three."""
+
+    class Rewarded(Line):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return {
+                "loss": loss,
+                "rewards": torch.full((1 + 2 * self.global_rank, 2), float(self.global_rank)),
+            }
+
+    judged = []
+    monkeypatch.setattr("lightning_rejuv.metrics.monitor.judge", lambda values, base: judged.append(values))
+
+    def work():
+        watched = PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
+        module = Rewarded()
+        _fit_two(module, tmp_path, PlasticityCallback(watched))
+        watched.verdict()
+        return judged[-1], module.trainer.global_step
+
+    for found, error in in_two_ranks(work).values():
+        assert error is None
+        values, steps = found
+        assert values["rollout_groups"] == 4 * steps
+        assert (values["pass_at_1"], values["zero_variance_fraction"]) == (0.75, 1.0)
