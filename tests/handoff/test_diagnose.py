@@ -92,7 +92,7 @@ def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):
     sure = {"calibration": calibration, "verifier": lambda prompt, _: "w2" in prompt}
     mild = diagnose(base, sft, calibration=calibration, verifier=one_in_two())
     assert (mild.verdict, mild.alpha) == ("healthy", None), str(mild)
-    assert "start RL from the SFT model itself" in mild.recommendation
+    assert "start RL from this model" in mild.recommendation
     sharpen(sft)
     diagnosis = diagnose(base, sft, **sure)
     behaviour = diagnosis.behaviour
@@ -157,7 +157,11 @@ def test_a_verifier_judges_rollouts_of_the_sft_model(models):
     sure = diagnose(base, sft, calibration=calibration, verifier=lambda *_: True)
     assert sure.behaviour.search.right == 1.0
     assert sure.behaviour.search.alpha == search.alpha
-    hopeless = diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
+    few = diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
+    assert few.verdict == diagnose(base, sft, calibration=calibration).verdict != "cannot start"
+    assert "no rollout is right, and RL has nothing to reward, but 6 prompts are too few to tell" in str(few)
+    eight = write_calibration(sft.parent / "8.jsonl", lines=8)
+    hopeless = diagnose(base, sft, calibration=eight, verifier=lambda *_: False)
     assert (hopeless.verdict, hopeless.alpha) == ("cannot start", None)
     assert diagnose(base, sft, calibration=calibration).behaviour.rollouts is None
     with pytest.raises(ValueError, match="Expected `calibration` with `verifier`"):
