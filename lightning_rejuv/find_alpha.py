@@ -15,6 +15,7 @@ from lightning_rejuv.attribution import Confidence, confidence, format_probabili
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.forward import lent
 from lightning_rejuv.progress import phase
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
@@ -69,7 +70,9 @@ def find_alpha(
         return search
 
     def right_at(alpha: float) -> float:
-        return _right(_samples(model, blend, sampler, alpha), verifier)
+        samples = _samples(model, blend, sampler, alpha)
+        with lent(model):
+            return _right(samples, verifier)
 
     return with_rollouts(search, right_at, responses)
 
@@ -85,7 +88,11 @@ def sample_base(model: nn.Module, blend: Blend, sampler: Sampler) -> list[Any]:
 
 def _samples(model: nn.Module, blend: Blend, sampler: Sampler, alpha: float) -> list[Any]:
     blend.at(alpha)
-    samples = sampler(model)
+    with lent(model):  # until the last batch has been read, since a generator samples while it is read
+        return _read(sampler(model))
+
+
+def _read(samples: Any) -> list[Any]:
     check_batches(samples, "sampled")
     return list(bounded(samples, "sampled", MAX_RESPONSES, _rows))
 

@@ -72,6 +72,74 @@ def test_the_base_is_sampled_once_and_its_weights_are_read_for_it(pair):
     assert seen == [True]
 
 
+def restless(model):
+    """What code of the caller's may leave behind."""
+    model.train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    torch.set_grad_enabled(False)
+
+
+def lists(model):
+    found = sample(model)
+    restless(model)
+    return found
+
+
+def generates(model):
+    yield from sample(model)
+    restless(model)
+
+
+def is_closed(model):
+    """Not read to its end, and closed where it is left."""
+    try:
+        yield from sample(model)
+        yield {}
+    finally:
+        restless(model)
+
+
+@pytest.mark.parametrize("sampler", [lists, generates, is_closed])
+@pytest.mark.filterwarnings("ignore:The sampled data hold more than")
+def test_a_sampler_that_leaves_the_model_in_training_spoils_nothing(sampler, monkeypatch):
+    """Neither curve nor attribution nor what the caller finds afterwards: dropout of .5 would show."""
+    monkeypatch.setattr("lightning_rejuv.find_alpha.MAX_RESPONSES", 48)
+    base = tiny_llama(attention_dropout=0.5)
+    sft = sharpened(base)
+
+    found = []
+    for one in (sample, sampler):
+        model = copy.deepcopy(sft).train()
+        model.model.layers[0].eval()
+        model.lm_head.weight.requires_grad_(False)
+        found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], sampler=one))
+        assert torch.is_grad_enabled()
+        assert [m.training for m in model.model.layers] == [False, True]
+        assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["lm_head.weight"]
+    assert found[0].search == found[1].search
+    assert found[0].comparison == found[1].comparison
+    assert [group.reset for group in found[0].neurons] == [group.reset for group in found[1].neurons]
+
+
+def test_a_verifier_that_leaves_the_model_in_training_spoils_nothing():
+    base = tiny_llama(attention_dropout=0.5)
+    sft = sharpened(base)
+    found = []
+    for leaves in (lambda model: None, restless):
+        model = copy.deepcopy(sft)
+
+        def verifier(batch, model=model, leaves=leaves):
+            leaves(model)
+            return batch["input_ids"][:, -1] % 2 == 0
+
+        found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], sampler=sample, verifier=verifier))
+        assert torch.is_grad_enabled()
+        assert all(p.requires_grad for p in model.parameters())
+    assert found[0].comparison == found[1].comparison
+    assert found[0].search == found[1].search
+
+
 def test_unfinished_samples_are_counted_if_the_sampler_tells(pair):
     def sampler(model):
         [batch] = sample(model)
