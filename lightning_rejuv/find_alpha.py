@@ -34,7 +34,8 @@ def find_alpha(
     """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.choose_alpha`.
 
     The model is evaluated at each alpha of :data:`lightning_rejuv.alpha.GRID`, on the demonstrations and on what the
-    anchor sampled. With a verifier responses are sampled at the alpha that was found; if none is right it is raised.
+    anchor sampled. With a verifier responses are sampled at the alpha that was found; if it judges at least 32 and none
+    is right, alpha is raised.
 
     Args:
         model: the SFT model in eval mode.
@@ -45,9 +46,10 @@ def find_alpha(
         verifier: from a sampled batch to [B] bool, which responses are right.
 
     Raises:
-        ValueError: as ``choose_alpha``; no response was sampled, or the verifier does not answer for each.
+        ValueError: as ``choose_alpha``; no response was sampled, by the base or at an alpha to be checked, ``finished``
+            does not say one thing of each, or the verifier does not answer for each.
     """
-    batches = batches_for(model, own, "sampled")
+    batches, unfinished = batches_for(model, own, "sampled"), _unfinished(own)
     base: list[Confidence] = []
     curve = []
     with phase("searching for alpha", len(GRID) * (len(demonstrations) + len(batches))):
@@ -58,23 +60,23 @@ def find_alpha(
             sampled = nll_per_response([confidence(model, batch) for batch in batches])
             form = format_probability(demonstrations, found, base)
             curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
-    responses, unfinished = sum(len(batch.response) for batch in batches), _unfinished(own)
-    search = choose_alpha(curve)
-    search = replace(
-        search,
-        responses=responses,
-        unfinished=unfinished,
-        doubts=(*search.doubts, *doubt_samples(responses, unfinished)),
-    )
-    if verifier is None or sampler is None:
-        return search
+    taught, responses = (sum(len(batch.response) for batch in some) for some in (demonstrations, batches))
+    search = replace(choose_alpha(curve), responses=responses, unfinished=unfinished)
+    if verifier is not None and sampler is not None:
 
-    def right_at(alpha: float) -> float:
-        samples = _samples(model, blend, sampler, alpha)
-        with lent(model):
-            return _right(samples, verifier)
+        def right_at(alpha: float) -> tuple[int, int]:
+            samples = _samples(model, blend, sampler, alpha)
+            if not samples:
+                raise ValueError(
+                    f"Expected the sampler to return responses at alpha {alpha:g} too, which the verifier judges, but "
+                    "it returned none. Return as many as of the base, or leave the verifier out."
+                )
+            batches_for(model, samples, "sampled")
+            with lent(model):
+                return _right(samples, verifier)
 
-    return with_rollouts(search, right_at, responses)
+        search = with_rollouts(search, right_at)
+    return replace(search, doubts=(*doubt_samples(taught, responses, unfinished), *search.doubts))
 
 
 def sample_base(model: nn.Module, blend: Blend, sampler: Sampler) -> list[Any]:
@@ -98,18 +100,41 @@ def _read(samples: Any) -> list[Any]:
 
 
 def _rows(batch: Any) -> int:
-    return len(batch["input_ids"]) if isinstance(batch, Mapping) and "input_ids" in batch else 1
+    """Return how many rows a batch has: one where it is a row of a dataset, and where it will be refused."""
+    try:
+        shape = torch.as_tensor(batch["input_ids"]).shape
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        return 1
+    return shape[0] if len(shape) > 1 else 1
 
 
 def _unfinished(samples: list[Any]) -> int | None:
     """Count the responses that came to no end, if all batches say so."""
     if not all(isinstance(batch, Mapping) and "finished" in batch for batch in samples):
         return None
-    return sum(int((~torch.as_tensor(batch["finished"]).bool()).sum()) for batch in samples)
+    return sum(_cut_off(batch, f"sampled batch {number}") for number, batch in enumerate(samples))
 
 
-def _right(samples: list[Any], verifier: Verifier) -> float:
-    """Return the share of some responses that a verifier accepts."""
+def _cut_off(batch: Mapping[str, Any], where: str) -> int:
+    rows, got = _rows(batch), batch["finished"]
+    try:
+        finished = torch.as_tensor(got)
+        got = f"shape {tuple(finished.shape)}"
+        fits = finished.dim() <= 1 and finished.numel() == rows
+        if fits and not bool(((finished == 0) | (finished == 1)).all()):
+            fits, got = False, f"{finished.tolist()}"
+    except (TypeError, ValueError, RuntimeError):
+        fits, got = False, repr(got)
+    if not fits:
+        raise ValueError(
+            f"Expected `finished` of {where} to be one bool for each of its {rows} rows, which of them came to their "
+            f"end, but got {got:.200}. Leave it out of all batches where the sampler cannot tell."
+        )
+    return int((finished == 0).sum())
+
+
+def _right(samples: list[Any], verifier: Verifier) -> tuple[int, int]:
+    """Return how many of some responses a verifier accepts, and how many it judged."""
     right = total = 0
     for number, batch in enumerate(samples):
         rows = _rows(batch)
@@ -120,4 +145,4 @@ def _right(samples: list[Any], verifier: Verifier) -> float:
                 f"got shape {tuple(accepted.shape)}."
             )
         right, total = right + int(accepted.sum()), total + rows
-    return right / max(1, total)
+    return right, total
