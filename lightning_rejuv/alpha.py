@@ -260,7 +260,7 @@ def with_rollouts(search: AlphaSearch, right_at: Callable[[float], tuple[int, in
     search = replace(search, right=right / judged, judged=judged)
     if right:
         return search
-    none = f"None of {judged} rollouts is right at alpha {alpha:.2f}"
+    none = f"None of {_count(judged, 'rollout')} is right at alpha {alpha:.2f}"
     if judged < _ROLLOUTS:
         few = f"{none}, which are too few to tell: {_ROLLOUTS} calibration prompts and more would."
         return replace(search, doubts=(*search.doubts, few))

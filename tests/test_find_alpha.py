@@ -201,7 +201,7 @@ def by_turns(*counts):
 @pytest.mark.parametrize(
     ("counts", "doubt"),
     [
-        ((48, 1), "None of 1 rollouts is right at alpha 0.40, which are too few to tell"),
+        ((48, 1), "None of 1 rollout is right at alpha 0.40, which are too few to tell"),
         ((48, 31), "None of 31 rollouts is right at alpha 0.40, which are too few to tell"),
         ((8, 64), "None of 64 rollouts is right at alpha 0.40, nor at any up to 0.70"),
     ],
@@ -221,8 +221,14 @@ def test_a_raise_is_told(pair):
         asked.append(batch)
         return torch.full((48,), len(asked) > 1)
 
-    search = search_of(pair, verifier=verifier)
+    demonstrations, model = [greedy_batch(pair[1], rows=8)], copy.deepcopy(pair[1])
+    report = rejuvenate(model, pair[0], demonstrations, reset_fraction=0, sampler=sample, verifier=verifier)
+    search = report.search
     assert (search.alpha, search.raised_from, search.right, search.judged) == (0.5, 0.4, 1.0, 48)
+    assert report.alpha == 0.5
+    found = report.to_dict()["search"]
+    assert (found["raised_from"], found["judged"]) == (0.4, 48)
+    assert "100% of 48 at this alpha are right" in str(report)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,9 @@ class Otherwise(Own):
     ],
 )
 def test_a_generate_that_does_something_else_is_refused(model, got):
-    expected = rf"`generate` of {type(model).__name__} .* the prompts \(4, 5\) with new tokens .* but .*{got}.*"
+    expected = (
+        rf"`generate` of {type(model).__name__} .* the prompts \(4, 5\) with new tokens .* but .*{got}.*"
+    )
     with pytest.raises(ValueError, match=expected + "Pass `sampler=`"):
         samples_of(model, tiny_llama())
 
