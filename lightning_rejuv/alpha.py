@@ -27,6 +27,15 @@ _RAISE, _RAISES = 0.1, 3
 _ROLLOUTS = 32
 #: The share of the base's samples that may be cut off without a word.
 _UNFINISHED = 0.1
+#: With fewer demonstrations, or samples of the base, alpha depends on which they are.
+_FEW = 8
+#: What differs by less is the same. In nats a response: RL would not notice one that is likelier by a thousandth. And
+#: in parts of the largest value: it is a sum over tokens, computed in float32, where errors of a millionth are usual.
+_SAME, _SAME_SHARE = 1e-3, 1e-5
+_NOTHING = (
+    "Nothing differs on the whole line: at no alpha are the demonstrations likelier than under the base, or the base's "
+    "samples likelier than under the SFT model. There is nothing to fuse."
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class AlphaSearch:
         responses: how many responses the base sampled.
         unfinished: how many of them came to no end-of-sequence token; None if the sampler does not say.
         right: share of responses sampled at ``alpha`` that the verifier accepts; None without a verifier.
+        judged: how many responses sampled at ``alpha`` it judged; None without a verifier.
+        raised_from: what the curve alone said, where ``alpha`` was raised since no response was right there; else None.
         doubts: what speaks against the answer, in sentences; empty if nothing does.
     """
 
@@ -72,12 +83,14 @@ class AlphaSearch:
     responses: int = 0
     unfinished: int | None = None
     right: float | None = None
+    judged: int | None = None
+    raised_from: float | None = None
     doubts: tuple[str, ...] = ()
 
     @property
     def found_nothing_right(self) -> bool:
         """Whether no rollout was right at any alpha that was tried, though there were enough of them to tell."""
-        return self.right == 0 and self.responses >= _ROLLOUTS
+        return self.right == 0 and self.judged is not None and self.judged >= _ROLLOUTS
 
 
 class NoAlpha(ValueError):
@@ -102,12 +115,15 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     number nor the length of the responses matters, since a factor on D or B changes nothing. The bargaining solution
     itself was right on fewer lines than the usual alpha (docs/alpha.md); it tells where the line is an unusual one.
 
+    Where the base's samples are nowhere likelier than under the SFT model, by a thousandth of a nat and a
+    hundred-thousandth of their likelihood, there is nothing to lose: all of the base's support is kept everywhere, and
+    the product is the demonstrations' share.
+
     Args:
         curve: at least three points in order of alpha, the first at 0 and the last at 1.
 
     Returns:
-        The search, with the doubts that the curve itself raises. ``alpha`` is 1 if nothing differs on the whole line,
-        and that with the likeliest demonstrations if the base's samples are as likely under the SFT model.
+        The search, with the doubts that the curve itself raises. ``alpha`` is 1 if nothing differs on the whole line.
 
     Raises:
         NoAlpha: a value is not finite, or the demonstrations are nowhere likelier than under the base.
@@ -120,9 +136,9 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     _check_finite(curve)
     base, sft = curve[0], curve[-1]
     taught, lost = _most(curve)
-    if taught <= 0 and lost <= 0:
-        return AlphaSearch("auto", 1.0, 1.0, 1.0, 1.0, list(curve))
-    if taught <= 0:
+    if not taught and not lost:
+        return AlphaSearch("auto", 1.0, 1.0, 1.0, 1.0, list(curve), doubts=(_NOTHING,))
+    if not taught:
         raise NoAlpha(
             "Expected calibration demonstrations that SFT made likelier but on the whole line between base and SFT "
             f"model they are likeliest under the base ({base.demonstrations:.2f} nats a response, "
@@ -133,7 +149,7 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     values = [math.prod(shares) for shares in _shares(curve)]
     best = max(range(len(curve)), key=values.__getitem__)
     bargain = _peak([point.alpha for point in curve], values, best)
-    alpha = _nearest(curve, _GOOD * values[best]) if lost > 0 else bargain
+    alpha = _nearest(curve, _GOOD * values[best])
     search = AlphaSearch("auto", alpha, bargain, *shares_at(curve, alpha), list(curve))
     return replace(search, doubts=tuple(_doubts(search)))
 
@@ -146,20 +162,30 @@ def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
 
 
 def _most(curve: Sequence[AlphaPoint]) -> tuple[float, float]:
-    """Return how much likelier the demonstrations, and the base's samples, become on the line at most, nats."""
-    return (
-        curve[0].demonstrations - min(point.demonstrations for point in curve),
-        curve[-1].base_samples - min(point.base_samples for point in curve),
-    )
+    """Return how much likelier the demonstrations, and the base's samples, become on the line at most, nats.
+
+    0 where that is not to be told from nothing.
+    """
+    demonstrations = [point.demonstrations for point in curve]
+    base_samples = [point.base_samples for point in curve]
+    return _gain(demonstrations, demonstrations[0]), _gain(base_samples, base_samples[-1])
+
+
+def _gain(values: Sequence[float], end: float) -> float:
+    gain = end - min(values)
+    return gain if gain > max(_SAME, _SAME_SHARE * max(map(abs, values))) else 0.0
 
 
 def _shares(curve: Sequence[AlphaPoint]) -> list[tuple[float, float]]:
-    """Return for each point which shares of what SFT taught and of the base's support are kept."""
+    """Return for each point which shares of what SFT taught and of the base's support are kept.
+
+    Of what cannot be lost all is kept.
+    """
     taught, lost = _most(curve)
     return [
         (
-            max(0.0, curve[0].demonstrations - point.demonstrations) / taught,
-            max(0.0, curve[-1].base_samples - point.base_samples) / lost if lost > 0 else 1.0,
+            max(0.0, curve[0].demonstrations - point.demonstrations) / taught if taught else 1.0,
+            max(0.0, curve[-1].base_samples - point.base_samples) / lost if lost else 1.0,
         )
         for point in curve
     ]
@@ -206,68 +232,103 @@ def _between(alpha: float, alphas: Sequence[float], values: Sequence[float]) -> 
 
 
 def _doubts(search: AlphaSearch) -> Iterator[str]:
-    alpha, curve = search.alpha, search.curve
-    if alpha != USUAL_ALPHA:
+    """Say what speaks against a search's alpha: that the curve found, or one that it was raised to."""
+    alpha, curve, raised = search.alpha, search.curve, search.raised_from is not None
+    if alpha != USUAL_ALPHA and not raised:
+        other = search.bargain if round(search.bargain, 2) != round(alpha, 2) else USUAL_ALPHA
+        digits = 2 if round(alpha, 2) != USUAL_ALPHA else 3
         yield (
             f"At {USUAL_ALPHA:g}, which was right elsewhere, too little would be kept of what SFT taught or of the "
-            f"base's support. Compare a few rollouts at {alpha:.2f} and {search.bargain:.2f}."
+            f"base's support. Compare a few rollouts at {alpha:.{digits}f} and {other:.{digits}f}."
         )
     if search.taught * search.kept < _KEPT:
         yield (
-            f"No alpha keeps both: at {alpha:.2f} there is {search.taught:.0%} of what SFT taught and "
-            f"{search.kept:.0%} of the base's support."
+            f"{'This alpha does not keep' if raised else 'No alpha keeps'} both: at {alpha:.2f} there is "
+            f"{search.taught:.0%} of what SFT taught and {search.kept:.0%} of the base's support."
         )
     if (form := _between(alpha, [p.alpha for p in curve], [p.format for p in curve])) < FORMAT_AT_RISK:
+        more = "" if raised else " Sample a few rollouts; if none is right, take a larger alpha."
         yield (
             f"The format that the demonstrations share has a probability of only {form:.3f} there: RL may find too "
-            "little to reward. Sample a few rollouts; if none is right, take a larger alpha."
+            f"little to reward.{more}"
         )
 
 
-def with_rollouts(search: AlphaSearch, right_at: Callable[[float], float], responses: int) -> AlphaSearch:
+def with_rollouts(search: AlphaSearch, right_at: Callable[[float], tuple[int, int]]) -> AlphaSearch:
     """Have a few rollouts checked, and raise alpha if none of them is right: the format, or the skill, is lost there.
 
     Fewer than 32 rollouts raise nothing: none of a few is right at many a pass@1 that RL can start from.
 
     Args:
-        search: what the curve said.
-        right_at: samples responses at an alpha and returns the share that a verifier accepts.
-        responses: how many it samples.
+        search: what the curve said; its doubts are of the curve alone, and are made anew where alpha is raised.
+        right_at: samples responses at an alpha; returns how many a verifier accepts, and how many it judged, at least
+            one.
 
     >>> line = [AlphaPoint(a / 10, 20 * (1 - a / 10) ** 2, 5 + 20 * (a / 10) ** 2, 1.0) for a in range(11)]
-    >>> found = with_rollouts(choose_alpha(line), lambda alpha: float(alpha > 0.45), 32)
-    >>> round(found.alpha, 3), found.doubts
-    (0.5, ('None of 32 rollouts is right at alpha 0.40: it was raised to 0.50.',))
+    >>> found = with_rollouts(choose_alpha(line), lambda alpha: (32 if alpha > 0.45 else 0, 32))
+    >>> found.alpha, found.raised_from, found.doubts
+    (0.5, 0.4, ('None of 32 rollouts is right at alpha 0.40: it was raised to 0.50.',))
     """
-    for raised in range(_RAISES + 1 if responses >= _ROLLOUTS else 1):
-        alpha = min(1.0, search.alpha + raised * _RAISE)
-        right = right_at(alpha)
-        if right > 0 or alpha == 1.0:
+    alpha = search.alpha
+    right, judged = right_at(alpha)
+    search = replace(search, right=right / judged, judged=judged)
+    if right:
+        return search
+    none = f"None of {_count(judged, 'rollout')} is right at alpha {alpha:.2f}"
+    if judged < _ROLLOUTS:
+        few = f"{none}, which are too few to tell: {_ROLLOUTS} calibration prompts and more would."
+        return replace(search, doubts=(*search.doubts, few))
+    for raised in range(1, _RAISES + 1):
+        if alpha == 1.0:
             break
-    none = f"None of {responses} rollouts is right at alpha {search.alpha:.2f}"
-    if right > 0 and not raised:
-        return replace(search, right=right)
-    if right > 0:
-        kept = shares_at(search.curve, alpha)
-        doubt = f"{none}: it was raised to {alpha:.2f}."
-        return replace(
-            search, alpha=alpha, taught=kept[0], kept=kept[1], right=right, doubts=(*search.doubts, doubt)
-        )
-    if responses < _ROLLOUTS:
-        doubt = f"{none}, which are too few to tell: {_ROLLOUTS} calibration prompts and more would."
-    else:
-        doubt = (
-            f"{none}, nor at any up to {alpha:.2f}: RL will have nothing to reward. Do more SFT, or a refit."
-        )
-    return replace(search, right=0.0, doubts=(*search.doubts, doubt))
+        alpha = round(min(1.0, search.alpha + raised * _RAISE), 3)
+        right, judged = right_at(alpha)
+        if right:
+            return _raised(search, alpha, right / judged, judged, f"{none}: it was raised to {alpha:.2f}.")
+    larger = "" if alpha == search.alpha else f", nor at any up to {alpha:.2f}"
+    hopeless = f"{none}{larger}: RL will have nothing to reward. Do more SFT, or a refit."
+    return replace(search, doubts=(*search.doubts, hopeless))
 
 
-def doubt_samples(responses: int, unfinished: int | None) -> tuple[str, ...]:
-    """Say that many of the base's samples were cut off, if they were.
+def _raised(search: AlphaSearch, alpha: float, right: float, judged: int, doubt: str) -> AlphaSearch:
+    taught, kept = shares_at(search.curve, alpha)
+    found = replace(
+        search,
+        alpha=alpha,
+        taught=taught,
+        kept=kept,
+        right=right,
+        judged=judged,
+        raised_from=search.alpha,
+    )
+    return replace(found, doubts=(*_doubts(found), doubt))
 
-    >>> doubt_samples(20, 1), doubt_samples(20, None)
+
+def doubt_samples(demonstrations: int, responses: int, unfinished: int | None) -> tuple[str, ...]:
+    """Say that there were few responses to go by, or that many of the base's samples were cut off, if so.
+
+    Args:
+        demonstrations: how many there are.
+        responses: how many the base sampled.
+        unfinished: how many of these came to no end; None if nobody knows.
+
+    >>> doubt_samples(20, 20, 1), doubt_samples(20, 20, None)
     ((), ())
+    >>> print(*doubt_samples(1, 20, None))
+    Alpha goes by 1 demonstration and 20 samples of the base: with fewer than 8 it depends on which they are.
     """
-    if unfinished is None or unfinished <= _UNFINISHED * responses:
-        return ()
-    return (f"{unfinished} of the base's {responses} samples did not end: their beginnings were judged.",)
+    doubts = []
+    if min(demonstrations, responses) < _FEW:
+        doubts.append(
+            f"Alpha goes by {_count(demonstrations, 'demonstration')} and {_count(responses, 'sample')} of the base: "
+            f"with fewer than {_FEW} it depends on which they are."
+        )
+    if unfinished is not None and unfinished > _UNFINISHED * responses:
+        doubts.append(
+            f"{unfinished} of the base's {responses} samples did not end: their beginnings were judged."
+        )
+    return tuple(doubts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

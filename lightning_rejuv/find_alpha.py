@@ -15,6 +15,7 @@ from lightning_rejuv.attribution import Confidence, confidence, format_probabili
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.forward import lent
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import are_right, ask
 
@@ -36,7 +37,8 @@ def find_alpha(
     """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.choose_alpha`.
 
     The model is evaluated at each alpha of :data:`lightning_rejuv.alpha.GRID`, on the demonstrations and on what the
-    anchor sampled. With a judge responses are sampled at the alpha that was found; if none is right it is raised.
+    anchor sampled. With a judge responses are sampled at the alpha that was found; if it judges at least 32 and none is
+    right, alpha is raised.
 
     Args:
         model: the SFT model in eval mode.
@@ -48,10 +50,11 @@ def find_alpha(
 
     Raises:
         NoAlpha: as ``choose_alpha``.
-        ValueError: no response was sampled, or the judge cannot tell which are right.
+        ValueError: no response was sampled, by the base or at an alpha to be checked, ``finished`` does not say one
+            thing of each, or the judge cannot tell which are right.
         RuntimeError: a verifier failed.
     """
-    batches = batches_for(model, own, "sampled")
+    batches, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
     base: list[Confidence] = []
     curve = []
     with phase("searching for alpha", len(GRID) * (len(demonstrations) + len(batches))):
@@ -62,21 +65,23 @@ def find_alpha(
             sampled = nll_per_response([confidence(model, batch) for batch in batches])
             form = format_probability(demonstrations, found, base)
             curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
-    responses, unfinished = sum(len(batch.response) for batch in batches), count_unfinished(own)
-    search = choose_alpha(curve)
-    search = replace(
-        search,
-        responses=responses,
-        unfinished=unfinished,
-        doubts=(*search.doubts, *doubt_samples(responses, unfinished)),
-    )
-    if judge is None or sampler is None:
-        return search
+    taught, responses = (sum(len(batch.response) for batch in some) for some in (demonstrations, batches))
+    search = replace(choose_alpha(curve), responses=responses, unfinished=unfinished)
+    if judge is not None and sampler is not None:
 
-    def right_at(alpha: float) -> float:
-        return _right(_samples(model, blend, sampler, alpha), judge)
+        def right_at(alpha: float) -> tuple[int, int]:
+            samples = _samples(model, blend, sampler, alpha)
+            if not samples:
+                raise ValueError(
+                    f"Expected the sampler to return responses at alpha {alpha:g} too, which are to be judged, but "
+                    "it returned none. Return as many as of the base, or leave the verifier out."
+                )
+            batches_for(model, samples, "sampled")
+            with lent(model):
+                return _right(samples, judge)
 
-    return with_rollouts(search, right_at, responses)
+        search = with_rollouts(search, right_at)
+    return replace(search, doubts=(*doubt_samples(taught, responses, unfinished), *search.doubts))
 
 
 def judge_by(verifier: Verifier) -> Judge:
@@ -99,27 +104,54 @@ def sample_base(model: nn.Module, blend: Blend, sampler: Sampler) -> list[Any]:
 
 def _samples(model: nn.Module, blend: Blend, sampler: Sampler, alpha: float) -> list[Any]:
     blend.at(alpha)
-    samples = sampler(model)
+    with lent(model):  # until the last batch has been read, since a generator samples while it is read
+        return _read(sampler(model))
+
+
+def _read(samples: Any) -> list[Any]:
     check_batches(samples, "sampled")
     return list(bounded(samples, "sampled", MAX_RESPONSES, _rows))
 
 
 def _rows(batch: Any) -> int:
-    return len(batch["input_ids"]) if isinstance(batch, Mapping) and "input_ids" in batch else 1
+    """Return how many rows a batch has: one where it is a row of a dataset, and where it will be refused."""
+    try:
+        shape = torch.as_tensor(batch["input_ids"]).shape
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        return 1
+    return shape[0] if len(shape) > 1 else 1
 
 
 def count_unfinished(samples: list[Any]) -> int | None:
     """Count the responses that came to no end-of-sequence token; None unless all batches say so (``finished``)."""
     if not all(isinstance(batch, Mapping) and "finished" in batch for batch in samples):
         return None
-    return sum(int((~torch.as_tensor(batch["finished"]).bool()).sum()) for batch in samples)
+    return sum(_cut_off(batch, f"sampled batch {number}") for number, batch in enumerate(samples))
 
 
-def _right(samples: list[Any], judge: Judge) -> float:
-    """Return the share of some responses that are right."""
+def _cut_off(batch: Mapping[str, Any], where: str) -> int:
+    rows, got = _rows(batch), batch["finished"]
+    try:
+        finished = torch.as_tensor(got)
+        got = f"shape {tuple(finished.shape)}"
+        fits = finished.dim() <= 1 and finished.numel() == rows
+        if fits and not bool(((finished == 0) | (finished == 1)).all()):
+            fits, got = False, f"{finished.tolist()}"
+    except (TypeError, ValueError, RuntimeError):
+        fits, got = False, repr(got)
+    if not fits:
+        raise ValueError(
+            f"Expected `finished` of {where} to be one bool for each of its {rows} rows, which of them came to their "
+            f"end, but got {got:.200}. Leave it out of all batches where the sampler cannot tell."
+        )
+    return int((finished == 0).sum())
+
+
+def _right(samples: list[Any], judge: Judge) -> tuple[int, int]:
+    """Return how many of some responses are right, and how many were judged."""
     right, total = 0, sum(map(_rows, samples))
     with phase("checking responses", total):
         for number, batch in enumerate(samples):
             right += sum(judge(batch, f"sampled batch {number}"))
             advance(_rows(batch))
-    return right / max(1, total)
+    return right, total

@@ -26,15 +26,38 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Without compiled graphs, in which hooks that are added later do not fire, and without the weight cache of
     autocast.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with _keeping_modes(model):
+        model.eval()
         with (
             keeping_random_state(),
             without_autocast_cache(),
             _without_compiled_graphs(),
         ):
             yield
+
+
+@contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """Lend a model to code of the caller's: a sampler, a verifier that holds it, a loss.
+
+    On exit every module's mode, every parameter's ``requires_grad`` and the grad mode are as before, whatever that code
+    has left behind: a sampler that ends with ``model.train()`` must not have dropout in what is measured after it.
+    """
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with _keeping_modes(model), torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            for parameter, requires_grad in required:
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _keeping_modes(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -75,7 +75,7 @@ def rejuvenate(
             (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
         reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
             are reset where fewer have a positive score, and the report says so. 0 is fusion alone.
-        omega: weight of the base on a reset neuron; 1 overwrites it.
+        omega: weight of the base on a reset neuron; 1 overwrites it. Refused without a reset.
         positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
             are not un-taught; or ``"entropy_gap"``, the paper's rule.
         positions_per_response: at how many positions of a response, at most, neurons are attributed.
@@ -89,9 +89,10 @@ def rejuvenate(
             over positions of the top ``reset_fraction`` at each.
         sampler: for ``alpha="auto"`` and for ``refit``: called with the model while it holds the weights to sample
             from; returns responses that it sampled, as batches in the form of ``calibration``. By default the model's
-            ``generate`` on the calibration prompts.
+            ``generate`` on the calibration prompts. Whatever mode it leaves the model in, it is measured in eval mode.
         verifier: for ``alpha="auto"``: from a sampled batch to [B] bool, or 0 and 1, which are right. With it a few
-            responses are sampled at the alpha that was found, and it is raised if none of them is right.
+            responses are sampled at the alpha that was found; if it judges at least 32 of them and none is right,
+            alpha is raised.
         loss: for a module that is no language model: from the module and a calibration batch to a scalar;
             neurons are then the output rows of its linear and convolutional layers, scored by gradient ×
             activation of the loss (with adapters, the rows that they change), and ``alpha`` is a number.
@@ -115,9 +116,9 @@ def rejuvenate(
     once as well, on rank zero, with its data and options; a bare module where this is called.
 
     Raises:
-        ValueError: an argument out of range, a calibration set that is empty or has empty responses, an
-            anchor that does not match, equals the model or shares its memory, NaN or infinity in either, weights
-            that are quantised, offloaded or parametrised, adapters whose base is not what SFT started from, a
+        ValueError: an argument out of range or without an effect, a calibration set that is empty or has empty
+            responses, an anchor that does not match, equals the model or shares its memory, NaN or infinity in either,
+            weights that are quantised, offloaded or parametrised, adapters whose base is not what SFT started from, a
             family that the neuron map does not know, a refit of sharded or frozen weights or one whose loss is not
             finite. Nothing has been changed then.
         FileNotFoundError: the anchor's path does not exist.
@@ -147,8 +148,9 @@ def rejuvenate(
         seed=seed,
         refit=refit,
     )
-    root, model, replicated = unwrap(model)
     data = Data(calibration, loss, sampler, verifier)
+    _check_effect(data, options)
+    root, model, replicated = unwrap(model)
     targets = open_targets(model, anchor, resize_vocabulary, root)
     optimizers = _optimizers(optimizer)
     if not (replicated or targets.layout.sharded):
@@ -157,6 +159,32 @@ def rejuvenate(
     options = hand_round(options)  # a seed that differs would round differently
     plan, planned = make_plan_on_rank_zero(model, targets, data, options)
     return hand_round(carry_out(planned, targets, plan, options, optimizers, started))
+
+
+def _check_effect(data: Data, options: Options) -> None:
+    """Refuse what the caller brings and nothing would be done with; a LightningModule may well bring more.
+
+    Raises:
+        TypeError: what is to be called cannot be.
+        ValueError: with the names of what has no effect.
+    """
+    for name in ("sampler", "verifier", "loss"):
+        if not ((got := getattr(data, name)) is None or callable(got)):
+            raise TypeError(f"Expected `{name}` to be a function but got {type(got).__name__}.")
+    samples = options.searches_alpha or options.refit is not None
+    resets = options.reset_fraction > 0
+    idle = {
+        "sampler": (data.sampler is not None and not samples, '`alpha="auto"` or `refit`'),
+        "verifier": (data.verifier is not None and not options.searches_alpha, '`alpha="auto"`'),
+        "loss": (data.loss is not None and not (samples or resets), "a `reset_fraction` above 0"),
+        "omega": (options.omega != 1.0 and not resets, "a `reset_fraction` above 0"),
+    }
+    for name, (without_effect, needed) in idle.items():
+        if without_effect:
+            raise ValueError(
+                f"Expected no `{name}` without {needed}, which alone it is for: it would have no effect. Leave it out, "
+                f"or pass {needed}."
+            )
 
 
 def carry_out(

@@ -74,7 +74,7 @@ def search_rows(search: AlphaSearch, curve: bool = True) -> Iterator[tuple[str, 
     if curve:
         yield "", f"negative log-likelihoods, nats a response; {search.responses} base samples{unfinished}"
     if search.right is not None:
-        yield "  rollouts", f"{search.right:.0%} of {search.responses} at this alpha are right"
+        yield "  rollouts", f"{search.right:.0%} of {search.judged} at this alpha are right"
     yield from (("  doubt", doubt) for doubt in search.doubts)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,8 +40,9 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
 
     Returns:
         A sampler, which returns batches with ``input_ids``, ``labels``, which end with the first end-of-sequence
-        token, ``attention_mask``, and ``finished`` [B] bool, which responses came to that token; without
-        ``finished`` where the model names no such token.
+        token, ``attention_mask``, and ``finished`` [B] bool, which responses came to that token: none where the model
+        names no such token; without ``finished`` where a ``generate`` of its own stops before its time all the same.
+        It raises ValueError where ``generate`` takes or returns something else than that of transformers.
     """
     rows = max(len(batch.response) for batch in batches)
     tokens = max(batch.inputs["input_ids"].numel() for batch in batches)
@@ -115,7 +117,7 @@ def _continued(model: nn.Module, prompts: list[dict[str, Tensor]], new: int) -> 
     given = {name: torch.stack([_of(prompt, name, length) for prompt in prompts]) for name in names}
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     with _plain_generation(model, new) as (options, ends):
-        full: Tensor = model.generate(**given, **options)  # type: ignore[operator]
+        full = _generated(model, given, options)
     end = torch.tensor(ends, device=full.device, dtype=full.dtype)
     is_end = torch.isin(full[:, length:], end).int()
     mask = torch.ones_like(full)
@@ -123,13 +125,54 @@ def _continued(model: nn.Module, prompts: list[dict[str, Tensor]], new: int) -> 
     labels = full.masked_fill(mask == 0, IGNORED)
     labels[:, :length] = IGNORED
     sample = {"input_ids": full, "labels": labels, "attention_mask": mask}
-    if ends:
+    if ends or full.shape[1] - length >= new:
         sample["finished"] = is_end.bool().any(1)
     for name in names - {"input_ids"}:
         count = torch.arange(1, full.shape[1] - length + 1, device=full.device)
         after = given[name][:, -1:] + (count if name == "position_ids" else torch.zeros_like(count))
         sample[name] = torch.cat([given[name], after], dim=1)
     return sample
+
+
+def _generated(model: nn.Module, given: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+    """Call ``generate``, and check that it does what that of transformers does: a model may have one of its own.
+
+    Returns:
+        [B, > T] integers, which begin with the prompts [B, T].
+
+    Raises:
+        ValueError: it takes other arguments, or returns something else.
+    """
+    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+    prompts = given["input_ids"]
+    what = f"the prompts {tuple(prompts.shape)} with new tokens after them, as one integer tensor"
+    try:
+        inspect.signature(generate).bind(**given, **options)
+    except TypeError as error:
+        raise _not_as_expected(model, what, f"it takes other arguments ({error})") from error
+    except ValueError:  # one that is compiled does not tell
+        pass
+    full = generate(**given, **options)
+    if not isinstance(full, Tensor):
+        raise _not_as_expected(model, what, f"it returned {type(full).__name__}")
+    rows, length = prompts.shape
+    integers = not (full.is_floating_point() or full.is_complex() or full.dtype == torch.bool)
+    if not integers or full.dim() != 2 or len(full) != rows or full.shape[1] <= length:
+        raise _not_as_expected(model, what, f"it returned shape {tuple(full.shape)} of {full.dtype}")
+    if not torch.equal(full[:, :length].to(prompts.device, prompts.dtype), prompts):
+        raise _not_as_expected(
+            model, what, f"what it returned, {tuple(full.shape)}, does not begin with them"
+        )
+    return full
+
+
+def _not_as_expected(model: nn.Module, what: str, got: str) -> ValueError:
+    return ValueError(
+        f"Expected `generate` of {type(language_model(model)).__name__} to take `input_ids`, `attention_mask` and what "
+        f"says how to sample, and to return {what}, as that of transformers does, but {got}. Pass `sampler=` (in a "
+        "LightningModule `sample_responses`), a function that takes the model and returns sampled responses as batches "
+        "with `input_ids` and `labels`."
+    )
 
 
 def _of(prompt: dict[str, Tensor], name: str, length: int) -> Tensor:

@@ -94,14 +94,49 @@ def test_the_shares_are_of_the_most_that_the_line_has():
     assert found.doubts == ()
 
 
-def test_models_that_do_not_differ_are_left_alone():
-    found = choose_alpha(line(lambda a: 3.0, lambda a: 5.0))
-    assert (found.alpha, found.taught, found.kept, found.doubts) == (1.0, 1.0, 1.0, ())
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 5e-4])
+@pytest.mark.parametrize("size", [3.0, 3000.0])
+def test_models_that_do_not_differ_are_left_alone(noise, size):
+    """Also where the arithmetic of one pass and of the next does: of many tokens by more than of a few."""
+    noise *= max(1.0, size / 100)
+    found = choose_alpha(
+        line(lambda a: size - noise * (7919 * a % 1), lambda a: size + noise * (104729 * a % 1))
+    )
+    assert (found.alpha, found.taught, found.kept) == (1.0, 1.0, 1.0)
+    (doubt,) = found.doubts
+    assert doubt.startswith("Nothing differs on the whole line")
 
 
-def test_a_base_that_lost_nothing_leaves_the_likeliest_demonstrations():
-    assert choose_alpha(line(lambda a: 10 * (1 - a), lambda a: 5 - a)).alpha == 1.0
-    assert choose_alpha(line(lambda a: 10 * (a - 0.7) ** 2, lambda a: 5.0)).alpha == pytest.approx(0.7)
+@pytest.mark.parametrize(
+    "known", [lambda a: 5.0, lambda a: 5 - a, lambda a: 5 + 1e-6 * (104729 * a % 1) + 1e-7 * a]
+)
+@pytest.mark.parametrize(
+    ("taught", "alpha"),
+    [
+        (lambda a: 20 * (1 - a) ** 3, 0.4),  # of which .784 is left at .4
+        (lambda a: 10 * (a - 0.7) ** 2, 0.4),  # .816
+        (lambda a: 10 * (1 - a), 0.75),
+        (lambda a: 20 - 20 * a**4, 0.916),
+    ],
+)
+def test_where_the_base_loses_nothing_the_demonstrations_share_decides(taught, alpha, known):
+    """By the same rule: all of the base's support is kept everywhere, so that the product is the other share."""
+    found = choose_alpha(line(taught, known))
+    assert found.alpha == pytest.approx(alpha, abs=2e-3)
+    assert found.kept == 1.0
+    assert found.bargain == pytest.approx(min(GRID, key=taught), abs=0.02)
+    assert [doubt[:6] for doubt in found.doubts] == ([] if alpha == 0.4 else ["At 0.4"])
+
+
+def test_no_alpha_is_named_twice_where_two_are_to_be_compared():
+    # A line that SFT's last step alone makes: the bargain is at its end, and so is the first good one.
+    found = choose_alpha(line(lambda a: 20.0 if a < 1 else 19.0, lambda a: 5.0))
+    assert found.doubts[0].endswith("Compare a few rollouts at 0.95 and 1.00.")
+    for step, found_alpha, told in ((0.01, 0.408, "0.41 and 0.40"), (0.004, 0.403, "0.403 and 0.400")):
+        grid = (0.0, 0.4, 0.4 + step, 0.4 + 2 * step, 1.0)
+        alike = choose_alpha(line(lambda a, at=grid[2]: 19.0 if a == at else 20.0, lambda a: 5.0, grid=grid))
+        assert (alike.alpha, alike.bargain) == (found_alpha, pytest.approx(grid[2]))
+        assert alike.doubts[0].endswith(f"Compare a few rollouts at {told}.")
 
 
 def test_demonstrations_that_sft_made_no_likelier_are_refused():
@@ -133,41 +168,96 @@ def test_it_says_if_the_format_is_lost_there():
 
 
 def test_it_says_if_samples_are_cut_off():
-    assert doubt_samples(24, 2) == ()
-    assert doubt_samples(24, 10) == (
+    assert doubt_samples(24, 24, 2) == ()
+    assert doubt_samples(24, 24, 10) == (
         "10 of the base's 24 samples did not end: their beginnings were judged.",
     )
 
 
+@pytest.mark.parametrize(
+    ("demonstrations", "responses", "told"),
+    [
+        (8, 8, None),
+        (7, 8, "7 demonstrations and 8 samples"),
+        (64, 1, "64 demonstrations and 1 sample of the base"),
+    ],
+)
+def test_it_says_if_there_is_little_to_go_by(demonstrations, responses, told):
+    doubts = doubt_samples(demonstrations, responses, None)
+    assert len(doubts) == bool(told)
+    if told:
+        assert doubts[0].startswith(f"Alpha goes by {told}")
+
+
+def judged_at(search, right, judged=32):
+    """What a verifier says at each alpha, and at which it was asked."""
+    asked = []
+
+    def right_at(alpha):
+        asked.append(alpha)
+        return right(alpha), judged
+
+    return with_rollouts(search, right_at), asked
+
+
 def test_rollouts_that_are_right_leave_alpha_as_it_is():
     search = choose_alpha(line(demonstrations, base_samples))
-    asked = []
-    found = with_rollouts(search, lambda alpha: asked.append(alpha) or 0.25, 32)
-    assert (found.alpha, found.right, found.doubts, asked) == (search.alpha, 0.25, (), [search.alpha])
+    found, asked = judged_at(search, lambda alpha: 8)
+    assert (found.alpha, found.right, found.judged, found.doubts) == (search.alpha, 0.25, 32, ())
+    assert (found.raised_from, asked) == (None, [search.alpha])
 
 
 def test_alpha_is_raised_until_a_rollout_is_right():
     search = choose_alpha(line(demonstrations, base_samples))
-    found = with_rollouts(search, lambda alpha: float(alpha > search.alpha + 0.15), 32)
-    assert found.alpha == pytest.approx(search.alpha + 0.2)
-    assert found.right == 1.0
+    found, asked = judged_at(search, lambda alpha: 12 * (alpha > search.alpha + 0.15), 48)
+    assert asked == [0.4, 0.5, 0.6]
+    assert (found.alpha, found.raised_from, found.right, found.judged) == (0.6, 0.4, 0.25, 48)
     assert found.taught > search.taught
     assert found.kept < search.kept
-    assert found.doubts[0].startswith("None of 32 rollouts is right at alpha 0.")
+    assert found.doubts[-1] == "None of 48 rollouts is right at alpha 0.40: it was raised to 0.60."
+
+
+def test_after_a_raise_doubts_are_about_the_alpha_that_is_taken():
+    curve = line(lambda a: 20 * (1 - a) ** 2, lambda a: 5 + 20 * a**1.2, lambda a: a**3)
+    search = choose_alpha(curve)
+    assert len(search.doubts) == 2
+    assert "at 0.40 there is 64%" in search.doubts[0]
+    assert "probability of only 0.064" in search.doubts[1]
+    found, _ = judged_at(search, lambda alpha: int(alpha > 0.65))
+    assert found.doubts == (
+        "This alpha does not keep both: at 0.70 there is 91% of what SFT taught and 35% of the base's support.",
+        "None of 32 rollouts is right at alpha 0.40: it was raised to 0.70.",
+    )
+    unusual = choose_alpha(line(lambda a: 9 * (1 - a) ** 8, lambda a: 2 + 9 * (1 - (1 - a) ** 6)))
+    assert unusual.doubts[0].startswith("At 0.4")
+    raised, _ = judged_at(unusual, lambda alpha: int(alpha > unusual.alpha))
+    assert not any(doubt.startswith("At 0.4") for doubt in raised.doubts)  # it is not what is compared now
 
 
 def test_a_few_rollouts_raise_nothing():
     search = choose_alpha(line(demonstrations, base_samples))
-    asked = []
-    found = with_rollouts(search, lambda alpha: asked.append(alpha) or 0.0, 31)
-    assert (found.alpha, found.right, asked) == (search.alpha, 0.0, [search.alpha])
+    found, asked = judged_at(search, lambda alpha: 0, 31)
+    assert (found.alpha, found.right, found.judged, asked) == (search.alpha, 0.0, 31, [search.alpha])
+    assert not found.found_nothing_right
+    assert "None of 31 rollouts is right" in found.doubts[0]
     assert "which are too few to tell" in found.doubts[0]
 
 
 def test_alpha_is_not_raised_for_nothing():
     search = choose_alpha(line(demonstrations, base_samples))
-    asked = []
-    found = with_rollouts(search, lambda alpha: asked.append(alpha) or 0.0, 32)
-    assert (found.alpha, found.right) == (search.alpha, 0.0)
+    found, asked = judged_at(search, lambda alpha: 0)
+    assert (found.alpha, found.right, found.raised_from) == (search.alpha, 0.0, None)
+    assert found.found_nothing_right
     np.testing.assert_allclose(asked, search.alpha + np.array([0, 0.1, 0.2, 0.3]))
-    assert "RL will have nothing to reward" in found.doubts[0]
+    assert found.doubts[0].startswith(
+        "None of 32 rollouts is right at alpha 0.40, nor at any up to 0.70: RL will"
+    )
+
+
+def test_at_the_end_of_the_line_there_is_no_larger_alpha():
+    search = choose_alpha(line(lambda a: 3.0, lambda a: 5.0))
+    found, asked = judged_at(search, lambda alpha: 0)
+    assert asked == [1.0]
+    assert found.doubts[-1].startswith(
+        "None of 32 rollouts is right at alpha 1.00: RL will have nothing to reward"
+    )

@@ -197,3 +197,24 @@ def test_bad_losses_and_modules():
     with pytest.raises(ValueError, match="have linear or convolutional layers"):
         rejuvenate(shifted(norm), norm, batches((3,)), loss=loss, alpha=0.5)
     assert all(torch.equal(v, before[k]) for k, v in sft.state_dict().items())
+
+
+def test_a_loss_that_leaves_the_module_in_training_spoils_nothing():
+    """Neither the scores of the batches after it nor what the caller finds afterwards: dropout would show."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
+    groups = output_rows(model)
+
+    def restless(model, batch):
+        value = loss(model, batch)
+        model.train()
+        model[2].weight.requires_grad_(False)
+        torch.set_grad_enabled(False)
+        return value
+
+    expected, found = (attribute_loss(model, groups, batches((4,)), one) for one in (loss, restless))
+    for a, b in zip(found.total, expected.total, strict=True):
+        assert torch.equal(a, b)
+    assert not any(module.training for module in model.modules())
+    assert torch.is_grad_enabled()
+    assert all(p.requires_grad for p in model.parameters())

@@ -31,9 +31,9 @@ def test_a_search_without_doubts():
 @pytest.mark.parametrize("curve", [True, False])
 def test_doubts_and_rollouts_are_told_with_and_without_the_curve(curve):
     doubts = ("No alpha keeps both.", "7 of the base's 64 samples did not end.")
-    found = list(search_rows(replace(SURE, unfinished=7, right=0.25, doubts=doubts), curve))
+    found = list(search_rows(replace(SURE, unfinished=7, right=0.25, judged=48, doubts=doubts), curve))
     assert found[-3:] == [
-        ("  rollouts", "25% of 64 at this alpha are right"),
+        ("  rollouts", "25% of 48 at this alpha are right"),
         ("  doubt", doubts[0]),
         ("  doubt", doubts[1]),
     ]

@@ -14,7 +14,7 @@ from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import Attribution
 from lightning_rejuv.bounded import bounded, check_batches, most_read
 from lightning_rejuv.calibration import Batch
-from lightning_rejuv.forward import forward_logits
+from lightning_rejuv.forward import forward_logits, lent
 from lightning_rejuv.neurons import NeuronGroup
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -43,7 +43,12 @@ def attribute_loss(
     check_batches(batches, "calibration")
     result = Attribution()
     for batch in bounded(batches, "calibration", most_read(batches), lambda _: 1):
-        scores = _scores(model, groups, lambda batch=batch: loss(model, batch), _itself)  # type: ignore[misc]
+
+        def lost(batch: Any = batch) -> Tensor:
+            with lent(model):
+                return loss(model, batch)
+
+        scores = _scores(model, groups, lost, _itself)
         result.add([score[None] for score in scores], torch.zeros(1))
     if not result.positions:
         raise ValueError("Expected at least one calibration batch but the iterable is empty.")

@@ -205,6 +205,9 @@ def recommend(
             found,
         )
     first = "Compare more rollouts, or rejuvenate" if verdict.level == "at risk" else "Rejuvenate"
+    if (before := search.raised_from) is not None:
+        why = f"`--alpha auto`, which checks no rollouts, would take {before:g}"
+        return f"{first} with `--alpha {found:g}`: {why}.{doubts}", found
     return f"{first} with alpha {found:.3f}, which the search found (`--alpha auto`).{doubts}", found
 
 

@@ -75,11 +75,24 @@ def test_a_search_without_doubts_is_recommended_without():
     assert text == "Rejuvenate with alpha 0.500, which the search found (`--alpha auto`)."
 
 
+def test_an_alpha_that_was_raised_is_recommended_as_a_number():
+    """The command's own search has no verifier, and would write another one."""
+    measured = behaviour(ROLLOUTS["over-confident"], alpha=0.4)
+    search = with_rollouts(measured.search, lambda alpha: (int(alpha > 0.45), 32))
+    measured = dataclasses.replace(measured, search=search)
+    text, recommended = recommend(verdict_on(measured), measured, None, unchanged=False)
+    assert recommended == 0.5
+    assert text.startswith(
+        "Rejuvenate with `--alpha 0.5`: `--alpha auto`, which checks no rollouts, would take 0.4. "
+    )
+    assert text.endswith(search.doubts[-1])
+
+
 @pytest.mark.parametrize(("responses", "alpha"), [(31, 0.5), (32, None)])
 def test_no_alpha_is_recommended_where_no_rollout_was_right_at_any(responses, alpha):
     measured = behaviour(ROLLOUTS["over-confident"])
-    search = dataclasses.replace(measured.search, responses=responses)
-    measured = dataclasses.replace(measured, search=with_rollouts(search, lambda alpha: 0.0, responses))
+    search = with_rollouts(measured.search, lambda alpha: (0, responses))
+    measured = dataclasses.replace(measured, search=search)
     text, recommended = recommend(verdict_on(measured), measured, None, unchanged=False)
     assert recommended == alpha
     assert text.startswith(
