@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import putting_back
 from lightning_rejuv.access.lora import is_adapted
 from lightning_rejuv.access.targets import Targets
-from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts
+from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts, refit_stream, shift_all
 from lightning_rejuv.attribution import confidence, nll_per_response
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
@@ -131,7 +132,8 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     """Train the model as its edit will leave it, note what that moves, and put every weight back.
 
     In eval mode, so that dropout does not make the few steps noisier. Weights in bfloat16 are trained by copies in
-    float32, which are rounded for each pass.
+    float32, which are rounded for each pass as the edit rounds them. The loss after the last step is that of the very
+    weights which the edit leaves.
 
     Args:
         model: the SFT model.
@@ -165,11 +167,16 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         passes = 2 * (len(plan.batches) + len(plan.samples)) + sum(map(len, steps))
         with phase("refitting", passes):
             before = _losses(model, plan)
-            trained_to = train(model, trained, steps, rate)
+            trained_to = train(model, trained, steps, rate, partial(refit_stream, options))
+            moves = {name: value - edited[name] for name, value in trained_to.items()}
+            del trained_to
+            # Not those of an adapter that is not active.
+            moves = {name: move for name, move in moves.items() if bool(move.any())}
+            with torch.no_grad():
+                for name, parameter in trained.items():
+                    parameter.copy_(edited.pop(name))
+            shift_all(targets, moves, options)
             after = _losses(model, plan)
-        moves = {name: value - edited.pop(name) for name, value in trained_to.items()}
-    # Not those of an adapter that is not active.
-    moves = {name: move for name, move in moves.items() if bool(move.any())}
     report = RefitReport(
         steps=asked.steps,
         learning_rate=rate,

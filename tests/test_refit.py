@@ -62,6 +62,17 @@ def by_hand(model, rows, steps, rate, size, seed=0):
                 p.sub_(rate * change)
 
 
+def mean_nll_in_batches(model, batches):
+    """As :func:`mean_nll`, in the batches of the data: bfloat16 rounds otherwise for each shape."""
+    total = rows = 0
+    for data in batches:
+        with torch.no_grad():
+            log_probs = model(input_ids=data["input_ids"]).logits[:, :-1].float().log_softmax(-1)
+        told = -log_probs.gather(-1, data["input_ids"][:, 1:, None])[..., 0][data["labels"][:, 1:] != -100]
+        total, rows = total + float(told.double().sum()), rows + len(data["input_ids"])
+    return total / rows
+
+
 def state(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -284,6 +295,47 @@ def test_stochastic_rounding_is_right_on_average():
     assert not (nearest.lm_head.weight != before.lm_head.weight)[large].any()
     assert moved[large].any()
     assert float(moved[large].abs().mean()) == pytest.approx(1e-4, rel=0.5)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_reported_loss_is_that_of_the_model_that_is_left(dtype, rounding, recwarn):
+    """Before the steps that of the edit alone; at the default rate, most of whose steps bfloat16 cannot hold."""
+    for seed in (0, 4):
+        base = tiny_llama(seed, dtype=dtype)
+        sft = sharpened(base)
+        calibration, samples = [greedy_batch(sft, rows=8)], [greedy_batch(base, rows=8, seed=3)]
+        options = {"alpha": 0.4, "reset_fraction": 0.05, "rounding": rounding, "sampler": lambda _, s=samples: s}
+        plain = copy.deepcopy(sft)
+        rejuvenate(plain, base, calibration, **options)
+        found = rejuvenate(sft, base, calibration, **options, refit=Refit(5)).refit
+        for model, told in (
+            (plain, (found.demonstrations_before, found.base_samples_before)),
+            (sft, (found.demonstrations_after, found.base_samples_after)),
+        ):
+            real = [mean_nll_in_batches(model, part) for part in (calibration, samples)]
+            assert told == pytest.approx(real, rel=1e-6)
+        if rounding == "stochastic":
+            assert found.joint_after < found.joint_before
+    assert rounding == "nearest" or not [w for w in recwarn if "raised the loss" in str(w.message)]
+
+
+def test_every_pass_sees_the_weights_that_the_edit_would_leave_then():
+    """In bfloat16, with steps of which nearly none is half a last place."""
+    base = tiny_llama(dtype=torch.bfloat16)
+    data = [greedy_batch(base, rows=4, seed=1)]
+    options = {"alpha": 0.4, "reset_fraction": 0, "sampler": lambda _: data}
+    heads = []
+    sft = sharpened(base)
+    sft.register_forward_pre_hook(lambda *_: heads.append(sft.lm_head.weight.detach().clone()))
+    rejuvenate(sft, base, data, **options, refit=Refit(3, 1e-4, 8))
+    assert len(heads) == 2 + 3 * 2 + 2  # the losses, three steps in two passes each, the losses
+    for steps in (1, 2):
+        left = sharpened(base)
+        rejuvenate(left, base, data, **options, refit=Refit(steps, 1e-4, 8))
+        assert (heads[2 + 2 * steps] == left.lm_head.weight).float().mean() > 0.999
+    assert torch.equal(heads[-1], sft.lm_head.weight)
+    assert (heads[4] != heads[2]).float().mean() > 0.01
 
 
 def test_a_batch_takes_no_more_memory_than_the_data(monkeypatch):

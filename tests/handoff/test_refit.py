@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lightning_rejuv
 from lightning_rejuv import Refit, cli
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint, verify
 from lightning_rejuv.handoff.checkpoint import open_checkpoint
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.models import load_tokenizer
 from lightning_rejuv.handoff.record import find_record
 from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration
 from tests.handoff.test_reset import load, rejuvenated_in_memory
@@ -56,6 +59,30 @@ def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
         gap, line = gap + float(((b - s) * (exact - rounded)).sum()), line + float((b - s).square().sum())
     assert half.total.rounding_shift == pytest.approx(gap / line, rel=1e-3)
     assert gap != 0
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_in_bfloat16_the_reported_loss_is_that_of_the_edit_in_memory(rounding, tmp_path):
+    """At the default rate, most of whose steps bfloat16 cannot hold; the edit in memory leaves what it reports."""
+    base, sft = pair(tmp_path)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"alpha": 0.4, "reset_fraction": 0, "refit": Refit(8), "rounding": rounding}
+    report = rejuvenate_checkpoint(
+        base, sft, tmp_path / "out", calibration=calibration, compute_dtype="bfloat16", **options
+    )
+    model, tokenizer = load(sft, torch.bfloat16), load_tokenizer(sft)
+    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
+    lightning_rejuv.rejuvenate(model, load(base, torch.bfloat16), batches, **options)
+    total = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        log_probs = logits[:, :-1].float().log_softmax(-1)
+        told = log_probs.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        total -= float(told[batch["labels"][:, 1:] != -100].double().sum())
+    assert report.refit.demonstrations_after == pytest.approx(total / 6, rel=1e-6)
+    if rounding == "stochastic":
+        assert report.refit.joint_after < report.refit.joint_before - 0.01
 
 
 def test_a_head_that_is_stored_beside_its_embedding_moves_with_it(tmp_path):
