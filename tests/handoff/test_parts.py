@@ -104,7 +104,7 @@ def test_statistics_of_pieces_are_those_of_the_whole():
     for start in range(0, 64, 16):
         piece = slice(start, start + 16)
         one = TensorStatistics()
-        one.add_norms(sft[piece], base[piece])
+        one.add(sft[piece], base[piece])
         one.add_rounding(sft[piece], base[piece], exact[piece], fused[piece])
         whole = pooled([whole, one])
     assert whole.drift == pytest.approx(float((sft - base).double().norm() / base.double().norm()), rel=1e-5)
