@@ -99,7 +99,7 @@ def check_refit(targets: Targets, options: Options) -> None:
     """Refuse a refit that cannot be made, before anything is read or run.
 
     Raises:
-        ValueError: parameters are sharded or in float16, or none requires a gradient.
+        ValueError: parameters are sharded, one that is trained is in float16, or none requires a gradient.
     """
     if options.refit is None:
         return
@@ -118,8 +118,8 @@ def check_refit(targets: Targets, options: Options) -> None:
     half = [name for name, parameter in parameters.items() if parameter.dtype == torch.float16]
     if half:
         raise ValueError(
-            f"Expected weights in bfloat16 or float32 for `refit` but {listing(half)} are in float16, whose gradients "
-            "underflow. Load the model in another dtype."
+            f"Expected trained weights in bfloat16 or float32 for `refit` but {listing(half)} require a gradient and "
+            "are in float16, whose gradients underflow. Load the model in another dtype, or freeze them."
         )
 
 

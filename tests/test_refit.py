@@ -224,6 +224,28 @@ def test_only_the_adapter_is_trained():
     assert report.refit.weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def test_frozen_weights_in_float16_below_adapters_in_float32_are_no_reason_to_refuse():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    base = tiny_llama()
+    calibration, samples = data_of(base)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    moves = []
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(copy.deepcopy(base).to(dtype), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+        before = state(model)
+        options = {"alpha": 1.0, "reset_fraction": 0, "refit": Refit(3), "sampler": lambda _: samples}
+        rejuvenate(model, None, calibration, **options)
+        moves.append(
+            torch.cat([(p - before[n]).detach().float().flatten() for n, p in model.named_parameters()])
+        )
+    assert nn.functional.cosine_similarity(*moves, dim=0) > 0.98
+
+
 def test_the_weights_of_an_adapter_that_is_not_active_are_not_counted():
     peft = pytest.importorskip("peft", reason="peft is not installed")
     base = tiny_llama()
@@ -305,7 +327,12 @@ def test_the_reported_loss_is_that_of_the_model_that_is_left(dtype, rounding, re
         base = tiny_llama(seed, dtype=dtype)
         sft = sharpened(base)
         calibration, samples = [greedy_batch(sft, rows=8)], [greedy_batch(base, rows=8, seed=3)]
-        options = {"alpha": 0.4, "reset_fraction": 0.05, "rounding": rounding, "sampler": lambda _, s=samples: s}
+        options = {
+            "alpha": 0.4,
+            "reset_fraction": 0.05,
+            "rounding": rounding,
+            "sampler": lambda _, s=samples: s,
+        }
         plain = copy.deepcopy(sft)
         rejuvenate(plain, base, calibration, **options)
         found = rejuvenate(sft, base, calibration, **options, refit=Refit(5)).refit
@@ -423,7 +450,11 @@ REFUSED = {
         "finite loss in the refit but got nan at step 2",
     ),
     "nothing to train": ({}, _frozen, "all are frozen"),
-    "float16": ({}, lambda m: m.half(), "bfloat16 or float32 for `refit`"),
+    "float16": (
+        {},
+        lambda m: m.half(),
+        "trained weights in bfloat16 or float32 for `refit` but .* in float16",
+    ),
     "no calibration": ({"calibration": None}, None, "Expected calibration batches but got None"),
     "no samples": ({"sampler": lambda _: []}, None, "at least one sampled batch"),
     "a loss": ({"loss": lambda m, b: m(**b).loss}, None, "no `refit` with `loss`"),
@@ -517,9 +548,12 @@ def test_a_loss_that_rises_is_warned_of():
         ({"steps": 0}, "`steps` of `Refit` to be an integer of at least 1 but got 0"),
         ({"steps": 1.5}, "`steps` of `Refit` to be an integer of at least 1 but got 1.5"),
         ({"batch_size": True}, "`batch_size` of `Refit` to be an integer of at least 1 but got True"),
-        ({"learning_rate": 0.0}, "`learning_rate` of `Refit` to be a number above 0 but got 0.0"),
-        ({"learning_rate": math.nan}, "`learning_rate` of `Refit` to be a number above 0 but got nan"),
-        ({"learning_rate": "1e-5"}, "`learning_rate` of `Refit` to be a number above 0 but got '1e-5'"),
+        ({"learning_rate": 0.0}, "`learning_rate` of `Refit` to be a finite number above 0 but got 0.0"),
+        ({"learning_rate": math.nan}, "`learning_rate` of `Refit` to be a finite number above 0 but got nan"),
+        (
+            {"learning_rate": "1e-5"},
+            "`learning_rate` of `Refit` to be a finite number above 0 but got '1e-5'",
+        ),
     ],
 )
 def test_options_out_of_range(given, message):

@@ -81,7 +81,9 @@ def test_token_ids_of_every_form(tmp_path):
             token_ids(tmp_path / "none")
 
 
-@pytest.mark.parametrize("text", ["", "3", "[1]", "{", "1: 0.5", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "[1]", "{", "1: 0.5", "\x00", f'"*": {"1" * 5000}'], ids=lambda t: repr(t[:8])
+)
 def test_a_file_that_is_no_mapping_of_patterns(tmp_path, text):
     (tmp_path / "alpha.yaml").write_text(text)
     with pytest.raises(ValueError, match="to map patterns of tensor names"):
