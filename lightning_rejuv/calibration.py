@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from lightning_rejuv.bounded import bounded, check_batches, most_read
 from lightning_rejuv.documents import DOCUMENT_KEYS, LENGTHS, documents_of, is_cumulative
 from lightning_rejuv.forward import keeping_random_state
+from lightning_rejuv.warned import warn
 
 IGNORED = -100
 
@@ -107,7 +107,7 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     if not batches:
         raise ValueError(f"Expected at least one {what} batch but the iterable is empty.")
     if not masked:
-        warnings.warn(
+        warn(
             f"No prompt token of the {what} data is masked: the labels cover the prompts, which count as response. Set "
             "the labels of prompts to -100.",
             stacklevel=2,
@@ -239,7 +239,7 @@ def _warn_of_labelled_padding(labels: Tensor, found: list[tuple[int, Tensor]], w
     for row, at in found:
         padding[row, at] = False
     if bool((padding & (labels != IGNORED)).any()):
-        warnings.warn(
+        warn(
             f"The labels of {where} cover padding, which `attention_mask` masks: it does not count as response. Set "
             "its labels to -100.",
             stacklevel=2,

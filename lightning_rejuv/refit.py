@@ -11,7 +11,6 @@ Memory, beside the model and one pass: about 25 bytes for each weight that is tr
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from lightning_rejuv.options import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Op
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
 from lightning_rejuv.regroup import Pool
+from lightning_rejuv.warned import warn
 
 if TYPE_CHECKING:
     from lightning_rejuv.plan import Plan
@@ -193,7 +193,7 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     check_finite(report.joint_before, "before its first step", rate)
     check_finite(report.joint_after, "after its last step", rate)
     if report.joint_after > report.joint_before:
-        warnings.warn(
+        warn(
             f"The refit raised the loss that it descends, from {report.joint_before:.4g} to {report.joint_after:.4g} "
             f"nats a response: the learning rate {rate:g} is too large, or the steps are too few.",
             stacklevel=2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rou
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
+from lightning_rejuv.warned import warn
 
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
     try:
         return look()
     except Exception as error:
-        warnings.warn(
+        warn(
             f"The model was rejuvenated, but {failed} afterwards: {type(error).__name__}: {error}",
             stacklevel=3,
         )

@@ -149,8 +149,8 @@ def test_patterns_of_alpha_fit_what_wrappers_rename():
     [
         *(v for v in NOT_REAL[:9] if v is not None),
         *(0, -1.0, float("inf"), float("nan"), np.float32("nan"), torch.tensor(float("nan"))),
-    ]
-    + [10**400, 10**5000, Fraction(10**400), Decimal("1e500"), Decimal("sNaN")],
+        *(10**400, 10**5000, Fraction(10**400), Decimal("1e500"), Decimal("sNaN")),
+    ],
     ids=short,
 )
 def test_what_is_no_learning_rate_is_refused(value):

@@ -23,6 +23,7 @@ from lightning_rejuv.handoff.record import find_record
 from lightning_rejuv.handoff.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe
 from lightning_rejuv.progress import Listener, reporting
+from lightning_rejuv.warned import collecting_warnings
 
 
 def diagnose(
@@ -85,7 +86,7 @@ def diagnose(
         batches = calibration_batches(ours, Path(calibration).expanduser())
     stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
     behaviour, run_in = None, None
-    with reporting(progress):
+    with reporting(progress), collecting_warnings() as told:
         stream.measure()
         if batches is not None:
             run_in = compute_dtype_on(device, compute_dtype)
@@ -103,7 +104,11 @@ def diagnose(
         base=str(base),
         sft=str(sft),
         tensors=stream.measured,
-        findings=(*findings, *(Finding("config", None, text) for text in warnings)),
+        findings=(
+            *findings,
+            *(Finding("config", None, text) for text in warnings),
+            *(Finding("calibration", None, text) for text in told),
+        ),
         behaviour=behaviour,
         verdict=verdict.level,
         reasons=verdict.reasons,
