@@ -57,7 +57,7 @@ def find_alpha(
             sampled = nll_per_response([confidence(model, batch) for batch in batches])
             form = format_probability(demonstrations, found, base)
             curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
-    responses, unfinished = sum(len(batch.response) for batch in batches), _unfinished(own)
+    responses, unfinished = sum(len(batch.response) for batch in batches), count_unfinished(own)
     search = choose_alpha(curve)
     search = replace(
         search,
@@ -94,8 +94,8 @@ def _rows(batch: Any) -> int:
     return len(batch["input_ids"]) if isinstance(batch, Mapping) and "input_ids" in batch else 1
 
 
-def _unfinished(samples: list[Any]) -> int | None:
-    """Count the responses that came to no end, if all batches say so."""
+def count_unfinished(samples: list[Any]) -> int | None:
+    """Count the responses that came to no end-of-sequence token; None unless all batches say so (``finished``)."""
     if not all(isinstance(batch, Mapping) and "finished" in batch for batch in samples):
         return None
     return sum(int((~torch.as_tensor(batch["finished"]).bool()).sum()) for batch in samples)

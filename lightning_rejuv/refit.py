@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import putting_back
 from lightning_rejuv.access.lora import is_adapted
 from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.alpha import doubt_samples
 from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts, refit_stream, shift_all
 from lightning_rejuv.attribution import confidence, nll_per_response
 from lightning_rejuv.forward import device_of, evaluation_mode
@@ -47,6 +48,8 @@ class RefitReport:
         weights: how many weights were trained.
         demonstrations: how many calibration responses there were.
         base_samples: how many of the base's own.
+        unfinished: how many of those came to no end-of-sequence token; None if the sampler does not say.
+        doubts: what speaks against the samples, in sentences; empty if nothing does.
         demonstrations_before: mean negative log-likelihood of the calibration responses after the edit, before the
             first step, nats a response.
         demonstrations_after: the same after the last step.
@@ -61,6 +64,8 @@ class RefitReport:
     weights: int
     demonstrations: int
     base_samples: int
+    unfinished: int | None
+    doubts: tuple[str, ...]
     demonstrations_before: float
     demonstrations_after: float
     base_samples_before: float
@@ -183,7 +188,9 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         batch_size=min(asked.batch_size, len(pool)),
         weights=sum(move.numel() for move in moves.values()),
         demonstrations=count(plan.batches),
-        base_samples=count(plan.samples),
+        base_samples=(sampled := count(plan.samples)),
+        unfinished=plan.unfinished,
+        doubts=doubt_samples(sampled, plan.unfinished),
         demonstrations_before=before[0],
         demonstrations_after=after[0],
         base_samples_before=before[1],

@@ -135,6 +135,28 @@ def test_the_search_for_alpha_and_the_refit_see_the_same_samples():
     assert report.refit.base_samples == 7
 
 
+@pytest.mark.parametrize("alpha", [0.4, "auto"])
+def test_samples_that_did_not_end_are_counted_and_doubted_once(alpha):
+    base = tiny_llama()
+    sft = sharpened(base)
+    calibration = [greedy_batch(sft, rows=5)]
+    samples = [greedy_batch(base, rows=4, seed=n) for n in (2, 3)]
+    doubt = "3 of the base's 8 samples did not end"
+    for ended, unfinished in (([True] * 4, 0), ([False] * 3 + [True], 3), (None, None)):
+        told = [
+            {**samples[0], **({} if ended is None else {"finished": torch.tensor(ended)})},
+            {**samples[1], **({} if ended is None else {"finished": torch.tensor([True] * 4)})},
+        ]
+        options = {"alpha": alpha, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _, t=told: t}
+        report = rejuvenate(copy.deepcopy(sft), base, calibration, **options)
+        found = report.to_dict()["refit"]
+        assert found["unfinished"] == unfinished
+        assert [text[: len(doubt)] for text in found["doubts"]] == ([doubt] if unfinished == 3 else [])
+        assert str(report).count(doubt) == (unfinished == 3)
+        (row,) = [line for line in str(report).splitlines() if "responses that the base sampled" in line]
+        assert row.endswith(f"sampled, {unfinished} of them unfinished" if unfinished else "sampled")
+
+
 def test_without_a_sampler_the_base_continues_the_calibration_prompts():
     base = tiny_llama()
     calibration, _ = data_of(base)

@@ -81,7 +81,8 @@ class HandoffReport:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
         if self.attribution:
             yield from self._attributed(self.attribution, tables)
-        for title, text in refit_rows(self.refit) if self.refit else ():
+        searched = bool(self.attribution and self.attribution.get("search"))
+        for title, text in refit_rows(self.refit, not searched) if self.refit else ():
             yield f"  {title:<17}{text}"
         if self.options.get("compute_dtype"):
             yield f"  models ran       on {self.options['device']} in {self.options['compute_dtype']}"

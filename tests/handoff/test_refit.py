@@ -120,6 +120,19 @@ def test_the_record_knows_of_it_and_a_changed_file_is_found(tmp_path):
     assert find_record(open_checkpoint(sft), open_checkpoint(base))[0] is None
 
 
+def test_samples_of_the_base_that_did_not_end_are_told_of(tmp_path):
+    """With a number for alpha; of these, by the default sampler, not one ends."""
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"calibration": calibration, "alpha": 0.4, "reset_fraction": 0, "refit": REFIT}
+    report = rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
+    doubt = "6 of the base's 6 samples did not end: their beginnings were judged."
+    said = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["refit"]
+    assert (said["unfinished"], said["doubts"]) == (6, [doubt])
+    assert "over 6 responses that the base sampled, 6 of them unfinished" in str(report)
+    assert f"  doubt          {doubt}" in str(report)
+
+
 def test_the_command(tmp_path, capsys):
     base, sft = pair(tmp_path, dtype=torch.float32)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
