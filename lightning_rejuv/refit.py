@@ -52,7 +52,7 @@ class RefitReport:
         doubts: what speaks against the samples, in sentences; empty if nothing does.
         demonstrations_before: mean negative log-likelihood of the calibration responses after the edit, before the
             first step, nats a response.
-        demonstrations_after: the same after the last step.
+        demonstrations_after: the same after the last step, of the weights that the edit leaves in the model.
         base_samples_before: that of the base's own samples, before.
         base_samples_after: the same after.
         seconds: wall time of the refit.
