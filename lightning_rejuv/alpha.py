@@ -304,30 +304,33 @@ def _raised(search: AlphaSearch, alpha: float, right: float, judged: int, doubt:
     return replace(found, doubts=(*_doubts(found), doubt))
 
 
-def doubt_samples(demonstrations: int, responses: int, unfinished: int | None) -> tuple[str, ...]:
-    """Say that there were few responses to go by, or that many of the base's samples were cut off, if so.
+def doubt_few(demonstrations: int, samples: int) -> tuple[str, ...]:
+    """Say that an alpha goes by few demonstrations, or by few samples of the base, if it does.
 
-    Args:
-        demonstrations: how many there are.
-        responses: how many the base sampled.
-        unfinished: how many of these came to no end; None if nobody knows.
-
-    >>> doubt_samples(20, 20, 1), doubt_samples(20, 20, None)
-    ((), ())
-    >>> print(*doubt_samples(1, 20, None))
+    >>> print(*doubt_few(1, 20))
     Alpha goes by 1 demonstration and 20 samples of the base: with fewer than 8 it depends on which they are.
     """
-    doubts = []
-    if min(demonstrations, responses) < _FEW:
-        doubts.append(
-            f"Alpha goes by {_count(demonstrations, 'demonstration')} and {_count(responses, 'sample')} of the base: "
-            f"with fewer than {_FEW} it depends on which they are."
-        )
-    if unfinished is not None and unfinished > _UNFINISHED * responses:
-        doubts.append(
-            f"{unfinished} of the base's {responses} samples did not end: their beginnings were judged."
-        )
-    return tuple(doubts)
+    if min(demonstrations, samples) >= _FEW:
+        return ()
+    return (
+        f"Alpha goes by {_count(demonstrations, 'demonstration')} and {_count(samples, 'sample')} of the base: with "
+        f"fewer than {_FEW} it depends on which they are.",
+    )
+
+
+def doubt_unfinished(samples: int, unfinished: int | None) -> tuple[str, ...]:
+    """Say that many of the base's samples were cut off, if they were.
+
+    Args:
+        samples: how many there are.
+        unfinished: how many came to no end; None if nobody knows.
+
+    >>> doubt_unfinished(20, 1), doubt_unfinished(20, None)
+    ((), ())
+    """
+    if unfinished is None or unfinished <= _UNFINISHED * samples:
+        return ()
+    return (f"{unfinished} of the base's {samples} samples did not end: their beginnings were judged.",)
 
 
 def _count(number: int, what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,7 +95,8 @@ def apply_plan(
             lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0), generator=generator)
             for group, dim, index in resets.get(name, ()):
                 reset_neurons(copy, anchor, group, dim, index, options.omega, generator)
-        _shift(targets, plan, options, copies)
+        if plan.refitted:
+            shift_all(targets, plan.refitted.moves, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
         total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
     except Exception as error:
@@ -106,16 +107,29 @@ def apply_plan(
     return float(total[0]), float(total[1])
 
 
-def _shift(targets: Targets, plan: Plan, options: Options, copies: WeightCopies | None) -> None:
-    """Move the parameters by what a refit found, and their copies alike; a sum of gradients keeps its length."""
-    moves = plan.refitted.moves if plan.refitted else {}
+@torch.no_grad()
+def shift_all(
+    targets: Targets, moves: Mapping[str, Tensor], options: Options, copies: WeightCopies | None = None
+) -> None:
+    """Move the parameters by what a refit found, and their copies alike; a sum of gradients keeps its length.
+
+    Args:
+        targets: the parameters, edited.
+        moves: by name of the parameter what is added to it, in float32 or better.
+        options: the rounding and the seed.
+        copies: of the parameters, in the states of optimizers.
+    """
     for name, move in moves.items():
         parameter = targets.layout.parameters[name].detach()
-        shift_(parameter, move, _generator(options, f"{name} refitted", parameter.device))
+        shift_(parameter, move, refit_stream(options, name, parameter.device))
     for name, copy, displacement in copies.walk(moves) if copies and moves else ():
         if not displacement:
-            generator = _generator(options, f"{name} refitted", copy.values.device)
-            shift_(copy.values, moves[name], generator)
+            shift_(copy.values, moves[name], refit_stream(options, name, copy.values.device))
+
+
+def refit_stream(options: Options, name: str, device: torch.device) -> torch.Generator | None:
+    """Return what a refitted parameter is rounded with, always from its start; None for rounding to nearest."""
+    return _generator(options, f"{name} refitted", device)
 
 
 def _generator(

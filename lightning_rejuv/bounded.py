@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
+
+from lightning_rejuv.warned import warn
 
 # A few dozen responses will do. What has a length is taken at its word much further than what has none.
 MAX_RESPONSES, MAX_STREAMED = 4096, 128
@@ -65,7 +66,7 @@ def bounded(batches: Iterable[T], what: str, most: int, size: Callable[[T], int]
     read = 0
     for batch in batches:
         if read >= most:
-            warnings.warn(
+            warn(
                 f"The {what} data hold more than {read} responses; the first {read} are used and the rest is not read. "
                 f"A few dozen responses will do; of batches in a list up to {MAX_RESPONSES} are used.",
                 stacklevel=3,

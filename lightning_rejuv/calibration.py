@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +13,11 @@ from torch import Tensor
 from lightning_rejuv.bounded import bounded, check_batches, most_read
 from lightning_rejuv.documents import DOCUMENT_KEYS, LENGTHS, documents_of, is_cumulative
 from lightning_rejuv.forward import keeping_random_state
+from lightning_rejuv.warned import warn
 
 IGNORED = -100
+
+T = TypeVar("T")
 
 # What has one number for each token, and goes along with the token.
 _PER_TOKEN = ("position_ids", "token_type_ids", "mm_token_type_ids")
@@ -107,7 +109,7 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     if not batches:
         raise ValueError(f"Expected at least one {what} batch but the iterable is empty.")
     if not masked:
-        warnings.warn(
+        warn(
             f"No prompt token of the {what} data is masked: the labels cover the prompts, which count as response. Set "
             "the labels of prompts to -100.",
             stacklevel=2,
@@ -159,7 +161,7 @@ def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
         and key not in taken
         and not (isinstance(value, Tensor) and _is_of_no_matter(key, value, ids))
     )
-    parts = [_in_rows(tokens, part) for part in _parts(documents, ids.numel())]
+    parts = [_in_rows(tokens, part) for part in in_parts(documents, ids.numel(), lambda d: len(d[1]))]
     return [replace(part, where=where, unused=unused) for part in parts], masks_prompt
 
 
@@ -239,23 +241,37 @@ def _warn_of_labelled_padding(labels: Tensor, found: list[tuple[int, Tensor]], w
     for row, at in found:
         padding[row, at] = False
     if bool((padding & (labels != IGNORED)).any()):
-        warnings.warn(
+        warn(
             f"The labels of {where} cover padding, which `attention_mask` masks: it does not count as response. Set "
             "its labels to -100.",
             stacklevel=2,
         )
 
 
-def _parts(documents: list[tuple[int, Tensor]], tokens: int) -> Iterator[list[tuple[int, Tensor]]]:
-    """Put documents together as long as the longest, times their number, is no more than so many tokens."""
-    part: list[tuple[int, Tensor]] = []
-    for document in documents:
-        longest = max(len(at) for _, at in [*part, document])
-        if part and longest * (len(part) + 1) > tokens:
+def in_parts(
+    items: Iterable[T], tokens: int, length: Callable[[T], int], rows: float = float("inf")
+) -> Iterator[list[T]]:
+    """Put neighbours together as long as the longest, times their number, is no more than so many tokens.
+
+    Args:
+        items: documents, rows, pairs; one that is longer is a part of its own.
+        tokens: how many tokens a part may have, padding included.
+        length: how many one of them has.
+        rows: how many may be put together at most.
+
+    >>> list(in_parts([2, 2, 3, 9, 1], 6, int)), list(in_parts([1, 1, 1], 6, int, rows=2))
+    ([[2, 2], [3], [9], [1]], [[1, 1], [1]])
+    """
+    part: list[T] = []
+    longest = 0
+    for item in items:
+        longest = max(longest, length(item))
+        if part and (len(part) >= rows or longest * (len(part) + 1) > tokens):
             yield part
-            part = []
-        part.append(document)
-    yield part
+            part, longest = [], length(item)
+        part.append(item)
+    if part:
+        yield part
 
 
 def _in_rows(tokens: Mapping[str, Tensor], documents: list[tuple[int, Tensor]]) -> Batch:

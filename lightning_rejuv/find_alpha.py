@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.access.edit import Blend
-from lightning_rejuv.alpha import GRID, AlphaPoint, AlphaSearch, choose_alpha, doubt_samples, with_rollouts
+from lightning_rejuv.alpha import (
+    GRID,
+    AlphaPoint,
+    AlphaSearch,
+    choose_alpha,
+    doubt_few,
+    doubt_unfinished,
+    with_rollouts,
+)
 from lightning_rejuv.attribution import Confidence, confidence, format_probability, nll_per_response
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
@@ -81,7 +89,8 @@ def find_alpha(
                 return _right(samples, judge)
 
         search = with_rollouts(search, right_at)
-    return replace(search, doubts=(*doubt_samples(taught, responses, unfinished), *search.doubts))
+    doubts = (*doubt_few(taught, responses), *doubt_unfinished(responses, unfinished), *search.doubts)
+    return replace(search, doubts=doubts)
 
 
 def judge_by(verifier: Verifier) -> Judge:

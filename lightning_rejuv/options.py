@@ -32,6 +32,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "rounding": ROUNDINGS,
 }
 _ANY = float("inf")
+_LONGEST = 200  # characters of a value in a message
 # What PyTorch takes as a seed.
 _INTEGERS: dict[str, tuple[int, float]] = {
     "positions_per_response": (1, _ANY),
@@ -74,13 +75,14 @@ class Refit:
             object.__setattr__(self, name, number := _integer(got))
             if number is None or number < 1:
                 raise ValueError(
-                    f"Expected argument `{name}` of `Refit` to be an integer of at least 1 but got {got!r}."
+                    f"Expected argument `{name}` of `Refit` to be an integer of at least 1 but got {_shown(got)}."
                 )
         if (rate := self.learning_rate) is not None:
             object.__setattr__(self, "learning_rate", real := _number(rate))
-            if real is None or not 0.0 < real < float("inf"):
+            if real is None or not 0.0 < real < _ANY:
                 raise ValueError(
-                    f"Expected argument `learning_rate` of `Refit` to be a number above 0 but got {rate!r}."
+                    "Expected argument `learning_rate` of `Refit` to be a finite number above 0 but got "
+                    f"{_shown(rate)}."
                 )
 
 
@@ -118,12 +120,14 @@ class Options:
             got = getattr(self, name)
             self._set(name, share := _number(got))
             if share is None or not 0.0 <= share <= 1.0:
-                raise ValueError(f"Expected argument `{name}` to be a number in [0, 1] but got {got!r}.")
+                raise ValueError(
+                    f"Expected argument `{name}` to be a number in [0, 1] but got {_shown(got)}."
+                )
         for name, allowed in _CHOICES.items():
             got = getattr(self, name)
             fitting = [a for a in allowed if got is a or (isinstance(got, str) and got == a)]
             if not fitting:
-                raise ValueError(f"Expected argument `{name}` to be one of {allowed} but got {got!r}.")
+                raise ValueError(f"Expected argument `{name}` to be one of {allowed} but got {_shown(got)}.")
             self._set(name, fitting[0])
         for name, (low, high) in _INTEGERS.items():
             got = getattr(self, name)
@@ -131,10 +135,12 @@ class Options:
             if number is None or not low <= number <= high:
                 most = "" if high is _ANY else f" and at most {high}"
                 raise ValueError(
-                    f"Expected argument `{name}` to be an integer of at least {low}{most} but got {got!r}."
+                    f"Expected argument `{name}` to be an integer of at least {low}{most} but got {_shown(got)}."
                 )
         if not (self.refit is None or isinstance(self.refit, Refit)):
-            raise ValueError(f"Expected argument `refit` to be a `Refit` or None but got {self.refit!r}.")
+            raise ValueError(
+                f"Expected argument `refit` to be a `Refit` or None but got {_shown(self.refit)}."
+            )
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
             raise ValueError(
                 'Expected `scope="model"` and `quantity="target_logit"` with `budget="union"`, the paper\'s rule, '
@@ -193,7 +199,7 @@ def _checked_alpha(alpha: Any) -> Alpha:
         wrong = {p: alpha[p] for p, share in shares.items() if share is None or not 0.0 <= share <= 1.0}
         if wrong or not shares:
             raise ValueError(
-                f"Expected every value of `alpha` to be a number in [0, 1] but got {wrong or alpha}."
+                f"Expected every value of `alpha` to be a number in [0, 1] but got {_shown(wrong or alpha)}."
             )
         if not all(isinstance(pattern, str) for pattern in shares):
             raise ValueError(
@@ -208,17 +214,20 @@ def _checked_alpha(alpha: Any) -> Alpha:
     if number is None or not 0.0 <= number <= 1.0:
         raise ValueError(
             f"Expected argument `alpha` to be a number in [0, 1], a mapping of name patterns to such numbers or "
-            f"one of {ALPHA_RULES} but got {alpha!r}."
+            f"one of {ALPHA_RULES} but got {_shown(alpha)}."
         )
     return number
 
 
 def _number(value: Any) -> float | None:
-    """Return a real number of any kind as a float; None for what is none, a bool among them."""
+    """Return a real number of any kind as a float; None for what is none, a bool among them, or what no float holds."""
     value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except (OverflowError, ValueError):  # 10**400; a signalling NaN
+        return None
 
 
 def _integer(value: Any) -> int | None:
@@ -229,3 +238,12 @@ def _integer(value: Any) -> int | None:
 def _scalar(value: Any) -> Any:
     """Return the Python number in a scalar of NumPy or PyTorch, without importing the former."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def _shown(value: Any) -> str:
+    """Return what was got, for a message: of what is very long the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # it is, or holds, an integer of more digits than Python writes out
+        return f"one of type {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"

@@ -27,7 +27,14 @@ from lightning_rejuv.attribution import (
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.drift import Drift, check_finite
-from lightning_rejuv.find_alpha import Sampler, Verifier, find_alpha, judge_by, sample_base
+from lightning_rejuv.find_alpha import (
+    Sampler,
+    Verifier,
+    count_unfinished,
+    find_alpha,
+    judge_by,
+    sample_base,
+)
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
@@ -65,6 +72,7 @@ class Plan:
         attribution: the neurons' contributions; None for fusion alone.
         search: how alpha was found; None where it was given.
         samples: the base's own responses, on the model's device; empty without a refit.
+        unfinished: how many of those came to no end-of-sequence token; None if the sampler does not say.
         refitted: what a refit after the edit moves; None without one.
     """
 
@@ -77,6 +85,7 @@ class Plan:
     attribution: Attribution | None
     search: AlphaSearch | None
     samples: list[Batch] = field(default_factory=list)
+    unfinished: int | None = None
     refitted: Refitted | None = None
 
     @property
@@ -151,11 +160,12 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     comparison: Comparison | None = None
     attribution: Attribution | None = None
     samples: list[Batch] = []
+    unfinished: int | None = None
     if options.runs_the_model:
         with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
             own = sample_base(model, blend, sampler) if sampler else []
             if options.refit is not None:
-                samples = batches_for(model, own, "sampled")
+                samples, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
             if sampler and options.searches_alpha:
                 judge = judge_by(data.verifier) if data.verifier is not None else None
                 search = find_alpha(model, blend, batches, own, sampler=sampler, judge=judge)
@@ -183,6 +193,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         attribution=attribution,
         search=search,
         samples=samples,
+        unfinished=unfinished,
     )
     return replace(plan, refitted=try_refit(model, targets, plan, options)) if options.refit else plan
 

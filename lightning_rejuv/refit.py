@@ -11,9 +11,9 @@ Memory, beside the model and one pass: about 25 bytes for each weight that is tr
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import putting_back
 from lightning_rejuv.access.lora import is_adapted
 from lightning_rejuv.access.targets import Targets
-from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts
+from lightning_rejuv.alpha import doubt_unfinished
+from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts, refit_stream, shift_all
 from lightning_rejuv.attribution import confidence, nll_per_response
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
@@ -30,6 +31,7 @@ from lightning_rejuv.options import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Op
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
 from lightning_rejuv.regroup import Pool
+from lightning_rejuv.warned import warn
 
 if TYPE_CHECKING:
     from lightning_rejuv.plan import Plan
@@ -46,9 +48,11 @@ class RefitReport:
         weights: how many weights were trained.
         demonstrations: how many calibration responses there were.
         base_samples: how many of the base's own.
+        unfinished: how many of those came to no end-of-sequence token; None if the sampler does not say.
+        doubts: what speaks against the samples, in sentences; empty if nothing does.
         demonstrations_before: mean negative log-likelihood of the calibration responses after the edit, before the
             first step, nats a response.
-        demonstrations_after: the same after the last step.
+        demonstrations_after: the same after the last step, of the weights that the edit leaves in the model.
         base_samples_before: that of the base's own samples, before.
         base_samples_after: the same after.
         seconds: wall time of the refit.
@@ -60,6 +64,8 @@ class RefitReport:
     weights: int
     demonstrations: int
     base_samples: int
+    unfinished: int | None
+    doubts: tuple[str, ...]
     demonstrations_before: float
     demonstrations_after: float
     base_samples_before: float
@@ -98,7 +104,7 @@ def check_refit(targets: Targets, options: Options) -> None:
     """Refuse a refit that cannot be made, before anything is read or run.
 
     Raises:
-        ValueError: parameters are sharded or in float16, or none requires a gradient.
+        ValueError: parameters are sharded, one that is trained is in float16, or none requires a gradient.
     """
     if options.refit is None:
         return
@@ -117,8 +123,8 @@ def check_refit(targets: Targets, options: Options) -> None:
     half = [name for name, parameter in parameters.items() if parameter.dtype == torch.float16]
     if half:
         raise ValueError(
-            f"Expected weights in bfloat16 or float32 for `refit` but {listing(half)} are in float16, whose gradients "
-            "underflow. Load the model in another dtype."
+            f"Expected trained weights in bfloat16 or float32 for `refit` but {listing(half)} require a gradient and "
+            "are in float16, whose gradients underflow. Load the model in another dtype, or freeze them."
         )
 
 
@@ -131,7 +137,8 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     """Train the model as its edit will leave it, note what that moves, and put every weight back.
 
     In eval mode, so that dropout does not make the few steps noisier. Weights in bfloat16 are trained by copies in
-    float32, which are rounded for each pass.
+    float32, which are rounded for each pass as the edit rounds them. The loss after the last step is that of the very
+    weights which the edit leaves.
 
     Args:
         model: the SFT model.
@@ -165,18 +172,25 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         passes = 2 * (len(plan.batches) + len(plan.samples)) + sum(map(len, steps))
         with phase("refitting", passes):
             before = _losses(model, plan)
-            trained_to = train(model, trained, steps, rate)
+            trained_to = train(model, trained, steps, rate, partial(refit_stream, options))
+            moves = {name: value - edited[name] for name, value in trained_to.items()}
+            del trained_to
+            # Not those of an adapter that is not active.
+            moves = {name: move for name, move in moves.items() if bool(move.any())}
+            with torch.no_grad():
+                for name, parameter in trained.items():
+                    parameter.copy_(edited.pop(name))
+            shift_all(targets, moves, options)
             after = _losses(model, plan)
-        moves = {name: value - edited.pop(name) for name, value in trained_to.items()}
-    # Not those of an adapter that is not active.
-    moves = {name: move for name, move in moves.items() if bool(move.any())}
     report = RefitReport(
         steps=asked.steps,
         learning_rate=rate,
         batch_size=min(asked.batch_size, len(pool)),
         weights=sum(move.numel() for move in moves.values()),
         demonstrations=count(plan.batches),
-        base_samples=count(plan.samples),
+        base_samples=(sampled := count(plan.samples)),
+        unfinished=plan.unfinished,
+        doubts=doubt_unfinished(sampled, plan.unfinished),
         demonstrations_before=before[0],
         demonstrations_after=after[0],
         base_samples_before=before[1],
@@ -186,7 +200,7 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     check_finite(report.joint_before, "before its first step", rate)
     check_finite(report.joint_after, "after its last step", rate)
     if report.joint_after > report.joint_before:
-        warnings.warn(
+        warn(
             f"The refit raised the loss that it descends, from {report.joint_before:.4g} to {report.joint_after:.4g} "
             f"nats a response: the learning rate {rate:g} is too large, or the steps are too few.",
             stacklevel=2,

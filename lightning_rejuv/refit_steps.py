@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.access.edit import lerp_
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.forward import forward_logits
 
 
 def train(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], steps: Iterable[list[Batch]], rate: float
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    steps: Iterable[list[Batch]],
+    rate: float,
+    stream: Callable[[str, torch.device], torch.Generator | None],
 ) -> dict[str, Tensor]:
     """Make steps of AdamW on the negative log-likelihood of response tokens, in nats a response.
 
-    Gradients that parameters hold are left as they are.
+    Gradients that parameters hold are left as they are. Half types are trained by copies in float32, which are rounded
+    for each pass, each weight always with the same random bits: so every pass sees the weights that an edit with the
+    same streams would leave at that step, and a step that is lost in a single weight is not lost in all of them.
 
     Args:
         model: the model, in eval mode.
         parameters: what is trained, in place.
         steps: for each step the batches that its gradient is the mean of, over all of their responses.
         rate: the learning rate.
+        stream: for a parameter's name and device the random numbers that it is rounded with, from their start; None to
+            round to nearest.
 
     Returns:
         What the parameters hold in the end, in float32 or better: themselves, or the float32 copy of a half type.
@@ -49,7 +58,7 @@ def train(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if parameter.dtype != exact[name].dtype:
-                    parameter.copy_(exact[name])
+                    lerp_(parameter, exact[name], 1.0, generator=stream(name, parameter.device))
     return exact
 
 

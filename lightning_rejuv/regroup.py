@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration import Batch, in_parts
 
 _Row = dict[str, Tensor]
 
@@ -40,13 +40,8 @@ class Pool:
             yield list(self._in_batches(numbers))
 
     def _in_batches(self, numbers: list[int]) -> Iterator[Batch]:
-        part: list[_Row] = []
-        for row in sorted((self._rows[n] for n in numbers), key=_length):
-            if part and _length(row) * (len(part) + 1) > self._most:
-                yield _padded(part)
-                part = []
-            part.append(row)
-        yield _padded(part)
+        rows = sorted((self._rows[n] for n in numbers), key=_length)
+        return map(_padded, in_parts(rows, self._most, _length))
 
 
 def shuffled(total: int, size: int, count: int, seed: int) -> Iterator[list[int]]:

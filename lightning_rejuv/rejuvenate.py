@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rou
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
+from lightning_rejuv.warned import warn
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ def _check_effect(data: Data, options: Options) -> None:
         TypeError: what is to be called cannot be.
         ValueError: with the names of what has no effect.
     """
-    for name in ("sampler", "verifier", "loss"):
+    for name in ("sampler", "loss"):  # a verifier's signature was looked at
         if not ((got := getattr(data, name)) is None or callable(got)):
             raise TypeError(f"Expected `{name}` to be a function but got {type(got).__name__}.")
     samples = options.searches_alpha or options.refit is not None
@@ -249,7 +249,7 @@ def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
     try:
         return look()
     except Exception as error:
-        warnings.warn(
+        warn(
             f"The model was rejuvenated, but {failed} afterwards: {type(error).__name__}: {error}",
             stacklevel=3,
         )

@@ -44,7 +44,7 @@ def lines(report: RejuvenationReport) -> Iterator[str]:
     if report.attribution:
         yield from _neurons(report)
     if report.refit:
-        for title, text in refit_rows(report.refit):
+        for title, text in refit_rows(report.refit, report.search is None):
             yield _row(title, text)
     if report.rounding_shift is not None:
         remedy = "a float32 model" + (' or `rounding="stochastic"`' if report.rounding == "nearest" else "")
@@ -70,16 +70,16 @@ def search_rows(search: AlphaSearch, curve: bool = True) -> Iterator[tuple[str, 
     yield "  found by", f"{search.rule}: {kept}; the bargain of both is at {search.bargain:.2f}"
     for title, name in _CURVE if curve else ():
         yield f"  {title}", " ".join(f"{getattr(point, name):>6.4g}" for point in search.curve)
-    unfinished = f", {search.unfinished} of them unfinished" if search.unfinished else ""
     if curve:
-        yield "", f"negative log-likelihoods, nats a response; {search.responses} base samples{unfinished}"
+        samples = f"{search.responses} base samples{_unfinished(search.unfinished)}"
+        yield "", f"negative log-likelihoods, nats a response; {samples}"
     if search.right is not None:
         yield "  rollouts", f"{search.right:.0%} of {search.judged} at this alpha are right"
     yield from (("  doubt", doubt) for doubt in search.doubts)
 
 
-def refit_rows(refit: RefitReport) -> Iterator[tuple[str, str]]:
-    """Yield title and text of the rows on a refit."""
+def refit_rows(refit: RefitReport, doubts: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield title and text of the rows on a refit; a search with the same samples has told the ``doubts`` already."""
     what = f"{refit.steps} steps of AdamW at {refit.learning_rate:g}, {refit.batch_size} responses each"
     yield "refit", f"{what}, {refit.weights:,} weights, {refit.seconds:.1f} s"
     yield (
@@ -89,7 +89,14 @@ def refit_rows(refit: RefitReport) -> Iterator[tuple[str, str]]:
     demonstrations = f"{refit.demonstrations_before:.3f} -> {refit.demonstrations_after:.3f}"
     yield "", f"{demonstrations} over {refit.demonstrations} calibration responses"
     own = f"{refit.base_samples_before:.3f} -> {refit.base_samples_after:.3f}"
-    yield "", f"{own} over {refit.base_samples} responses that the base sampled"
+    own += f" over {refit.base_samples} responses that the base sampled"
+    yield "", own + _unfinished(refit.unfinished)
+    if doubts:
+        yield from (("  doubt", doubt) for doubt in refit.doubts)
+
+
+def _unfinished(count: int | None) -> str:
+    return f", {count} of them unfinished" if count else ""
 
 
 def rounding(shift: float, remedy: str) -> str:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lightning_rejuv.alpha import GRID, USUAL_ALPHA, AlphaPoint, choose_alpha, doubt_samples, with_rollouts
+from lightning_rejuv.alpha import (
+    GRID,
+    USUAL_ALPHA,
+    AlphaPoint,
+    choose_alpha,
+    doubt_few,
+    doubt_unfinished,
+    with_rollouts,
+)
 
 
 def line(demonstrations, base_samples, form=lambda alpha: 1.0, grid=GRID):
@@ -168,8 +176,8 @@ def test_it_says_if_the_format_is_lost_there():
 
 
 def test_it_says_if_samples_are_cut_off():
-    assert doubt_samples(24, 24, 2) == ()
-    assert doubt_samples(24, 24, 10) == (
+    assert doubt_unfinished(24, 2) == ()
+    assert doubt_unfinished(24, 10) == (
         "10 of the base's 24 samples did not end: their beginnings were judged.",
     )
 
@@ -183,7 +191,7 @@ def test_it_says_if_samples_are_cut_off():
     ],
 )
 def test_it_says_if_there_is_little_to_go_by(demonstrations, responses, told):
-    doubts = doubt_samples(demonstrations, responses, None)
+    doubts = doubt_few(demonstrations, responses)
     assert len(doubts) == bool(told)
     if told:
         assert doubts[0].startswith(f"Alpha goes by {told}")

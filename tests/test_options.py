@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.options import Options, Refit, alpha_by_name
 
 REAL = [
     *(1, 0, 0.25, Fraction(1, 4), Decimal("0.25"), np.float64(0.25), np.float32(0.25), np.float16(0.25)),
@@ -45,6 +45,15 @@ NOT_REAL = [
         Decimal(2),
         np.int64(2),
     ),
+    *(
+        10**400,
+        -(10**400),
+        10**5000,
+        Fraction(10**400),
+        Fraction(10**5000, 3),
+        Decimal("1e500"),
+        Decimal("sNaN"),
+    ),
 ]
 
 
@@ -66,13 +75,19 @@ def test_every_real_number_becomes_the_same_float(name, value):
         assert {type(pattern) for pattern in shares} == {str}
 
 
-@pytest.mark.parametrize("value", NOT_REAL, ids=repr)
+def short(value):
+    return "huge" if isinstance(value, (int, Fraction)) and abs(value) > 10**300 else repr(value)
+
+
+@pytest.mark.parametrize("value", NOT_REAL, ids=short)
 @pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega"])
 def test_what_is_no_share_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=rf"argument `{name}` to be a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"argument `{name}` to be a number in \[0, 1\]") as refused:
         Options(**{name: value})
-    with pytest.raises(ValueError, match="every value of `alpha`"):
+    assert len(str(refused.value)) < 450
+    with pytest.raises(ValueError, match="every value of `alpha`") as refused:
         Options(alpha={"*": value})
+    assert len(str(refused.value)) < 450
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.array(3), torch.tensor(3)], ids=repr)
@@ -84,7 +99,12 @@ def test_every_integer_becomes_an_int(name, value):
 
 
 @pytest.mark.parametrize(
-    "value", [3.0, True, "3", None, np.float64(3), torch.tensor([3]), 2**64, -(2**64)], ids=repr
+    "value",
+    [
+        *(3.0, True, "3", None, np.float64(3), torch.tensor([3]), 2**64, -(2**64), 10**5000, -(10**5000)),
+        *(float("nan"), np.True_, np.array([3]), Fraction(10**400)),
+    ],
+    ids=short,
 )
 @pytest.mark.parametrize("name", ["seed", "positions_per_response"])
 def test_what_is_no_integer_is_refused_by_name(name, value):
@@ -122,3 +142,33 @@ def test_patterns_of_alpha_fit_what_wrappers_rename():
     for start in ("", "_orig_mod."):
         found = alpha_by_name({f"{start}model.layers.*": 0.3, "*": 0.6}, names)
         assert found == dict(zip(names, (0.3, 0.6), strict=True))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(v for v in NOT_REAL[:9] if v is not None),
+        *(0, -1.0, float("inf"), float("nan"), np.float32("nan"), torch.tensor(float("nan"))),
+        *(10**400, 10**5000, Fraction(10**400), Decimal("1e500"), Decimal("sNaN")),
+    ],
+    ids=short,
+)
+def test_what_is_no_learning_rate_is_refused(value):
+    with pytest.raises(
+        ValueError, match="`learning_rate` of `Refit` to be a finite number above 0"
+    ) as refused:
+        Refit(learning_rate=value)
+    assert len(str(refused.value)) < 350
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 0, -(10**5000), 1.0, "1", None, np.array([1])], ids=short)
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_what_is_no_number_of_steps_or_responses_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` of `Refit` to be an integer of at least 1"):
+        Refit(**{name: value})
+
+
+def test_numbers_of_a_refit_are_of_any_kind():
+    refit = Refit(steps=np.int64(3), learning_rate=np.float32(0.5), batch_size=torch.tensor(4))
+    assert (refit.steps, refit.learning_rate, refit.batch_size) == (3, 0.5, 4)
+    assert {type(refit.steps), type(refit.learning_rate), type(refit.batch_size)} == {int, float}

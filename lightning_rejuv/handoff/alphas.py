@@ -24,7 +24,7 @@ def read_alphas(path: Path) -> dict[str, float]:
     form = f"Expected {str(path)!r} to map patterns of tensor names to numbers, the last pattern '*',"
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8; a number of more digits than Python reads
         raise ValueError(f"{form} but it is not YAML: {error}.") from error
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{form} but got {content!r:.200}.")

@@ -27,6 +27,7 @@ from lightning_rejuv.handoff.refusals import check_fusable, check_same_architect
 from lightning_rejuv.handoff.stream import DTYPES, FusionStream, Recipe
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.verifier import check_verifier
+from lightning_rejuv.warned import collecting_warnings
 
 
 def diagnose(
@@ -97,7 +98,7 @@ def diagnose(
         read = calibration_for(ours, Path(calibration).expanduser())
     stream = FusionStream(ours, theirs, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
     behaviour, run_in = None, None
-    with reporting(progress):
+    with reporting(progress), collecting_warnings() as told:
         stream.measure()
         if read is not None:
             run_in = compute_dtype_on(device, compute_dtype)
@@ -115,7 +116,11 @@ def diagnose(
         base=str(base),
         sft=str(sft),
         tensors=stream.measured,
-        findings=(*findings, *(Finding("config", None, text) for text in warnings)),
+        findings=(
+            *findings,
+            *(Finding("config", None, text) for text in warnings),
+            *(Finding("calibration", None, text) for text in told),
+        ),
         behaviour=behaviour,
         verdict=verdict.level,
         reasons=verdict.reasons,

@@ -33,7 +33,8 @@ class Diagnosis:
         base: the base's directory.
         sft: the SFT model's.
         tensors: drift of every tensor, by name on disk, and by how much rounding shifts alpha 0.4.
-        findings: tying, vocabulary, tokenizer, chat template, EOS, generation config, an earlier rejuvenation.
+        findings: tying, vocabulary, tokenizer, chat template, EOS, generation config, an earlier rejuvenation,
+            and what was warned of while models ran.
         behaviour: entropies, support, rollouts and the search for alpha; None without calibration data.
         verdict: the monitor's level: "healthy", "at risk", "over-confident", "cannot start", or "unknown", as it is
             without calibration data.

@@ -6,19 +6,20 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_rejuv.calibration import IGNORED
+from lightning_rejuv.calibration import IGNORED, in_parts
 from lightning_rejuv.handoff.jsonl import read_lines
 
 # What Jinja and transformers define for every template; a key of a line never stands for one of these.
 _DEFINED = {"messages", "range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"}
 _FORM = '{"prompt": TEXT, "response": TEXT} or {"messages": [{"role": …, "content": …}, …]}'
+_BATCH_TOKENS = 32768
 
 Prompt = tuple[int, ...]
 """The tokens before a response."""
@@ -32,11 +33,13 @@ class Dialogue:
         prompt: the text before the response.
         response: the text of the response, with the token that ends it.
         rendered: whether a chat template made the text, so that it holds all of its special tokens.
+        where: the line, for messages.
     """
 
     prompt: str
     response: str
     rendered: bool = False
+    where: str = field(default="the pair", compare=False)
 
 
 @dataclass(frozen=True)
@@ -106,42 +109,38 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
 
 
 def tokenize(
-    dialogues: Sequence[Dialogue],
-    tokenizer: Any,
-    batch_size: int = 8,
-    max_tokens: int = 4096,
-    context: int | None = None,
+    dialogues: Sequence[Dialogue], tokenizer: Any, batch_size: int = 8, context: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """Return batches as a causal language model takes them, padded on the right.
+    """Return batches as a causal language model takes them, padded on the right; no pair is cut.
 
     Args:
         dialogues: the pairs.
         tokenizer: the SFT model's.
-        batch_size: pairs in a batch.
-        max_tokens: longer pairs lose the end of their response.
+        batch_size: pairs in a batch, at most: fewer where they are long, so that none has more than 32,768 tokens
+            beyond a single pair.
         context: number of positions that the model has, if it is limited.
 
     Raises:
-        ValueError: a pair has no response, a prompt leaves no room for it, or a pair is longer than the
-            model's context.
+        ValueError: a pair has no response, or is longer than the model's context; with its line.
     """
     pairs = []
-    for number, dialogue in enumerate(dialogues, start=1):
+    for dialogue in dialogues:
         ids, response = _token_ids(dialogue, tokenizer)
-        if not response or len(ids) >= max_tokens:
+        if not response:
             raise ValueError(
-                f"Expected pair {number} to have a response and a prompt of fewer than {max_tokens} tokens but "
-                f"got {len(ids)} prompt tokens and {len(response)} response tokens."
+                f"Expected {dialogue.where} to have a response but it has {len(ids)} prompt tokens and no response "
+                "token. Leave it out."
             )
-        response = response[: max_tokens - len(ids)]
         if context is not None and len(ids) + len(response) > context:
             raise ValueError(
-                f"Expected pair {number} to fit into the model's {context} positions but it has "
-                f"{len(ids) + len(response)} tokens. Shorten it, or leave it out."
+                f"Expected {dialogue.where} to fit into the model's {context} positions but it has "
+                f"{len(ids) + len(response)} tokens, {len(ids)} of the prompt and {len(response)} of the response. "
+                "Shorten it, or leave it out."
             )
         pairs.append((ids, response))
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    return [_batch(pairs[i : i + batch_size], padding) for i in range(0, len(pairs), batch_size)]
+    parts = in_parts(pairs, _BATCH_TOKENS, lambda pair: len(pair[0]) + len(pair[1]), batch_size)
+    return [_batch(part, padding) for part in parts]
 
 
 def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -197,7 +196,7 @@ def _dialogue(content: Any, tokenizer: Any, where: str) -> Dialogue:
         isinstance(content.get(k), str) for k in ("prompt", "response")
     ):
         raise ValueError(f"Expected {where} to be of the form {_FORM} but got {content!r:.200}.")
-    return Dialogue(content["prompt"], _ended(content["response"], tokenizer))
+    return Dialogue(content["prompt"], _ended(content["response"], tokenizer), where=where)
 
 
 def _ended(response: str, tokenizer: Any) -> str:
@@ -265,7 +264,7 @@ def _rendered(content: dict[str, Any], tokenizer: Any, where: str) -> Dialogue:
             f"The SFT model's chat template renders {where} so that the dialogue does not begin with its "
             f'prompt: {prompt!r:.120} and {whole!r:.120}. Bring it rendered, as {{"prompt", "response"}}.'
         )
-    return Dialogue(prompt, whole[len(prompt) :], rendered=True)
+    return Dialogue(prompt, whole[len(prompt) :], rendered=True, where=where)
 
 
 def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from lightning_rejuv.handoff.write_report import check_apart, check_room, write_
 from lightning_rejuv.handoff.writer import FileWriter
 from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
+from lightning_rejuv.warned import collecting_warnings
 
 
 def rejuvenate_checkpoint(
@@ -93,7 +94,8 @@ def rejuvenate_checkpoint(
             of weights, forward passes or tokens).
 
     Returns:
-        The report, which stands in the output as ``rejuvenation.json`` too.
+        The report, which stands in the output as ``rejuvenation.json`` too. What is warned of on the way is raised as
+        a warning and stands in its ``warnings``.
 
     Raises:
         ValueError: an argument, a file or a pair of checkpoints that cannot be fused. Nothing is written.
@@ -165,6 +167,7 @@ def rejuvenate_checkpoint(
 
     with ExitStack() as stack:
         stack.enter_context(reporting(progress))
+        told = stack.enter_context(collecting_warnings())
         partial = stack.enter_context(new_directory(out))
         hasher = stack.enter_context(Hasher({"base": _files(theirs), "sft": _files(ours)}))
         attribution = refitted = None
@@ -208,7 +211,7 @@ def rejuvenate_checkpoint(
             tensors=stream.measured,
             vocabulary=_vocabulary(pairing),
             unused=pairing.unused,
-            warnings=tuple(warnings),
+            warnings=(*warnings, *told),
             reset={name: pattern.count for name, pattern in recipe.resets.items()},
             attribution=attribution,
             refit=refitted,

@@ -31,7 +31,7 @@ class HandoffReport:
         tensors: what was measured, by name on disk; empty where the base was not read.
         vocabulary: rows that are shared, moved and new in the SFT model; None where nothing differs.
         unused: tensors that only the base has.
-        warnings: what deserves a look.
+        warnings: what deserves a look, and what this library warned of while it worked.
         reset: number of weights that were reset, by name on disk.
         attribution: how neurons were chosen, and the search for alpha; None for fusion alone.
         refit: the training steps after the edit; None without them.
@@ -81,7 +81,8 @@ class HandoffReport:
             yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
         if self.attribution:
             yield from self._attributed(self.attribution, tables)
-        for title, text in refit_rows(self.refit) if self.refit else ():
+        searched = bool(self.attribution and self.attribution.get("search"))
+        for title, text in refit_rows(self.refit, not searched) if self.refit else ():
             yield f"  {title:<17}{text}"
         if self.options.get("compute_dtype"):
             yield f"  models ran       on {self.options['device']} in {self.options['compute_dtype']}"

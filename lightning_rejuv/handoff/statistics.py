@@ -51,20 +51,20 @@ class TensorStatistics:
         """By how much rounding shifts alpha, positive toward the SFT model; an estimate from every eighth row."""
         return self.gap / self.line if self.line else 0.0
 
-    def add_norms(self, sft: Tensor, base: Tensor) -> None:
-        """Add rows in float32 or float64."""
+    def add(self, sft: Tensor, base: Tensor) -> None:
+        """Add rows in float32 or float64, before the fusion; whether weights differ is counted in every eighth."""
         difference = (sft - base).flatten()
         flat = base.flatten()
         self.difference += float(torch.dot(difference, difference))
         self.base += float(torch.dot(flat, flat))
         self.count += flat.numel()
+        ours, theirs = sft[::SAMPLED_ROWS], base[::SAMPLED_ROWS]
+        self.sampled += ours.numel()
+        self.changed += int((ours != theirs).count_nonzero())
 
     def add_rounding(self, sft: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
         """Add rows before the fusion, and after it before and after rounding; every eighth row is looked at."""
-        ours, theirs, wanted, got = (t[::SAMPLED_ROWS] for t in (sft, base, exact, rounded))
-        self.sampled += ours.numel()
-        self.changed += int((ours != theirs).count_nonzero())
-        gap, line = rounding_sums(ours, theirs, wanted, got)
+        gap, line = rounding_sums(*(t[::SAMPLED_ROWS] for t in (sft, base, exact, rounded)))
         self.gap += gap
         self.line += line
 

@@ -228,7 +228,7 @@ class _Fuser:
         exact = torch.promote_types(torch.promote_types(sft.dtype, base.dtype), torch.float32)
         # float32 inputs are lerped in place: the originals are needed afterwards.
         ours, theirs = sft.to(exact), base.to(exact)
-        self.measured.add_norms(ours, theirs)
+        self.measured.add(ours, theirs)
         fused = lerp_(ours.clone(), theirs, 1.0 - self._alpha)
         if self._pattern is not None:
             mask = self._pattern.rows(start, stop)

@@ -59,12 +59,32 @@ def test_plain_pairs_are_taken_as_they_are_and_end(tmp_path, tokenizer):
 
 def test_batches_and_lengths(tmp_path, tokenizer):
     dialogues = read(tmp_path, tokenizer, *({"prompt": "w1", "response": "w2 " * (i + 1)} for i in range(5)))
-    batches = tokenize(dialogues, tokenizer, batch_size=2, max_tokens=4)
-    assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]
-    assert max(batch["input_ids"].shape[1] for batch in batches) == 4
-    assert all(bool((batch["labels"] != -100).any(dim=1).all()) for batch in batches)
-    with pytest.raises(ValueError, match="Expected pair 1 to have a response"):
-        tokenize(dialogues, tokenizer, max_tokens=1)
+    batches = tokenize(dialogues, tokenizer, batch_size=2)
+    assert [batch["input_ids"].shape for batch in batches] == [(2, 4), (2, 6), (1, 7)]
+    assert [len(batch["input_ids"]) for batch in tokenize(dialogues * 4, tokenizer)] == [8, 8, 4]
+
+
+def test_long_pairs_are_whole_and_fewer_to_a_batch(tmp_path, tokenizer):
+    """Nothing is cut where the model has the positions, or says of none; no batch has more tokens than 8 of 4,096."""
+    lengths = [3, 4198, 4998, 9998, 9998, 33_000, 3, 4094, 4094, 4094, 4094, 4094, 4094, 4094, 4094, 4094]
+    dialogues = read(tmp_path, tokenizer, *({"prompt": "w1", "response": "w2 " * n} for n in lengths))
+    for context in (None, 33_002):
+        batches = tokenize(dialogues, tokenizer, context=context)
+        found = [n for batch in batches for n in (batch["labels"] != -100).sum(1).tolist()]
+        assert found == [n + 1 for n in lengths]  # and the token that ends it
+        assert [len(batch["input_ids"]) for batch in batches] == [3, 2, 1, 8, 2]
+        assert all(len(b["input_ids"]) == 1 or b["input_ids"].numel() <= 8 * 4096 for b in batches)
+        ends = [
+            row[labels != -100][-1]
+            for b in batches
+            for row, labels in zip(b["input_ids"], b["labels"], strict=True)
+        ]
+        assert {int(end) for end in ends} == {tokenizer.eos_token_id}
+
+
+def test_a_long_prompt_is_taken(tmp_path, tokenizer):
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": "w1 " * 4200, "response": "w2"})
+    assert tokenize([dialogue], tokenizer, context=16_384)[0]["input_ids"].shape == (1, 4202)
 
 
 @pytest.mark.parametrize(
@@ -341,13 +361,28 @@ def test_a_pipe_is_read(pack, tokenizer):
     os.close(reading)
 
 
-def test_a_pair_longer_than_the_context_is_refused_by_its_number(tmp_path, tokenizer):
-    dialogues = read(tmp_path, tokenizer, *({"prompt": "w1 ", "response": "w2 " * n} for n in (5, 6)))
+def test_a_pair_longer_than_the_context_is_refused_by_its_line(tmp_path, tokenizer):
+    rows = [{"prompt": "w1 ", "response": "w2 " * 5}, "", {"prompt": "w1 w1 ", "response": "w2 " * 5}]
+    dialogues = read(tmp_path, tokenizer, *rows)
     assert tokenize(dialogues, tokenizer, context=8)[0]["input_ids"].shape == (2, 8)
     with pytest.raises(
-        ValueError, match="Expected pair 2 to fit into the model's 7 positions but it has 8 tokens"
+        ValueError,
+        match=r"Expected line 3 of '.*/x\.jsonl' to fit into the model's 7 positions but it has 8 tokens, 2 of the "
+        "prompt and 6 of the response. Shorten it, or leave it out",
     ):
         tokenize(dialogues, tokenizer, context=7)
+    messages = [{"role": "user", "content": "w1 " * 9}, {"role": "assistant", "content": "w2"}]
+    with pytest.raises(
+        ValueError, match="line 1 of .* the model's 7 positions but it has 13 tokens, 11 of the prompt"
+    ):
+        tokenize(read(tmp_path, tokenizer, {"messages": messages}), tokenizer, context=7)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    messages[-1]["content"] = ""
+    empty = read(tmp_path, tokenizer, "", {"messages": messages})
+    with pytest.raises(
+        ValueError, match="line 2 of .* to have a response but it has 9 prompt tokens and no response"
+    ):
+        tokenize(empty, tokenizer)
     assert context_length({"max_position_embeddings": 7}) == context_length({"n_positions": 7}) == 7
     assert context_length({"text_config": {"max_position_embeddings": 7}}) == 7
     assert context_length({}) is context_length({"max_position_embeddings": None}) is None

@@ -81,7 +81,9 @@ def test_token_ids_of_every_form(tmp_path):
             token_ids(tmp_path / "none")
 
 
-@pytest.mark.parametrize("text", ["", "3", "[1]", "{", "1: 0.5", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "[1]", "{", "1: 0.5", "\x00", f'"*": {"1" * 5000}'], ids=lambda t: repr(t[:8])
+)
 def test_a_file_that_is_no_mapping_of_patterns(tmp_path, text):
     (tmp_path / "alpha.yaml").write_text(text)
     with pytest.raises(ValueError, match="to map patterns of tensor names"):
@@ -104,7 +106,7 @@ def test_statistics_of_pieces_are_those_of_the_whole():
     for start in range(0, 64, 16):
         piece = slice(start, start + 16)
         one = TensorStatistics()
-        one.add_norms(sft[piece], base[piece])
+        one.add(sft[piece], base[piece])
         one.add_rounding(sft[piece], base[piece], exact[piece], fused[piece])
         whole = pooled([whole, one])
     assert whole.drift == pytest.approx(float((sft - base).double().norm() / base.double().norm()), rel=1e-5)

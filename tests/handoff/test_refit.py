@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lightning_rejuv
 from lightning_rejuv import Refit, cli
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint, verify
 from lightning_rejuv.handoff.checkpoint import open_checkpoint
+from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.models import load_tokenizer
 from lightning_rejuv.handoff.record import find_record
 from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration
 from tests.handoff.test_reset import load, rejuvenated_in_memory
@@ -58,6 +61,30 @@ def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
     assert gap != 0
 
 
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_in_bfloat16_the_reported_loss_is_that_of_the_edit_in_memory(rounding, tmp_path):
+    """At the default rate, most of whose steps bfloat16 cannot hold; the edit in memory leaves what it reports."""
+    base, sft = pair(tmp_path)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"alpha": 0.4, "reset_fraction": 0, "refit": Refit(8), "rounding": rounding}
+    report = rejuvenate_checkpoint(
+        base, sft, tmp_path / "out", calibration=calibration, compute_dtype="bfloat16", **options
+    )
+    model, tokenizer = load(sft, torch.bfloat16), load_tokenizer(sft)
+    batches = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
+    lightning_rejuv.rejuvenate(model, load(base, torch.bfloat16), batches, **options)
+    total = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        log_probs = logits[:, :-1].float().log_softmax(-1)
+        told = log_probs.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        total -= float(told[batch["labels"][:, 1:] != -100].double().sum())
+    assert report.refit.demonstrations_after == pytest.approx(total / 6, rel=1e-6)
+    if rounding == "stochastic":
+        assert report.refit.joint_after < report.refit.joint_before - 0.01
+
+
 def test_a_head_that_is_stored_beside_its_embedding_moves_with_it(tmp_path):
     base, sft = pair(tmp_path, "llama", torch.float32, tie_word_embeddings=True)
     file = next(f for f in sft.glob("*.safetensors") if "model.embed_tokens.weight" in load_file(f))
@@ -91,6 +118,19 @@ def test_the_record_knows_of_it_and_a_changed_file_is_found(tmp_path):
     assert "alpha 1, 3 steps of refit, from" in str(record)
     assert diagnose(base, tmp_path / "out").rejuvenated.refit == 3
     assert find_record(open_checkpoint(sft), open_checkpoint(base))[0] is None
+
+
+def test_samples_of_the_base_that_did_not_end_are_told_of(tmp_path):
+    """With a number for alpha; of these, by the default sampler, not one ends."""
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"calibration": calibration, "alpha": 0.4, "reset_fraction": 0, "refit": REFIT}
+    report = rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
+    doubt = "6 of the base's 6 samples did not end: their beginnings were judged."
+    said = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["refit"]
+    assert (said["unfinished"], said["doubts"]) == (6, [doubt])
+    assert "over 6 responses that the base sampled, 6 of them unfinished" in str(report)
+    assert f"  doubt          {doubt}" in str(report)
 
 
 def test_the_command(tmp_path, capsys):

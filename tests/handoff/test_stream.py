@@ -14,7 +14,7 @@ def _changed(name, change):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_measured_is_that_of_the_weights_read_and_written(tmp_path, dtype):
-    """Norms of all weights; what rounding does in every eighth row, and only where there is a fusion."""
+    """Norms of all weights; in every eighth row what SFT changed, and where there is a fusion what rounding does."""
     base, sft = pair(tmp_path, dtype=dtype, tokenizer=False, drift=2e-3)
     kept = "model.layers.0.mlp.up_proj.weight"
     out, report = fuse(base, sft, alpha={kept: 1.0, "*": 0.3}, rounding="nearest")
@@ -28,14 +28,35 @@ def test_what_is_measured_is_that_of_the_weights_read_and_written(tmp_path, dtyp
         w, b, f = (t[::8] for t in (w, b, f))
         moved = w != b
         gap = float(((b - w) * (0.3 * w + 0.7 * b - f)).sum())
-        expected = (w.numel(), int(moved.sum()), gap, float((b - w).square().sum()))
-        measured = (found.sampled, found.changed, found.gap, found.line)
+        assert (found.sampled, found.changed) == (w.numel(), int(moved.sum())), name
+        assert found.changed_share == pytest.approx(float(moved.double().mean()))
+        expected = (gap, float((b - w).square().sum()))
         tolerance = {"rel": 1e-3, "abs": 1e-7 * float(w.square().sum())}
-        assert measured == ((0, 0, 0, 0) if name == kept else pytest.approx(expected, **tolerance)), name
-        if name != kept:
-            assert found.changed_share == pytest.approx(float(moved.double().mean()))
+        measured = (found.gap, found.line)
+        assert measured == ((0, 0) if name == kept else pytest.approx(expected, **tolerance)), name
     assert torch.equal(fused[kept], ours[kept])
     assert (abs(report.total.rounding_shift) > 0.01) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.4, 0.0, {"*embed*": 0.4, "*": 1.0}], ids=str)
+def test_what_sft_changed_does_not_depend_on_alpha(tmp_path, alpha):
+    """One weight of each eighth row and each tensor, whether it is fused or not; in the table and in JSON."""
+    base, sft = pair(tmp_path, tokenizer=False, drift=0)
+
+    def change(tensor):
+        changed = tensor.clone().view(-1, tensor.shape[-1] if tensor.dim() > 1 else 1)
+        changed[::8, 0] += 1
+        return changed.view(tensor.shape)
+
+    resave(sft, lambda state: {name: change(tensor) for name, tensor in state.items()})
+    _, report = fuse(base, sft, alpha=alpha)
+    rows = {name: t.view(-1, t.shape[-1] if t.dim() > 1 else 1)[::8] for name, t in tensors(base).items()}
+    told = report.to_dict()
+    for name, part in rows.items():
+        assert told["tensors"][name]["changed"] == pytest.approx(1 / part.shape[1]), name
+    share = sum(len(part) for part in rows.values()) / sum(part.numel() for part in rows.values())
+    assert told["total"]["changed"] == pytest.approx(share)
+    assert f"changed by SFT   {share:.1%} of the weights" in str(report)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
