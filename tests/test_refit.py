@@ -189,10 +189,10 @@ def test_frozen_parameters_stay_bitwise():
     for name, parameter in sft.named_parameters():
         parameter.requires_grad_("mlp" in name)
     calibration, samples = data_of(base)
-    options = {"alpha": 0.4, "reset_fraction": 0, "sampler": lambda _: samples}
+    options = {"alpha": 0.4, "reset_fraction": 0}
     fused = copy.deepcopy(sft)
     rejuvenate(fused, base, calibration, **options)
-    report = rejuvenate(sft, base, calibration, refit=Refit(2, RATE), **options)
+    report = rejuvenate(sft, base, calibration, refit=Refit(2, RATE), sampler=lambda _: samples, **options)
     for (name, ours), theirs in zip(sft.named_parameters(), fused.parameters(), strict=True):
         assert torch.equal(ours, theirs) == ("mlp" not in name), name
         assert ours.requires_grad == ("mlp" in name)
@@ -287,12 +287,13 @@ def test_what_optimizers_hold_follows(dtype):
     base = tiny_llama(dtype=dtype)
     sft = sharpened(base)
     calibration, samples = data_of(base)
-    options = {"alpha": 0.5, "reset_fraction": 0, "sampler": lambda _: samples}
+    options = {"alpha": 0.5, "reset_fraction": 0}
     fused = copy.deepcopy(sft)
     plain = Lookahead(fused.parameters())
     rejuvenate(fused, base, calibration, **options, optimizer=plain)
     optimizer = Lookahead(sft.parameters())
-    rejuvenate(sft, base, calibration, **options, optimizer=optimizer, refit=Refit(3, RATE))
+    options |= {"refit": Refit(3, RATE), "sampler": lambda _: samples}
+    rejuvenate(sft, base, calibration, **options, optimizer=optimizer)
     for ours, theirs in zip(sft.parameters(), fused.parameters(), strict=True):
         moved = optimizer.state[ours]["slow_buffer"] - plain.state[theirs]["slow_buffer"]
         torch.testing.assert_close(
