@@ -189,7 +189,8 @@ def recommend(
     search = behaviour.search
     if verdict.level == "healthy":
         whole = search is not None and search.alpha == 1.0
-        return "There is nothing to do: start RL from the SFT model itself.", 1.0 if whole else None
+        doubt = "" if behaviour.no_alpha is None else f" {behaviour.no_alpha}"
+        return f"There is nothing to do: start RL from the SFT model itself.{doubt}", 1.0 if whole else None
     if verdict.level == "cannot start":
         return f"{verdict.advice} Fusion with the base would not bring it.", None
     if verdict.level == "unknown":
