@@ -190,7 +190,8 @@ def recommend(
     search = behaviour.search
     if verdict.level == "healthy":
         whole = search is not None and search.alpha == 1.0
-        return verdict.advice, 1.0 if whole else None
+        doubt = "" if behaviour.no_alpha is None else f" {behaviour.no_alpha}"
+        return f"{verdict.advice}{doubt}", 1.0 if whole else None
     if verdict.level == "cannot start":
         diverged = verdict.deciding and verdict.deciding.advice
         return verdict.advice + " Fusion with the base would not bring it." * (not diverged), None
