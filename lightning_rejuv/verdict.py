@@ -12,8 +12,7 @@ Level = Literal["healthy", "at risk", "over-confident", "cannot start", "unknown
 
 #: What repeated sampling gains, as a share of what independent rollouts of the same pass@1 would gain. At the study's
 #: retail desk (docs/evidence.md, "The verdict") most starts below the first fail, nearly all above the second succeed;
-#: on a real model starts that RL failed to improve have at most .2 (if more than one rollout was right), those that it
-#: improved at least .6.
+#: on a real model excessive SFT has at most .25, and most of it fails; nearly all that RL improves has at least .5.
 GAIN_OVER_CONFIDENT, GAIN_AT_RISK = 0.05, 0.3
 #: The same of a model whose own entropy is over-confident: a few prompts that it can still do must not acquit it.
 GAIN_SURE = 0.6

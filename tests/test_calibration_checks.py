@@ -61,7 +61,9 @@ def test_the_commands_refuse_it_and_write_nothing(tmp_path, capsys, command):
     out = ["--out", str(tmp_path / "out")] if command == "rejuvenate" else []
     given = ["--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
     assert main([command, *given, *out]) == 3
-    assert "Expected pair 1 to fit into the model's 4 positions" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "lightning-rejuv: error: Expected line 1 of " in told
+    assert "to fit into the model's 4 positions but it has 6 tokens" in told
     assert not (tmp_path / "out").exists()
 
 

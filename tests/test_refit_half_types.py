@@ -116,7 +116,9 @@ def test_the_reported_loss_is_that_of_the_model_that_is_left(dtype, rounding, re
             "sampler": lambda _, s=samples: s,
         }
         plain = copy.deepcopy(sft)
-        rejuvenate(plain, base, calibration, **options)
+        rejuvenate(
+            plain, base, calibration, **{name: value for name, value in options.items() if name != "sampler"}
+        )
         found = rejuvenate(sft, base, calibration, **options, refit=Refit(5)).refit
         for model, told in (
             (plain, (found.demonstrations_before, found.base_samples_before)),

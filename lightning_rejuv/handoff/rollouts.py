@@ -41,7 +41,7 @@ class Rollouts:
         zero_variance_fraction: share of the groups that are all right or all wrong.
         chance_pass_at_1: share that would be right if it were the answer to another of the prompts; None where there
             is no other.
-        unfinished: how many came to no end-of-sequence token; None where the model names none.
+        unfinished: how many came to no end-of-sequence token: all of them where the model names none.
     """
 
     prompts: int
@@ -50,7 +50,7 @@ class Rollouts:
     pass_at_8: float
     zero_variance_fraction: float
     chance_pass_at_1: float | None = None
-    unfinished: int | None = 0
+    unfinished: int = 0
 
     @property
     def measures(self) -> dict[str, float]:
@@ -69,15 +69,11 @@ class Rollouts:
         65 of the 128 rollouts did not end: their beginnings were judged. Does `eos_token_id` in ...?
         """
         count = self.prompts * self.group
-        if self.unfinished is None:
-            first = "The model names no end-of-sequence token, so that no rollout ended"
-        elif self.unfinished > _UNFINISHED * count:
-            first = f"{self.unfinished} of the {count} rollouts did not end"
-        else:
+        if self.unfinished <= _UNFINISHED * count:
             return ()
         return (
-            f"{first}: their beginnings were judged. Does `eos_token_id` in generation_config.json name the token that "
-            "ends the demonstrations?",
+            f"{self.unfinished} of the {count} rollouts did not end: their beginnings were judged. Does `eos_token_id` "
+            "in generation_config.json name the token that ends the demonstrations?",
         )
 
 
@@ -171,7 +167,7 @@ def sample_rollouts(model: nn.Module, batches: Sequence[Batch], judge: TextJudge
         pass_at_8=mean_pass(GROUP),
         zero_variance_fraction=float(zero_variance_fraction(found)),
         chance_pass_at_1=float(torch.stack(others).double().mean()) if others else None,
-        unfinished=count_unfinished(samples),
+        unfinished=count_unfinished(samples) or 0,  # `generate` of transformers never ends before its time
     )
 
 
