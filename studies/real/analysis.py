@@ -15,6 +15,7 @@ from studies.real.arms import ARMS
 
 SUCCESS = 0.25  # pass@1 in distribution after RL; see the plan
 MARGIN = 0.1  # a smaller difference of pass@1 does not matter; see the plan
+ENOUGH_SEEDS = 3  # fewer SFT seeds are an example, and are given no interval
 
 
 class Question(NamedTuple):
@@ -102,7 +103,7 @@ def difference(runs: Sequence[Run], question: Question, value: Callable[[Run], f
         value: What is compared.
 
     Returns:
-        None if no run of one arm has a partner.
+        None if no run of one arm has a partner; without interval and p below `ENOUGH_SEEDS`.
     """
     sides: dict[str, dict[tuple[str, int, int], float]] = {question.ours: {}, question.theirs: {}}
     for run in runs:
@@ -116,7 +117,10 @@ def difference(runs: Sequence[Run], question: Question, value: Callable[[Run], f
     ours_of, theirs_of = (
         {seed: fmean(pair[side] for pair in pairs) for seed, pairs in shared.items()} for side in (0, 1)
     )
-    return paired(ours_of, theirs_of, test=True)
+    found = paired(ours_of, theirs_of, test=True)
+    if found is None or found.estimate.n >= ENOUGH_SEEDS:
+        return found
+    return found._replace(estimate=found.estimate._replace(low=None, high=None), p=None)
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[Question, Difference, Difference]]:
@@ -142,7 +146,7 @@ def verdict(found: Difference) -> str:
     """
     estimate = found.estimate
     if estimate.low is None or estimate.high is None:
-        return "one seed says nothing"
+        return "too few seeds to tell"
     if estimate.low > -MARGIN and estimate.high < MARGIN:
         return "no difference that matters"
     if estimate.above or estimate.below:

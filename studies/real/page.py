@@ -22,7 +22,7 @@ from studies.analysis.markdown import (
     table,
 )
 from studies.analysis.statistics import mean as over_seeds
-from studies.real.analysis import SUCCESS, Run, by_arm, differences, load, verdict
+from studies.real.analysis import ENOUGH_SEEDS, SUCCESS, Run, by_arm, differences, load, verdict
 from studies.real.arms import ARMS
 from studies.real.recipes import RECIPES
 from studies.verdicts import confusion, confusion_table, of_real, wrong_about
@@ -112,12 +112,12 @@ def _table(runs: Sequence[Run]) -> str:
 
 
 def _over_sft_seeds(runs: Sequence[Run]) -> str:
-    """The mean over SFT seeds, each the mean over its RL seeds; with the 95 % interval from three on."""
+    """The mean over SFT seeds, each the mean over its RL seeds; with the 95 % interval if they are enough."""
     ends: dict[int, list[float]] = {}
     for run in runs:
         ends.setdefault(run.sft_seed, []).append(run.pass_at_1)
     estimate = over_seeds([fmean(of_seed) for of_seed in ends.values()])
-    return number(estimate.value) if len(ends) < 3 else plus_minus(estimate._asdict())
+    return number(estimate.value) if len(ends) < ENOUGH_SEEDS else plus_minus(estimate._asdict())
 
 
 def _at(value: Any, *names: str) -> float:

@@ -117,9 +117,19 @@ def test_partial_results_say_how_many_there_are(tmp_path):
     found = difference(runs, QUESTIONS[0], lambda run: run.pass_at_1)
     assert found.estimate.n == 1
     assert found.p is None
-    assert "one seed says nothing" in blocks(runs)["questions"]
+    assert "too few seeds to tell" in blocks(runs)["questions"]
     assert difference(runs, QUESTIONS[1], lambda run: run.pass_at_1) is None
     assert f"recipe V: 5 runs of RL, SFT seeds 101{DASH}102, RL seeds 201{DASH}202" in blocks(runs)["state"]
+
+
+@pytest.mark.parametrize(("seeds", "told"), [((101, 102), False), ((101, 102, 103), True)])
+def test_two_seeds_have_no_interval_however_close_they_are(tmp_path, seeds, told):
+    _write(tmp_path, recipes="V", sft_seeds=seeds, arms=("excessive", "fusion"))
+    question, found, _ = differences(load(tmp_path))[0]
+    assert question.ours == "fusion"
+    assert (found.estimate.low is not None, found.p is not None) == (told, told)
+    (line,) = blocks(load(tmp_path))["questions"].splitlines()
+    assert ("too few seeds to tell" not in line, "\N{PLUS-MINUS SIGN}" in line) == (told, told)
 
 
 @pytest.mark.parametrize("written", [True, False])
