@@ -201,7 +201,8 @@ def _rollouts(values: Mapping[str, float], entropy_ratio: float | None, rigid: b
     solved = known[largest] * groups
     if solved < SOLVED_AT_RISK - 0.5 and level == "healthy":
         level = "at risk"
-        why += f"; right rollouts to {solved:.0f} of {groups:.0f} prompts may be luck (at risk below 3)"
+        why += f"; right rollouts to {solved:.0f} of {groups:.0f} prompts may be luck"
+        why += f" (at risk below {SOLVED_AT_RISK})"
     chance = values.get("chance_pass_at_1", 0.0)
     if known[1] < GUESSED * chance:
         why += f"; answers to other prompts would be right in {chance:.2f}, so that these may be guesses"

@@ -129,6 +129,12 @@ class MeasureCollection(MetricCollection):
         """Return the measures of the rollouts and count afresh; the verdict keeps these until others come in.
 
         A collective. Where no rollouts came in the window that was closed before stays.
+
+        >>> from lightning_rejuv import PlasticityMonitor
+        >>> monitor = PlasticityMonitor(pass_at=(1,))
+        >>> monitor.update(rewards=torch.tensor([[0.0, 0.0]] * 8))
+        >>> sorted(monitor.close_rollouts()), monitor.compute_rollouts(), monitor.verdict().level
+        (['pass_at_1', 'zero_variance_fraction'], {}, 'cannot start')
         """
         values: dict[str, Tensor] = self.compute_rollouts()
         if values:
