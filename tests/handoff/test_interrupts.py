@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of writing: no call hangs, and nothing is left under the output's name."""
+"""Ctrl-C at any moment of writing: no call hangs, and under the output's name stands the whole, or nothing."""
 
 from __future__ import annotations
 
@@ -198,8 +198,8 @@ def test_interrupts_at_random_moments(tmp_path, times):
             os.kill(child, signal.SIGINT)  # not waited for: it exists until then
             time.sleep(draw.uniform(0, 0.005))
         codes.append(exit_code(child))
-        assert out.exists() == (codes[-1] == 0), codes[-1]
-        if codes[-1] == 0:
+        assert out.exists() or codes[-1] != 0
+        if out.exists():  # also where the interrupt came between the renaming and the return
             assert verify(out)
             shutil.rmtree(out)
     assert codes.count(130) > 30
