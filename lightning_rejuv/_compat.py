@@ -105,6 +105,28 @@ def language_model(module: nn.Module) -> nn.Module:
     return named if isinstance(named, nn.Module) else module
 
 
+def generation_config(module: nn.Module) -> Any | None:
+    """Return what the language model inside a module says of its generation; None where that is none of transformers'.
+
+    Where it was taken away, what the model's configuration says is left.
+    """
+    inner = language_model(module)
+    own = getattr(inner, "generation_config", None)
+    if own is not None or not is_hugging_face(inner):
+        return own
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_model_config(inner.config)
+
+
+def end_tokens(module: nn.Module) -> list[int]:
+    """Return the tokens with which the language model inside a module ends a response; none where it names none."""
+    ends = getattr(generation_config(module), "eos_token_id", None)
+    if isinstance(ends, torch.Tensor):
+        ends = ends.flatten().tolist()
+    return [end for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if type(end) is int]
+
+
 def _inside(module: nn.Module, outer: nn.Module) -> bool:
     return any(child is module for child in outer.modules())
 

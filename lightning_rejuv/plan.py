@@ -147,9 +147,10 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         batches = batches_for(model, data.calibration)
     elif resets_neurons and data.calibration is None:
         raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
-    sampler: Sampler | None = None
-    if samples_the_base:
-        sampler = data.sampler or sample_with_generate(batches, options.seed)
+    sampler = base_sampler = data.sampler if samples_the_base else None
+    if samples_the_base and sampler is None:
+        sampler = sample_with_generate(batches, options.seed)
+        base_sampler = sample_with_generate(batches, options.seed, targets.base_ends)
     given = options.alpha if not isinstance(options.alpha, str) else 0.0
     alphas = alpha_by_name(given, list(targets.fused))
     drift = targets.measure()
@@ -163,7 +164,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     unfinished: int | None = None
     if options.runs_the_model:
         with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
-            own = sample_base(model, blend, sampler) if sampler else []
+            own = sample_base(model, blend, base_sampler) if base_sampler else []
             if options.refit is not None:
                 samples, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
             if sampler and options.searches_alpha:

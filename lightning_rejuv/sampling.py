@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv._compat import is_hugging_face, language_model
+from lightning_rejuv._compat import end_tokens, generation_config, language_model
 from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.calibration_checks import context_length, vocabulary_size
 from lightning_rejuv.find_alpha import Sampler
@@ -22,7 +22,7 @@ _LONGER = 4
 _PLAIN = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
+def sample_with_generate(batches: list[Batch], seed: int, more_ends: Sequence[int] = ()) -> Sampler:
     """Sample one response to every calibration prompt, with the model's own ``generate``.
 
     At temperature 1 without truncation; of the model's ``generation_config`` only the end-of-sequence and padding
@@ -37,6 +37,8 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
     Args:
         batches: calibration batches; a prompt is what comes before the first response token.
         seed: of the samples.
+        more_ends: tokens that end a response beside the model's own: the base's, where its weights are in the model.
+            Those outside the vocabulary end nothing, and none does where the model has no generation config.
 
     Returns:
         A sampler, which returns batches with ``input_ids``, ``labels``, which end with the first end-of-sequence
@@ -59,7 +61,7 @@ def sample_with_generate(batches: list[Batch], seed: int) -> Sampler:
         with phase("sampling responses", sum(new for _, new in groups)):
             for prompts, new in groups:
                 with _counting_tokens(model, new):
-                    samples += _parts(_continued(model, prompts, new), tokens)
+                    samples += _parts(_continued(model, prompts, new, more_ends), tokens)
         return samples
 
     return sampler
@@ -110,13 +112,15 @@ def _parts(sample: dict[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:
     return parts
 
 
-def _continued(model: nn.Module, prompts: list[dict[str, Tensor]], new: int) -> dict[str, Tensor]:
+def _continued(
+    model: nn.Module, prompts: list[dict[str, Tensor]], new: int, more_ends: Sequence[int]
+) -> dict[str, Tensor]:
     """Sample one response of at most ``new`` tokens to each of some prompts of one length."""
     length = len(prompts[0]["input_ids"])
     names = {name for prompt in prompts for name in prompt if name == "input_ids" or takes(model, name)}
     given = {name: torch.stack([_of(prompt, name, length) for prompt in prompts]) for name in names}
     given["attention_mask"] = torch.ones_like(given["input_ids"])
-    with _plain_generation(model, new) as (options, ends):
+    with _plain_generation(model, new, more_ends) as (options, ends):
         full = _generated(model, given, options)
     end = torch.tensor(ends, device=full.device, dtype=full.dtype)
     is_end = torch.isin(full[:, length:], end).int()
@@ -188,7 +192,9 @@ def _of(prompt: dict[str, Tensor], name: str, length: int) -> Tensor:
 
 
 @contextmanager
-def _plain_generation(model: nn.Module, new: int) -> Iterator[tuple[dict[str, Any], list[int]]]:
+def _plain_generation(
+    model: nn.Module, new: int, more_ends: Sequence[int]
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """Take a model's ``generation_config`` away for a while, but for its end-of-sequence and padding tokens.
 
     Passing another one is not enough: ``generate`` fills it up from the model's own.
@@ -196,21 +202,15 @@ def _plain_generation(model: nn.Module, new: int) -> Iterator[tuple[dict[str, An
     Yields:
         What ``generate`` takes, and the end-of-sequence tokens.
     """
-    inner = language_model(model)
-    own = getattr(inner, "generation_config", None)
-    if own is None and not is_hugging_face(inner):
+    own = generation_config(model)
+    if own is None:
         yield {**_PLAIN, "max_new_tokens": new}, []
         return
     from transformers import GenerationConfig
 
-    if own is None:  # taken away: what the model's configuration says is left
-        own = GenerationConfig.from_model_config(inner.config)
-    ends = (
-        torch.as_tensor([] if own.eos_token_id is None else own.eos_token_id, dtype=torch.int64)
-        .flatten()
-        .tolist()
-    )
     padding, size = own.pad_token_id, vocabulary_size(model)
+    more = [end for end in more_ends if end >= 0 and (not size or end < size)]
+    ends = list(dict.fromkeys([*end_tokens(model), *more]))
     if not isinstance(padding, int) or padding < 0 or (size and padding >= size):
         padding = (ends or [0])[0]  # some tokenizers bring one that the model has no embedding for
     plain = GenerationConfig(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Anchor, rejuvenate
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.sampling import _parts, sample_with_generate
 from tests.conftest import greedy_batch, sharpened, tiny_llama
@@ -95,6 +95,50 @@ def same(found, expected):
 def plain():
     base = tiny_llama(eos_token_id=[7, 9], pad_token_id=0)
     return base, samples_of(base, base)
+
+
+def test_what_the_base_ends_with_ends_its_samples_too(plain):
+    base, expected = plain
+    model = copy.deepcopy(base)
+    model.generation_config.eos_token_id = 7
+    before = copy.deepcopy(model.generation_config.__dict__)
+    found = sample_with_generate(as_batches(data(base)), 0, more_ends=[9, 7, -1, 10**6])(model)
+    assert same(found, expected)
+    assert not same(samples_of(model, base), expected)
+    assert model.generation_config.__dict__ == before
+
+
+@pytest.mark.parametrize("kind", ["module", "directory", "config alone", "part", "state dict"])
+def test_the_bases_own_end_ends_its_samples_and_no_rollout(kind, tmp_path):
+    base = tiny_llama(eos_token_id=9, pad_token_id=0)
+    model = sharpened(copy.deepcopy(base))
+    model.generation_config.eos_token_id = [7]
+    anchor, ends = base, [7, 9]
+    if kind in ("directory", "config alone"):
+        base.save_pretrained(tmp_path)
+        anchor = tmp_path
+        if kind == "config alone":
+            (tmp_path / "generation_config.json").unlink()
+    elif kind == "part":
+        anchor = Anchor.open(torch.nn.ModuleDict({"ref": base}), "ref.")
+    elif kind == "state dict":
+        anchor, ends = base.state_dict(), [7]
+    asked = []
+
+    def spy(*arguments, generation_config, **options):
+        asked.append(generation_config.eos_token_id)
+        return type(model).generate(model, *arguments, generation_config=generation_config, **options)
+
+    model.generate = spy
+    calls = []
+
+    def verifier(batch):
+        calls.append(len(asked))
+        return [True] * len(batch["input_ids"])
+
+    rejuvenate(model, anchor, calibration=data(base), verifier=verifier, reset_fraction=0)
+    assert asked[: calls[0] // 2] == [ends] * (calls[0] // 2)
+    assert asked[calls[0] // 2 :] == [[7]] * (len(asked) - calls[0] // 2)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

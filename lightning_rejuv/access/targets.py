@@ -34,6 +34,7 @@ class Targets:
             their layer, given the weight of the SFT model.
         reference: the anchor as a module that can be run in the model's place, if it is one.
         buffers: the floating buffers that are fused like parameters, and those that are not.
+        base_ends: the tokens with which the anchor's model ends a response, as far as it says.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -44,6 +45,7 @@ class Targets:
     pulls: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
     reference: nn.Module | None = None
     buffers: Buffers = field(default_factory=Buffers)
+    base_ends: tuple[int, ...] = ()
 
     @property
     def fused(self) -> dict[str, Tensor]:
@@ -122,6 +124,7 @@ def open_targets(
         source.description,
         reference=reference,
         buffers=buffers,
+        base_ends=source.end_tokens,
     )
 
 

@@ -62,6 +62,11 @@ class Anchor(ABC):
         return None
 
     @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens with which its model ends a response, where something beside the tensors says so."""
+        return ()
+
+    @property
     @abstractmethod
     def description(self) -> str:
         """Where the tensors come from, for messages and reports."""

@@ -78,6 +78,24 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return limit
 
 
+def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> list[Any] | None:
+    """Return what is said of the tokens that end a response, as it stands there; None where nothing is said.
+
+    Args:
+        config: of the model.
+        generation: its generation config, which then counts alone; None where there is none.
+
+    >>> end_tokens({"text_config": {"eos_token_id": 2}}), end_tokens({"eos_token_id": 2}, {"eos_token_id": [2, 7]})
+    ([2], [2, 7])
+    """
+    places = [config, text_config(config)] if generation is None else [generation]
+    said = [place["eos_token_id"] for place in places if "eos_token_id" in place]
+    if not said:
+        return None if generation is None else []
+    ends: Any = next((ends for ends in said if ends is not None), [])
+    return ends if isinstance(ends, list) else [ends]
+
+
 def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
     """Yield a mapping and those inside: some models have other rotary positions for each type of layer."""
     if isinstance(value, Mapping):

@@ -160,6 +160,10 @@ class _Loaded(Anchor):
     def config(self) -> Mapping[str, Any] | None:
         return self._anchor.config
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self._anchor.end_tokens
+
     def names(self) -> list[str]:
         return list(self._source)
 

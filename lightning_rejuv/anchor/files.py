@@ -13,6 +13,7 @@ from lightning_rejuv.names import listing
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _MAX_JSON = 1 << 28  # bytes; the index of a million tensors takes less
 

@@ -13,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lightning_rejuv._compat import persistent_buffers
+from lightning_rejuv._compat import end_tokens, persistent_buffers
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
 from lightning_rejuv.anchor.archive import check_stored
+from lightning_rejuv.anchor.config import end_tokens as said_end_tokens
 from lightning_rejuv.anchor.conversion import architecture, as_loaded
-from lightning_rejuv.anchor.files import CONFIG, INDEX, SINGLE, read_json, weight_files
+from lightning_rejuv.anchor.files import CONFIG, GENERATION, INDEX, SINGLE, read_json, weight_files
 from lightning_rejuv.anchor.match import names_fit
 from lightning_rejuv.names import canonical_name, listing, printable
 
@@ -50,7 +51,7 @@ def _open(source: AnchorSource) -> Anchor:
             **dict(persistent_buffers(source)),
             **dict(source.named_parameters(remove_duplicate=False)),
         }
-        return _TensorAnchor(tensors, "the given module")
+        return _TensorAnchor(tensors, "the given module", end_tokens(source))
     if isinstance(source, Mapping):
         return _TensorAnchor(source, "the given state dict")
     if isinstance(source, (str, os.PathLike)):
@@ -81,6 +82,10 @@ class _Part(Anchor):
     def config(self) -> Mapping[str, Any] | None:
         return self._anchor.config
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self._anchor.end_tokens
+
     def read_as(self, model: nn.Module) -> Anchor:
         return self if names_fit(model, self) else as_loaded(self, model)
 
@@ -104,15 +109,19 @@ class _Part(Anchor):
 class _TensorAnchor(Anchor):
     """Tensors that are in memory, or memory-mapped by ``torch.load``."""
 
-    def __init__(self, tensors: Mapping[str, Any], description: str) -> None:
+    def __init__(self, tensors: Mapping[str, Any], description: str, ends: Iterable[int] = ()) -> None:
         self._tensors = {canonical_name(name): tensor.detach() for name, tensor in _by_name(tensors)}
-        self._description = description
+        self._description, self._ends = description, tuple(ends)
         if not self._tensors:
             raise ValueError(f"Expected {description} to hold tensors by name but it holds none.")
 
     @property
     def description(self) -> str:
         return self._description
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self._ends
 
     def read_as(self, model: nn.Module) -> Anchor:
         # A state dict may be what somebody read from the files of a directory.
@@ -150,8 +159,14 @@ def _named(values: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 class _SafetensorsAnchor(Anchor):
     """One or more safetensors files; only the header is read until a tensor is asked for."""
 
-    def __init__(self, files: list[Path], description: str, config: Mapping[str, Any] | None = None) -> None:
-        self._description, self._config = description, config
+    def __init__(
+        self,
+        files: list[Path],
+        description: str,
+        config: Mapping[str, Any] | None = None,
+        ends: Iterable[int] = (),
+    ) -> None:
+        self._description, self._config, self._ends = description, config, tuple(ends)
         self._loaded: dict[tuple[str, str], Anchor] = {}
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
@@ -186,6 +201,10 @@ class _SafetensorsAnchor(Anchor):
     @property
     def config(self) -> Mapping[str, Any] | None:
         return self._config
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self._ends
 
     def read_as(self, model: nn.Module) -> Anchor:
         key = architecture(model)
@@ -269,7 +288,18 @@ def _open_directory(path: Path) -> Anchor:
             "Save the base with `save_pretrained`, which writes safetensors."
         )
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
-    return _SafetensorsAnchor([path / name for name in files.names], str(path), config)
+    return _SafetensorsAnchor(
+        [path / name for name in files.names], str(path), config, _ends(path, config or {})
+    )
+
+
+def _ends(path: Path, config: Mapping[str, Any]) -> list[int]:
+    """The tokens that end a response, as a directory says; none where what it says is malformed."""
+    try:
+        generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else None
+    except ValueError:
+        return []
+    return [end for end in said_end_tokens(config, generation) or [] if type(end) is int]
 
 
 def _is_hugging_face(path: Path) -> bool:

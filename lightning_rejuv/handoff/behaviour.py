@@ -113,7 +113,7 @@ def measure_behaviour(
             blend.at(1.0)
             own = [confidence(model, batch) for batch in batches]
         rollouts = sample_rollouts(model, batches, judge, seed) if judge else None
-        sampled = sample_base(model, blend, sampler)
+        sampled = sample_base(model, blend, sample_with_generate(batches, seed, targets.base_ends))
         search, no_alpha = None, None
         try:
             search = find_alpha(model, blend, batches, sampled, sampler=sampler, judge=judge)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_rejuv._compat import require
-from lightning_rejuv.anchor.config import says_tied, text_config, vocabulary_size
+from lightning_rejuv.anchor.config import end_tokens as said_end_tokens
+from lightning_rejuv.anchor.config import says_tied, vocabulary_size
+from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.calibration import IGNORED
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
 from lightning_rejuv.handoff.models import CustomCode, from_local
@@ -17,8 +19,6 @@ from lightning_rejuv.handoff.vocabulary import token_ids
 
 if TYPE_CHECKING:
     from lightning_rejuv.handoff.dialogues import Calibration
-
-_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _ids(checkpoint: Checkpoint) -> dict[str, int] | None:
 
 def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether generation ends on tokens that exist."""
-    if not (checkpoint.path / _GENERATION).is_file():
+    if not (checkpoint.path / GENERATION).is_file():
         yield Finding("generation config", None, "there is none: defaults come from config.json")
         return
     numbers, ids = end_tokens(checkpoint) or [], _ids(checkpoint) or {}
@@ -159,7 +159,7 @@ def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Fin
         None,
         f"{count} of {last.total()} demonstrations end with {calibration.tokenizer.convert_ids_to_tokens(token)!r} "
         f"({token}), which is not among the EOS ids {ends}: a response that is sampled does not stop where they do. "
-        f"Name it as `eos_token_id` in {_GENERATION}",
+        f"Name it as `eos_token_id` in {GENERATION}",
     )
 
 
@@ -173,10 +173,5 @@ def _last_tokens(calibration: Calibration) -> Iterator[int]:
 
 def end_tokens(checkpoint: Checkpoint) -> list[Any] | None:
     """Return the ids on which generation ends, as they stand in the files; None where neither file says which."""
-    file = checkpoint.path / _GENERATION
-    places = [read_json(file)] if file.is_file() else [checkpoint.config, text_config(checkpoint.config)]
-    said = [place["eos_token_id"] for place in places if "eos_token_id" in place]
-    if not said:
-        return [] if file.is_file() else None
-    ends: Any = next((ends for ends in said if ends is not None), [])
-    return ends if isinstance(ends, list) else [ends]
+    file = checkpoint.path / GENERATION
+    return said_end_tokens(checkpoint.config, read_json(file) if file.is_file() else None)

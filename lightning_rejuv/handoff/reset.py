@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.anchor.config import context_length
+from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
 from lightning_rejuv.handoff.checks import check_ends
@@ -158,6 +159,9 @@ def anchor_for(
         return anchor
     # The base with the SFT model's names, vocabulary and tying: a fusion with alpha 0.
     _write(sft, base, pairing.pairs, scratch / "base")
+    ends: list[int] = list(anchor.end_tokens)
+    content = {"eos_token_id": pairing.rows.of_sft(ends) if pairing.rows else ends}
+    write_file(scratch / "base" / GENERATION, json.dumps(content).encode())
     return Anchor.open(load_model(scratch / "base", "cpu", dtype))
 
 

@@ -6,7 +6,7 @@ import filecmp
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ class RowMap:
     def identity(self) -> bool:
         """Whether every row is fused with the row of the same index."""
         return self.new == 0 and self.moved == 0
+
+    def of_sft(self, base_ids: Iterable[int]) -> list[int]:
+        """Return the SFT model's ids of some of the base's tokens, without those that it does not have."""
+        return [row for number in base_ids for row in (self.rows == number).nonzero().flatten().tolist()]
 
 
 def token_ids(directory: Path) -> dict[str, int] | None:

@@ -12,6 +12,8 @@ from lightning_rejuv.handoff.checkpoint import open_checkpoint
 from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.disk_names import on_disk
 from lightning_rejuv.handoff.models import load_tokenizer
+from lightning_rejuv.handoff.pairing import pair_up
+from lightning_rejuv.handoff.reset import anchor_for
 from lightning_rejuv.report_layers import where
 from tests.handoff.checkpoints import edit_config, pair, teach, tensors, write_calibration, write_tokenizer
 from tests.handoff.families import FAMILIES, tiny
@@ -122,6 +124,28 @@ def test_random_control_resets_the_same_number(tmp_path):
         for kind in ("absolute", "random")
     )
     assert one.attribution["neurons_reset"] == other.attribution["neurons_reset"]
+
+
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_bases_own_end_is_known_in_the_sft_models_vocabulary(moved, where, tmp_path):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    words = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
+    for path in (base, sft):
+        (path / "generation_config.json").unlink(missing_ok=True)
+        edit_config(path, eos_token_id=3)
+    (base / where).write_text(
+        json.dumps({**json.loads((base / "config.json").read_text()), "eos_token_id": [40, 41]})
+    )
+    ours = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
+    if moved:
+        ours.remove(next(word for word in ours if words[word] == 41))
+        write_tokenizer(sft, [*ours, "new"])
+    opened = [open_checkpoint(path) for path in (sft, base)]
+    (tmp_path / "scratch").mkdir()
+    anchor = anchor_for(load(sft), *opened, pair_up(*opened), torch.float32, tmp_path / "scratch")
+    expected = [ours.index(word) for word in ours if words[word] == 40] if moved else [40, 41]
+    assert list(anchor.end_tokens) == expected
 
 
 def test_a_family_that_the_neuron_map_does_not_know_is_refused_and_nothing_is_left(tmp_path):
