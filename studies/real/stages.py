@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -106,7 +107,9 @@ class Stages:
         directory = self.workspace.start(recipe, job.sft_seed, job.name)
         tokenizer = load_tokenizer(self.workspace.base(recipe))
         edit, made = STARTS[job.name].edit, None
-        if edit is not None and not directory.is_dir():
+        if edit is not None:
+            # What is there already is of a run that was cut off while it measured: the report of its edit is lost.
+            shutil.rmtree(directory, ignore_errors=True)
             source = self.workspace.start(recipe, job.sft_seed, "excessive")
             model = load_model(source).to(self.device)
             made = self._rejuvenate(model, tokenizer, recipe, job.sft_seed, edit)
