@@ -87,6 +87,8 @@ class Book:
         """Write a result, delete a model that no arm needs any more, and print one line."""
         if result is not None and not self._record(job).has(job):
             self._record(job).add(job, result)
+        elif result is not None and job.kind == "start":
+            _say_if_another(job, self._record(job).start(job.name)["id"], result["id"])
         if job.kind in ("start", "arm"):
             self.remaining = [arm for arm in self.remaining if arm != job]
             start = job if job.kind == "start" else job.needs()[0]
@@ -96,6 +98,17 @@ class Book:
         left = (time.time() - self.started) / self.finished_jobs * (self.total - self.finished_jobs) / 60
         print(
             f"[{self.finished_jobs}/{self.total}, {left:.0f} min left] {job.label}{_said(result)}", flush=True
+        )
+
+
+def _say_if_another(start: Job, first: dict[str, float], again: dict[str, float]) -> None:
+    """Say that a start which was deleted and made again, by another library or machine, became another model."""
+    if first != again:
+        print(
+            f"{start.label} is not what was measured when it was made first: then {first}, now {again}. Arms that "
+            "start from it now have another start than those before.",
+            file=sys.stderr,
+            flush=True,
         )
 
 

@@ -90,6 +90,23 @@ class TestBook:
         assert Job("start", "V", 101, "fusion") not in jobs
         assert Job("start", "V", 101, "fusion_reset") in jobs
 
+    @pytest.mark.parametrize("same", [True, False])
+    def test_a_start_that_is_made_again_and_became_another_is_said(
+        self, same, record, workspace, tmp_path, capsys
+    ):
+        start = Job("start", "V", 101, "fusion")
+        record.add(start, {**_scores("fusion"), "edit": {"alpha": 0.4}})
+        book = Book(arm_jobs(["V"], [101], [202], ["fusion"]), workspace, tmp_path)
+        book.finished(start, {**_scores("fusion"), "id": {"pass_at_1": 0.5 if same else 0.75}})
+        said = capsys.readouterr().err
+        if same:
+            assert said == ""
+        else:
+            assert "V start fusion SFT seed 101 is not what was measured when it was made first" in said
+            assert "0.5" in said
+            assert "0.75" in said
+        assert record.start("fusion")["id"] == {"pass_at_1": 0.5}  # the first one stands
+
     def test_an_edited_model_is_deleted_after_its_last_arm_and_a_rung_never(
         self, workspace, tmp_path, capsys
     ):
