@@ -29,7 +29,7 @@ REAL  := runs/real
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*## /\t/' | expand -t 18
 
-study-real study-real-model: NEEDS += transformers matplotlib scipy
+study-real study-real-model: NEEDS += transformers matplotlib scipy trl
 demo demo-full: NEEDS += transformers matplotlib tensorboard
 test slow: NEEDS += transformers matplotlib tensorboard pytest hypothesis scipy sklearn
 test lint: NEEDS += ruff mypy
