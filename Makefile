@@ -42,8 +42,8 @@ demo-full: $(ENV)  ## both tasks, five seeds
 	$(BIN)/python -m examples.sft_to_rl.demo --full $(ARGS)
 
 study-real: study-real-model  ## the study on a real model: hours on CPU cores; continues where it was cut off
-	OMP_NUM_THREADS=1 $(BIN)/python -m studies.real.run --cache $(REAL) $(ARGS)
-	$(BIN)/python -m studies.real.page
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.real.run --cache $(REAL) $(ARGS); failed=$$?; \
+	$(BIN)/python -m studies.real.page && exit $$failed
 
 study-real-model: $(ENV)  ## install what that study needs into VENV, and fetch and convert its model
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TASKS)

@@ -41,3 +41,11 @@ def test_what_every_arm_imports_is_asked_for_before_anything_runs(tmp_path, inte
     done = _make(tmp_path, "study-real")
     asked = done.stdout[: done.stdout.index("pip install")]
     assert {"transformers", "scipy", "matplotlib", "trl"} <= set(re.findall(r"\w+", asked))
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_the_page_is_written_even_if_an_arm_failed(failed, tmp_path, interpreter):
+    interpreter(f'case "$*" in *studies.real.run*) exit {failed};; esac')
+    done = _make(tmp_path, "study-real")
+    assert "-m studies.real.page" in done.stdout.splitlines()
+    assert (done.returncode != 0) == bool(failed)
