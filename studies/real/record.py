@@ -67,7 +67,9 @@ class Record:
         return result
 
     def add(self, job: Job, result: dict[str, Any]) -> None:
-        """Add a start or an arm and write the file."""
+        """Add a start or an arm to what is in the file now, and write it."""
+        if self.path.is_file():  # another process may have added to it
+            self.content = json.loads(self.path.read_text())
         if job.kind == "start":
             self.content["starts"][job.name] = result
         else:

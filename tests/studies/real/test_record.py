@@ -43,6 +43,16 @@ def test_results_are_continued(record, tmp_path):
     assert list(tmp_path.joinpath("V").iterdir()) == [tmp_path / "V" / "seed_101.json"]
 
 
+def test_what_another_process_added_meanwhile_is_kept(record, tmp_path):
+    other = Record(tmp_path, RECIPES["V"], 101)
+    record.add(START, {"id": {"pass_at_1": 0.1}})
+    record.add(ARM, _scores())
+    other.add(dataclasses.replace(ARM, rl_seed=202), _scores())
+    content = json.loads((tmp_path / "V" / "seed_101.json").read_text())
+    assert list(content["starts"]) == ["moderate"]
+    assert list(content["arms"]["moderate"]) == ["201", "202"]
+
+
 def test_another_recipe_is_refused(record, tmp_path):
     record.add(START, {})
     changed = dataclasses.replace(RECIPES["V"], rl=RL(steps=31))
