@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -41,6 +42,7 @@ ARMS = {
 }
 
 Values = NDArray[np.float64]
+Windows = tuple[tuple[float, float], ...]
 # From alphas, the demonstrations' and the base samples' likelihoods there, in nats a response, to alpha.
 Rule = Callable[[Values, Values, Values], float]
 
@@ -52,13 +54,13 @@ class Curve:
     Args:
         name: Recipe or task.
         points: The measurements.
-        window: Between which alphas RL is known to succeed.
+        windows: Between which alphas RL is known to succeed, each with its ends.
         tests: Whether it was made to test the rule, and not known when that was chosen.
     """
 
     name: str
     points: list[AlphaPoint]
-    window: tuple[float, float]
+    windows: Windows
     tests: bool = False
 
 
@@ -112,20 +114,20 @@ def of_rule(rule: Rule, points: Sequence[AlphaPoint]) -> float:
 def curves(raw: Path = RAW) -> list[Curve]:
     """Read all curves."""
     found = [
-        Curve(recipe, _points(search["curve"]), REAL_WINDOWS[recipe]) for recipe, search in searches(raw)
+        Curve(recipe, _points(search["curve"]), (REAL_WINDOWS[recipe],)) for recipe, search in searches(raw)
     ]
     file = raw / "curves.json"
     for one in json.loads(file.read_text()) if file.is_file() else []:
-        found.append(Curve(one["recipe"], _points(one["curve"]), tuple(one["window"])))
+        found.append(Curve(one["recipe"], _points(one["curve"]), (tuple(one["window"]),)))
     for runs in lines(raw):
         (search,) = (run.start["edit"]["search"] for run in runs if run.arm == "fusion")
-        if (found_window := window(runs)) is not None:
-            found.append(Curve(runs[0].recipe, _points(search["curve"]), found_window, True))
+        if found_windows := windows(runs):
+            found.append(Curve(runs[0].recipe, _points(search["curve"]), found_windows, True))
     for task, toy_window in TOY_WINDOWS.items():
         for arms in toy(task, raw):
             search = arms.get("bargain", {}).get("search")
             if search:
-                found.append(Curve(task, _points(search["curve"]), toy_window))
+                found.append(Curve(task, _points(search["curve"]), (toy_window,)))
     return found
 
 
@@ -163,14 +165,19 @@ def alpha_of(run: real.Run) -> float:
     return float(run.start["edit"]["alpha"]) if run.start["edit"] else 1.0
 
 
-def window(runs: Sequence[real.Run]) -> tuple[float, float] | None:
-    """Between which alphas RL succeeded: at .25, and at half of the line's best; None if nowhere.
+def windows(runs: Sequence[real.Run]) -> Windows:
+    """Between which alphas RL succeeded: at .25, and at half of the line's best; between neighbours that did, all do.
 
-    The plan of studies/real defines it.
+    The plan of studies/real defines it. There are none if RL succeeds nowhere, or from the excessive SFT model itself:
+    then the line tests nothing.
     """
     needed = max(real.SUCCESS, max(run.pass_at_1 for run in runs) / 2)
-    good = [alpha_of(run) for run in runs if run.start["edit"] and run.pass_at_1 >= needed]
-    return (min(good), max(good)) if good else None
+    if any(run.pass_at_1 >= needed for run in runs if not run.start["edit"]):
+        return ()
+    fused = sorted((run for run in runs if run.start["edit"]), key=alpha_of)
+    in_a_row = groupby(fused, lambda run: run.pass_at_1 >= needed)
+    good = [[alpha_of(run) for run in neighbours] for succeeded, neighbours in in_a_row if succeeded]
+    return tuple((alphas[0], alphas[-1]) for alphas in good)
 
 
 def table_of_lines(raw: Path = RAW) -> str:
@@ -203,24 +210,30 @@ def table_of_rules(found: Sequence[Curve]) -> str:
     rows = []
     for name in dict.fromkeys(curve.name for curve in found):
         own = [curve for curve in found if curve.name == name]
-        low, high = own[0].window
+        found_windows = own[0].windows
         chosen = [choose_alpha(curve.points) for curve in own]
         cells = [
-            _cell([of.alpha for of in chosen], low, high),
-            _cell([of.bargain for of in chosen], low, high),
+            _cell([of.alpha for of in chosen], found_windows),
+            _cell([of.bargain for of in chosen], found_windows),
         ]
-        cells += [_cell([of_rule(rule, curve.points) for curve in own], low, high) for rule in RULES.values()]
+        cells += [
+            _cell([of_rule(rule, curve.points) for curve in own], found_windows) for rule in RULES.values()
+        ]
         kind = ", a test" if own[0].tests else ""
         seeds = f", {len(own)} seeds" if len(own) > 1 else ""
-        rows.append([f"{TITLES.get(name, name)}{seeds}{kind}", f"{low:g}{DASH}{high:g}", *cells])
+        succeeds = ", ".join(
+            f"{low:g}{DASH}{high:g}" if low < high else f"{low:g}" for low, high in found_windows
+        )
+        rows.append([f"{TITLES.get(name, name)}{seeds}{kind}", succeeds, *cells])
     return table(("line", "RL succeeds at", "**auto**", "the bargain", *RULES), rows)
 
 
-def _cell(alphas: Sequence[float], low: float, high: float) -> str:
+def _cell(alphas: Sequence[float], inside: Windows) -> str:
     text = number(median(alphas))
     if min(alphas) < max(alphas):
         text += f" ({number(min(alphas))}{DASH}{number(max(alphas))})"
-    return text if low <= median(alphas) <= high else f"{text} ✗"
+    right = any(low <= median(alphas) <= high for low, high in inside)
+    return text if right else f"{text} ✗"
 
 
 def table_of_runs(raw: Path = RAW) -> str:

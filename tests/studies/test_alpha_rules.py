@@ -36,7 +36,7 @@ def test_a_line_whose_answer_is_known(rule, alpha):
 
 
 def test_an_alpha_outside_of_the_window_is_marked():
-    rows = table_of_rules([Curve("Y", LINE, (0.3, 0.5), True)]).splitlines()
+    rows = table_of_rules([Curve("Y", LINE, ((0.3, 0.5),), True)]).splitlines()
     name, window, auto, bargain, equal, *_, excess = [cell.strip() for cell in rows[2].strip("|").split("|")]
     assert (name, window) == ("Y, a test", "0.3\N{EN DASH}0.5")
     assert auto == "0.40"
@@ -60,7 +60,7 @@ def test_the_studys_own_searches_are_rows_of_the_table(tmp_path):
     for seed, start in ((101, {"edit": edit}), (102, {"edit": edit})):
         Record(tmp_path / "real", RECIPES["V"], seed).add(Job("start", "V", seed, "fusion"), start)
     Record(tmp_path / "real", RECIPES["X"], 101).add(Job("start", "X", 101, "excessive"), {"edit": None})
-    assert alpha_rules.curves(raw) == [Curve("V", LINE, (0.4, 0.55))] * 2
+    assert alpha_rules.curves(raw) == [Curve("V", LINE, ((0.4, 0.55),))] * 2
     (row,) = table_of_rules(alpha_rules.curves(raw)).splitlines()[2:]
     assert row.startswith("| V, 2 seeds |")
 
@@ -85,17 +85,32 @@ def test_a_window_reaches_half_of_the_best_and_more_than_rl_can_do_nothing_with(
     _line(tmp_path, {"excessive": 0.05, "fusion": 0.55, **ends})
     (runs,) = alpha_rules.lines(tmp_path)
     assert [round(alpha_rules.alpha_of(run), 2) for run in runs] == [0.2, 0.3, 0.4, 0.44, 0.5, 0.6, 1.0]
-    assert alpha_rules.window(runs) == (0.3, 0.5)
+    assert alpha_rules.windows(runs) == ((0.3, 0.5),)
     (row,) = [line for line in alpha_rules.table_of_lines(tmp_path).splitlines() if "alpha auto" in line]
     assert row == "| R: fusion, alpha auto | 0.44 | 0.10 | 0.30 | 0.80 | **0.55** | 0.55 |"
     (curve,) = [curve for curve in alpha_rules.curves(tmp_path) if curve.name == "R"]
-    assert (curve.window, curve.tests, curve.points) == ((0.3, 0.5), True, LINE)
+    assert (curve.windows, curve.tests, curve.points) == (((0.3, 0.5),), True, LINE)
+
+
+def test_an_alpha_that_rl_failed_from_is_right_for_no_rule_whatever_is_right_around_it(tmp_path):
+    ends = {"fused_20": 0.1, "fused_30": 0.5, "fused_40": 0.1, "fused_50": 0.5, "fused_60": 0.6}
+    _line(tmp_path, {"excessive": 0.05, "fusion": 0.1, **ends})
+    (runs,) = alpha_rules.lines(tmp_path)
+    assert alpha_rules.windows(runs) == ((0.3, 0.3), (0.5, 0.6))
+    (row,) = table_of_rules(alpha_rules.curves(tmp_path)).splitlines()[2:]
+    assert row.startswith("| R, a test | 0.3, 0.5\N{EN DASH}0.6 | 0.40 ✗ | 0.50 |")
+
+
+def test_a_line_whose_excessive_sft_rl_improves_is_no_test(tmp_path):
+    _line(tmp_path, {"excessive": 0.5, "fusion": 0.6, "fused_40": 0.6})
+    (runs,) = alpha_rules.lines(tmp_path)
+    assert alpha_rules.windows(runs) == ()
 
 
 def test_a_line_on_which_rl_never_succeeds_has_no_window(tmp_path):
     _line(tmp_path, {"excessive": 0.05, "fusion": 0.2, "fused_40": 0.2})
     (runs,) = alpha_rules.lines(tmp_path)
-    assert alpha_rules.window(runs) is None
+    assert alpha_rules.windows(runs) == ()
     assert alpha_rules.curves(tmp_path) == []
 
 
