@@ -112,17 +112,20 @@ class Stages:
             shutil.rmtree(directory, ignore_errors=True)
             source = self.workspace.start(recipe, job.sft_seed, "excessive")
             model = load_model(source).to(self.device)
-            made = self._rejuvenate(model, tokenizer, recipe, job.sft_seed, edit)
+            made = self._rejuvenate(model, tokenizer, recipe, job, edit)
             save_model(model.cpu(), tokenizer, directory)
         model = load_model(directory)
         return {"edit": made, **self._measure(model, tokenizer, recipe, job.sft_seed)}
 
     def _rejuvenate(
-        self, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, sft_seed: int, edit: Edit
+        self, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, job: Job, edit: Edit
     ) -> Result:
-        alpha: Any = edit.alpha
+        alpha, sft_seed = edit.alpha, job.sft_seed
+        record = Record(self.out, recipe, sft_seed)
         if alpha == FOUND:
-            alpha = Record(self.out, recipe, sft_seed).start("fusion")["edit"]["alpha"]
+            alpha = record.start("fusion")["edit"]["alpha"]
+        elif record.has(job):  # the model was deleted, and is made again without another search
+            alpha = record.start(job.name)["edit"]["alpha"]
         options: dict[str, Any] = {
             "alpha": alpha,
             "reset_fraction": edit.reset_fraction,
