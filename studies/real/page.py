@@ -50,12 +50,13 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
     """What stands between the marks of the page, by name."""
     if not runs:
         nothing = "No run has finished yet."
-        return {"state": nothing, "table": nothing, "questions": nothing, "alphas": nothing, "picture": ""}
+        return {**dict.fromkeys(("state", "table", "questions", "alphas", "worked"), nothing), "picture": ""}
     return {
         "state": _state(runs),
         "table": _table(runs),
         "questions": _questions(runs),
         "alphas": _alphas(runs),
+        "worked": _worked(runs),
         "picture": "![Every run of RL: pass@1 before and after](images/real.png)",
     }
 
@@ -146,6 +147,18 @@ def _alphas(runs: Sequence[Run]) -> str:
         f"{recipe}: {', '.join(number(alpha) for alpha in alphas)}" for recipe, alphas in of.items() if alphas
     ]
     return "; ".join(said) or "No alpha was searched for yet."
+
+
+def _worked(runs: Sequence[Run]) -> str:
+    """How many answers are worked out before and after RL from excessive SFT, a row for each run."""
+    rows = []
+    for run in runs:
+        if run.arm == "excessive":
+            before, after = (_at(moment, "id", "worked") for moment in (run.start, run.end))
+            name = f"{run.recipe} {run.sft_seed}, RL {run.rl_seed}"
+            rows.append([name, number(before, 3), number(after, 3), number(run.pass_at_1)])
+    header = ("excessive SFT", "worked out before RL", "after RL", "pass@1 after RL")
+    return table(header, rows) if rows else "No run from excessive SFT has finished yet."
 
 
 def made_of(root: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ ENDS = {"excessive": 0.1, "moderate": 0.6, "fusion": 0.55, "fusion_reset": 0.6, 
 
 def _scores(value: float) -> dict:
     measures = {"pass_at_k": min(1.0, 2 * value), "zero_variance": 1 - value, "format": 0.9, "entropy": 0.3}
+    measures["worked"] = value / 4
     return {
         "id": {"pass_at_1": value, **measures},
         "ood": {"pass_at_1": value / 2, **measures},
@@ -78,6 +79,10 @@ def test_a_row_for_each_arm_of_each_recipe(tmp_path):
     excessive = [run.pass_at_1 for run in runs if (run.recipe, run.arm) == ("X", "excessive")]
     succeed = sum(end >= SUCCESS for end in excessive)
     assert by_name["X: excessive SFT"]["succeed"] == f"{succeed} of 6"
+    _, _, *worked = blocks(runs)["worked"].splitlines()
+    assert _cells(worked[6])[:2] == ["X 101, RL 201", "0.013"]
+    assert [_cells(row)[2] for row in worked[6:]] == [f"{end / 4:.3f}" for end in excessive]
+    assert len(worked) == 12
     assert blocks(runs)["alphas"] == "V: 0.41, 0.41, 0.41; X: 0.41, 0.41, 0.41"
 
 
