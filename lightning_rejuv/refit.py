@@ -168,11 +168,11 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         except RejuvenationError as error:  # which says what has changed: here nothing will have
             raise error.__cause__ or error from None
         edited = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        steps = list(pool.draws(min(asked.batch_size, len(pool)), asked.steps, options.seed))
-        passes = 2 * (len(plan.batches) + len(plan.samples)) + sum(map(len, steps))
+        order = (min(asked.batch_size, len(pool)), asked.steps, options.seed)
+        passes = 2 * (len(plan.batches) + len(plan.samples)) + pool.count(*order)
         with phase("refitting", passes):
             before = _losses(model, plan)
-            trained_to = train(model, trained, steps, rate, partial(refit_stream, options))
+            trained_to = train(model, trained, pool.draws(*order), rate, partial(refit_stream, options))
             moves = {name: value - edited[name] for name, value in trained_to.items()}
             del trained_to
             # Not those of an adapter that is not active.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_rejuv import Refit, rejuvenate
+from lightning_rejuv.calibration import Batch
 from tests.conftest import batch, float64_llama, greedy_batch, sharpened, tiny_llama
 
 RATE = 3e-3
@@ -266,6 +268,21 @@ def test_a_batch_takes_no_more_memory_than_the_data(monkeypatch):
     rejuvenate(sft, base, calibration, **options, refit=Refit(2, RATE, batch_size=4))
     assert max(rows * width for rows, width in seen) <= 11
     assert len(seen) == 4 + 2 * 4 + 4  # one row a pass: the losses, two steps, the losses
+
+
+def test_many_steps_hold_no_more_batches_than_few():
+    base = tiny_llama()
+    calibration, samples = data_of(base)
+    most = []
+    for steps in (2, 20):
+        sft, held = sharpened(base), []
+        sft.register_forward_pre_hook(
+            lambda *_, held=held: held.append(sum(type(o) is Batch for o in gc.get_objects()))
+        )
+        options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+        rejuvenate(sft, base, calibration, **options, refit=Refit(steps, RATE, batch_size=4))
+        most.append(max(held))
+    assert most[0] == most[1]
 
 
 class Lookahead(torch.optim.SGD):
