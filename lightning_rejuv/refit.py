@@ -172,6 +172,7 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         passes = 2 * (len(plan.batches) + len(plan.samples)) + pool.count(*order)
         with phase("refitting", passes):
             before = _losses(model, plan)
+            check_finite(sum(before), "before its first step", None)
             trained_to = train(model, trained, pool.draws(*order), rate, partial(refit_stream, options))
             moves = {name: value - edited[name] for name, value in trained_to.items()}
             del trained_to
@@ -197,7 +198,6 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         base_samples_after=after[1],
         seconds=time.perf_counter() - started,
     )
-    check_finite(report.joint_before, "before its first step", rate)
     check_finite(report.joint_after, "after its last step", rate)
     if report.joint_after > report.joint_before:
         warn(

@@ -398,6 +398,24 @@ def test_a_gradient_that_is_not_finite_stops_it():
     assert unchanged(model, before)
 
 
+def test_a_loss_that_is_infinite_before_any_step_is_not_put_down_to_the_learning_rate():
+    base = tiny_llama()
+    model = sharpened(base)
+    calibration, samples = data_of(base)
+    before = state(model)
+    said = int(samples[0]["input_ids"][0, -1])  # a token that the model's head masks out
+    model.lm_head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill(-1, torch.tensor([said]), -math.inf)
+    )
+    message = (
+        "but got inf before its first step. The model is as it was before. No step had been made by then"
+    )
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _: samples}
+    with pytest.raises(ValueError, match=message):
+        rejuvenate(model, base, calibration, **options)
+    assert unchanged(model, before)
+
+
 def test_an_interrupt_in_the_midst_leaves_the_model_as_it_was(monkeypatch):
     base = tiny_llama()
     model = sharpened(base)
