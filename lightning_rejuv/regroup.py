@@ -59,7 +59,7 @@ def shuffled(total: int, size: int, count: int, seed: int) -> Iterator[list[int]
     waiting: list[int] = []
     for _ in range(count):
         while len(waiting) < size:
-            waiting += torch.randperm(total, generator=generator).tolist()
+            waiting += torch.randperm(total, generator=generator, device="cpu").tolist()
         yield waiting[:size]
         waiting = waiting[size:]
 
