@@ -182,7 +182,11 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
                 for name, parameter in trained.items():
                     parameter.copy_(edited.pop(name))
             shift_all(targets, moves, options)
-            after = _losses(model, plan)
+            try:
+                after = _losses(model, plan)
+            except ValueError:  # logits that are NaN or infinite
+                check_finite(float("nan"), "after its last step", rate)
+                raise
     report = RefitReport(
         steps=asked.steps,
         learning_rate=rate,

@@ -355,6 +355,11 @@ REFUSED = {
         None,
         "finite loss in the refit but got nan at step 2",
     ),
+    "a rate that is too large for the only step": (
+        {"refit": Refit(1, 1e30)},
+        None,
+        "finite loss in the refit but got nan after its last step. The model is as it was before. Set a learning rate",
+    ),
     "nothing to train": ({}, _frozen, "all are frozen"),
     "float16": (
         {},
