@@ -5,7 +5,8 @@ what SFT taught and of what the base says itself, pooled, in nats a response. Th
 made, on the weights as the edit will leave them, and undone; what they moved is part of the plan. So the model, the
 copies that optimizers hold and the averages of callbacks are all shifted alike, and nothing has changed if it fails.
 
-Memory, beside the model and one pass: about 25 bytes for each weight that is trained, whatever its dtype.
+Memory, beside the model and one pass: about 25 bytes for each weight that is trained, whatever its dtype, and a copy of
+each that is fused and frozen.
 """
 
 from __future__ import annotations
