@@ -5,7 +5,8 @@ what SFT taught and of what the base says itself, pooled, in nats a response. Th
 made, on the weights as the edit will leave them, and undone; what they moved is part of the plan. So the model, the
 copies that optimizers hold and the averages of callbacks are all shifted alike, and nothing has changed if it fails.
 
-Memory, beside the model and one pass: about 25 bytes for each weight that is trained, whatever its dtype.
+Memory, beside the model and one pass: about 25 bytes for each weight that is trained, whatever its dtype, and a copy of
+each that is fused and frozen.
 """
 
 from __future__ import annotations
@@ -168,11 +169,12 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         except RejuvenationError as error:  # which says what has changed: here nothing will have
             raise error.__cause__ or error from None
         edited = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        steps = list(pool.draws(min(asked.batch_size, len(pool)), asked.steps, options.seed))
-        passes = 2 * (len(plan.batches) + len(plan.samples)) + sum(map(len, steps))
+        order = (min(asked.batch_size, len(pool)), asked.steps, options.seed)
+        passes = 2 * (len(plan.batches) + len(plan.samples)) + pool.count(*order)
         with phase("refitting", passes):
             before = _losses(model, plan)
-            trained_to = train(model, trained, steps, rate, partial(refit_stream, options))
+            check_finite(sum(before), "before its first step", None)
+            trained_to = train(model, trained, pool.draws(*order), rate, partial(refit_stream, options))
             moves = {name: value - edited[name] for name, value in trained_to.items()}
             del trained_to
             # Not those of an adapter that is not active.
@@ -181,7 +183,11 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
                 for name, parameter in trained.items():
                     parameter.copy_(edited.pop(name))
             shift_all(targets, moves, options)
-            after = _losses(model, plan)
+            try:
+                after = _losses(model, plan)
+            except ValueError:  # logits that are NaN or infinite
+                check_finite(float("nan"), "after its last step", rate)
+                raise
     report = RefitReport(
         steps=asked.steps,
         learning_rate=rate,
@@ -197,7 +203,6 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         base_samples_after=after[1],
         seconds=time.perf_counter() - started,
     )
-    check_finite(report.joint_before, "before its first step", rate)
     check_finite(report.joint_after, "after its last step", rate)
     if report.joint_after > report.joint_before:
         warn(

@@ -46,12 +46,12 @@ def train(
     optimizer = torch.optim.AdamW(exact.values(), lr=rate, weight_decay=0.0, foreach=False)
     for number, batches in enumerate(steps, start=1):
         loss, gradients = _gradients(model, list(parameters.values()), batches)
-        where = f"at step {number}"
-        check_finite(loss, where, rate)
+        where, reached = f"at step {number}", rate if number > 1 else None
+        check_finite(loss, where, reached)
         for held, gradient in zip(exact.values(), gradients, strict=True):
             held.grad = gradient
             if gradient is not None:
-                check_finite(float(gradient.norm()), where, rate, "gradient")
+                check_finite(float(gradient.norm()), where, reached, "gradient")
         del gradients
         optimizer.step()
         optimizer.zero_grad()
@@ -90,22 +90,27 @@ def _gradients(
     return loss, sums
 
 
-def check_finite(value: float, where: str, rate: float, what: str = "loss") -> None:
+def check_finite(value: float, where: str, rate: float | None, what: str = "loss") -> None:
     """Refuse a loss or a gradient that is NaN or infinite.
 
     Args:
         value: what is to be finite.
         where: at which point of the refit, for the message.
-        rate: the learning rate.
+        rate: the learning rate; None before the first step, when it is not the cause.
         what: what it is.
 
     Raises:
         ValueError: it is not.
     """
     if not -float("inf") < value < float("inf"):
+        advice = (
+            "No step had been made by then: do the logits overflow, or does a response hold a token whose logit is "
+            "-inf? Leave such responses out, or `refit`."
+            if rate is None
+            else f"Set a learning rate below {rate:g}, or leave `refit` out."
+        )
         raise ValueError(
-            f"Expected a finite {what} in the refit but got {value} {where}. The model is as it was before. Set a "
-            f"learning rate below {rate:g}, or leave `refit` out."
+            f"Expected a finite {what} in the refit but got {value} {where}. The model is as it was before. {advice}"
         )
 
 

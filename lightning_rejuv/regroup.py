@@ -36,12 +36,17 @@ class Pool:
             count: how often.
             seed: of their order.
         """
-        for numbers in shuffled(len(self), size, count, seed):
-            yield list(self._in_batches(numbers))
+        for parts in self._draws(size, count, seed):
+            yield [_padded(rows) for rows in parts]
 
-    def _in_batches(self, numbers: list[int]) -> Iterator[Batch]:
-        rows = sorted((self._rows[n] for n in numbers), key=_length)
-        return map(_padded, in_parts(rows, self._most, _length))
+    def count(self, size: int, count: int, seed: int) -> int:
+        """Return how many batches :meth:`draws` yields in all, for the same arguments."""
+        return sum(len(parts) for parts in self._draws(size, count, seed))
+
+    def _draws(self, size: int, count: int, seed: int) -> Iterator[list[list[_Row]]]:
+        for numbers in shuffled(len(self), size, count, seed):
+            rows = sorted((self._rows[n] for n in numbers), key=_length)
+            yield list(in_parts(rows, self._most, _length))
 
 
 def shuffled(total: int, size: int, count: int, seed: int) -> Iterator[list[int]]:
@@ -54,7 +59,7 @@ def shuffled(total: int, size: int, count: int, seed: int) -> Iterator[list[int]
     waiting: list[int] = []
     for _ in range(count):
         while len(waiting) < size:
-            waiting += torch.randperm(total, generator=generator).tolist()
+            waiting += torch.randperm(total, generator=generator, device="cpu").tolist()
         yield waiting[:size]
         waiting = waiting[size:]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_rejuv import Refit, rejuvenate
+from lightning_rejuv.calibration import Batch
 from tests.conftest import batch, float64_llama, greedy_batch, sharpened, tiny_llama
 
 RATE = 3e-3
@@ -268,6 +270,21 @@ def test_a_batch_takes_no_more_memory_than_the_data(monkeypatch):
     assert len(seen) == 4 + 2 * 4 + 4  # one row a pass: the losses, two steps, the losses
 
 
+def test_many_steps_hold_no_more_batches_than_few():
+    base = tiny_llama()
+    calibration, samples = data_of(base)
+    most = []
+    for steps in (2, 20):
+        sft, held = sharpened(base), []
+        sft.register_forward_pre_hook(
+            lambda *_, held=held: held.append(sum(type(o) is Batch for o in gc.get_objects()))
+        )
+        options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+        rejuvenate(sft, base, calibration, **options, refit=Refit(steps, RATE, batch_size=4))
+        most.append(max(held))
+    assert most[0] == most[1]
+
+
 class Lookahead(torch.optim.SGD):
     """Keeps slow weights, and with float32 masters of half-precision parameters."""
 
@@ -338,6 +355,11 @@ REFUSED = {
         None,
         "finite loss in the refit but got nan at step 2",
     ),
+    "a rate that is too large for the only step": (
+        {"refit": Refit(1, 1e30)},
+        None,
+        "finite loss in the refit but got nan after its last step. The model is as it was before. Set a learning rate",
+    ),
     "nothing to train": ({}, _frozen, "all are frozen"),
     "float16": (
         {},
@@ -378,6 +400,24 @@ def test_a_gradient_that_is_not_finite_stops_it():
         rejuvenate(
             model, base, calibration, alpha=0.5, reset_fraction=0, refit=Refit(2), sampler=lambda _: samples
         )
+    assert unchanged(model, before)
+
+
+def test_a_loss_that_is_infinite_before_any_step_is_not_put_down_to_the_learning_rate():
+    base = tiny_llama()
+    model = sharpened(base)
+    calibration, samples = data_of(base)
+    before = state(model)
+    said = int(samples[0]["input_ids"][0, -1])  # a token that the model's head masks out
+    model.lm_head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill(-1, torch.tensor([said]), -math.inf)
+    )
+    message = (
+        "but got inf before its first step. The model is as it was before. No step had been made by then"
+    )
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _: samples}
+    with pytest.raises(ValueError, match=message):
+        rejuvenate(model, base, calibration, **options)
     assert unchanged(model, before)
 
 

@@ -79,3 +79,10 @@ def test_all_come_before_one_comes_again():
     assert all(sorted(flat[first : first + 5]) == [0, 1, 2, 3, 4] for first in (0, 5, 10))
     assert flat[:5] != flat[5:10]
     assert drawn == list(shuffled(5, 3, 5, seed=2)) != list(shuffled(5, 3, 5, seed=3))
+
+
+def test_another_default_device_draws_the_same():
+    """As with ``torch.set_default_device("cuda")``, on which a generator of the CPU's cannot draw."""
+    expected = list(shuffled(5, 3, 5, seed=2))
+    with torch.device("meta"):
+        assert list(shuffled(5, 3, 5, seed=2)) == expected

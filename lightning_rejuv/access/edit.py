@@ -101,7 +101,7 @@ def shift_(param: Tensor, move: Tensor, generator: torch.Generator | None = None
 
 @contextmanager
 def putting_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Hold a copy of some tensors, and on exit, also after an error, put it back bit for bit.
+    """Hold a copy of some tensors, and on exit, also after an error or an interrupt, put it back bit for bit.
 
     Args:
         tensors: parameters and buffers, by name; whatever is written into them meanwhile is gone afterwards.
@@ -110,9 +110,22 @@ def putting_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(kept[name])
+        _put_back(tensors, kept)
+
+
+@torch.no_grad()
+def _put_back(tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Copy what was kept into some tensors, all of it: an interrupt in the midst is raised afterwards."""
+    waiting, interrupt = list(kept), None
+    while waiting:
+        try:
+            while waiting:
+                tensors[waiting[-1]].copy_(kept[waiting[-1]])
+                waiting.pop()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None) -> None:
@@ -277,9 +290,9 @@ class Blend:
             lerp_(parameter, self._base_of(name), 1.0 - share, generator=generator)
         torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
 
-    @torch.no_grad()
     def __exit__(self, *_: object) -> None:
-        for name, kept in self._kept.items():
-            self._parameters[name].copy_(kept)
-        self._kept = {}
-        self._uncached.close()
+        try:
+            _put_back(self._parameters, self._kept)
+        finally:
+            self._kept = {}
+            self._uncached.close()

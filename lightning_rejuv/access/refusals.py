@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,29 @@ def check_model(model: nn.Module) -> None:
     """
     _check_in_memory(model)
     _check_computed(model)
+
+
+def check_apart(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse parameters that are to be edited and lie in one memory, without being one: they would be edited twice.
+
+    Args:
+        parameters: those that are fused or trained, by name; a tied one once.
+
+    Raises:
+        ValueError: with their names.
+    """
+    at: dict[tuple[torch.device, int], list[str]] = {}
+    for name, parameter in parameters.items():
+        # Parts of one buffer, as those of FSDP, begin at different places.
+        if not is_wrapper(parameter) and (place := parameter.data_ptr()) and parameter.numel():
+            at.setdefault((parameter.device, place), []).append(canonical_name(name))
+    shared = [" and ".join(names) for names in at.values() if len(names) > 1]
+    if shared:
+        raise ValueError(
+            f"Expected parameters with a memory of their own but {listing(shared)} share one without being one "
+            "parameter: what is edited would be edited twice. Tie them, so that both modules hold the same "
+            "`nn.Parameter`, or give each a copy (`.clone()`)."
+        )
 
 
 def check_unquantised(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_rejuv.access.buffers import Buffers, beside, find_buffers
 from lightning_rejuv.access.layout import Layout, layout_of
 from lightning_rejuv.access.lora import is_adapted, lora_targets, name_in_base
-from lightning_rejuv.access.refusals import check_anchor, check_model, check_unquantised
+from lightning_rejuv.access.refusals import check_anchor, check_apart, check_model, check_unquantised
 from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.drift import Drift, measure_drift
@@ -87,8 +87,8 @@ def open_targets(
         root: the module around the model that a strategy has wrapped, if it is not the model itself.
 
     Raises:
-        ValueError: names, shapes or dtypes do not fit, the anchor is missing or shares the model's memory, or the
-            parameters are of a kind that cannot be edited.
+        ValueError: names, shapes or dtypes do not fit, the anchor is missing or shares the model's memory, parameters
+            share one without being tied, or are of a kind that cannot be edited.
     """
     check_model(model)
     layout = layout_of(model, root)
@@ -106,6 +106,7 @@ def open_targets(
         )
     source = Anchor.open(anchor).read_as(model)
     check_unquantised(model)
+    check_apart(layout.parameters)
     resizable = _vocabulary(model, layout) if resize_vocabulary else frozenset()
     names = match(model, source, resizable, layout.shapes)
     check_anchor(model, anchor, source, names.values())
@@ -131,6 +132,7 @@ def open_targets(
 def _adapted_targets(model: nn.Module, anchor: AnchorSource | None, layout: Layout) -> Targets:
     source = None if anchor is None else Anchor.open(anchor).read_as(model)
     edited, base_under, measure, pulls = lora_targets(model, source)
+    check_apart({n: p for n, p in layout.parameters.items() if n in edited or p.requires_grad})
     buffers = find_buffers(model, source, name_in_base)
 
     def anchor_of(name: str) -> Tensor:

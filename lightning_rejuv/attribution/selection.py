@@ -102,4 +102,4 @@ def _best_of_pools(
 
 
 def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(total, generator=generator)[:count].sort().values
+    return torch.randperm(total, generator=generator, device="cpu")[:count].sort().values

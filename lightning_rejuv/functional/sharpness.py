@@ -68,7 +68,7 @@ def sharpness(
 
 def _lanczos(parameters: list[Tensor], gradient: list[Tensor], iterations: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    vector = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+    vector = [torch.randn(p.shape, generator=generator, device="cpu").to(p) for p in parameters]
     norm = _dot(vector, vector).sqrt()
     basis: list[list[Tensor]] = []
     diagonal: list[Tensor] = []

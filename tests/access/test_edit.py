@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_rejuv.access import edit
 from lightning_rejuv.access.edit import (
@@ -273,3 +276,39 @@ def test_tensors_are_put_back_also_after_an_error():
             tensor.fill_(float("nan"))
         raise KeyboardInterrupt
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+
+
+class InterruptedOnce(TorchDispatchMode):
+    """Ctrl-C within the n-th copy from here on: not a number of it has been copied."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left = number
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.copy_.default:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("how", ["put back", "blend"])
+def test_an_interrupt_while_weights_are_put_back_waits_until_all_are(how, number):
+    kept = {name: torch.randn(5) for name in "abc"}
+    tensors = {name: tensor.clone() for name, tensor in kept.items()}
+    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+        if how == "put back":
+            stack.enter_context(putting_back(tensors))
+            for tensor in tensors.values():
+                tensor.zero_()
+        else:
+            blend = stack.enter_context(Blend(tensors, lambda name: torch.zeros(5)))
+            blend.at(0.25)
+        assert not any(torch.equal(tensors[name], kept[name]) for name in kept)
+        mode = InterruptedOnce(number)
+        mode.__enter__()
+    mode.__exit__(None, None, None)
+    assert mode.left <= 0
+    assert all(torch.equal(tensors[name], kept[name]) for name in kept)

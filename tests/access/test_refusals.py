@@ -120,6 +120,21 @@ def test_an_anchor_that_would_move_along(kind):
     _refused(model, SHARING[kind](model), r"shares its memory with the model.*'2.bias'.*copy.deepcopy")
 
 
+@pytest.mark.parametrize("form", [lambda weight: weight, torch.t], ids=["as it is", "turned round"])
+def test_two_parameters_in_one_memory_would_be_edited_twice(form):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    anchor = shifted(model)
+    model[2].weight = nn.Parameter(form(model[0].weight.data))  # which does not tie them
+    _refused(
+        model, anchor, r"a memory of their own but \['0.weight and 2.weight'\] share one without being one"
+    )
+    model[2].weight = model[0].weight
+    anchor[2].weight = anchor[0].weight
+    expected = (model[0].weight.detach() + anchor[0].weight.detach()) / 2
+    rejuvenate(model, anchor, alpha=0.5, reset_fraction=0)
+    torch.testing.assert_close(model[0].weight.detach(), expected)
+
+
 def test_frozen_layers_may_be_shared_with_the_base():
     """As with a reference model that shares its lower layers: they are equal and stay so."""
     base = _net()

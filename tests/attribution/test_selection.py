@@ -85,5 +85,17 @@ def test_the_random_control_has_the_same_count_per_matrix_and_other_neurons():
     assert all(len(set(c.tolist())) == len(c) for c in control[0])
 
 
+def test_the_random_control_is_drawn_alike_whatever_the_default_device():
+    scores, union = [torch.rand(40)], [torch.arange(40) < 10]
+
+    def drawn():
+        generator = torch.Generator().manual_seed(3)
+        return select_neurons(scores, [0], 0.25, scope="model", union=union, generator=generator)[0]
+
+    expected = drawn()
+    with torch.device("meta"):
+        assert drawn().tolist() == expected.tolist()
+
+
 def test_nothing_is_selected_for_a_fraction_of_zero():
     assert [len(s) for s in select_neurons(SCORES, LAYERS, 0.0)] == [0, 0, 0, 0]

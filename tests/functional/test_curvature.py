@@ -49,6 +49,14 @@ def test_linear_loss_is_flat():
     assert sharpness(lambda: x.sum(), [x]).item() == 0.0
 
 
+def test_it_begins_alike_whatever_the_default_device():
+    weight = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    expected = sharpness(lambda: (weight**4).sum(), [weight])
+    with torch.device("meta"):
+        found = sharpness(lambda: (weight**4).sum(), [weight])
+    assert torch.equal(found, expected)
+
+
 def test_nothing_is_touched():
     net, closure = problem()
     closure().backward()

@@ -15,7 +15,7 @@ from lightning_rejuv.handoff.checkpoint import open_checkpoint
 from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_tokenizer
 from lightning_rejuv.handoff.record import find_record
-from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration
+from tests.handoff.checkpoints import edit_config, pair, tensors, write_calibration, write_tokenizer
 from tests.handoff.test_reset import load, rejuvenated_in_memory
 
 REFIT = Refit(steps=3, learning_rate=3e-3, batch_size=8)
@@ -39,6 +39,30 @@ def test_the_written_model_is_what_the_library_makes_in_memory(family, tmp_path)
     assert verify(tmp_path / "out"), verify(tmp_path / "out")
     plain, _ = rejuvenated_in_memory(base, sft, calibration, **{**options, "refit": None})
     assert all(not torch.equal(out[name], parameter) for name, parameter in plain.named_parameters())
+
+
+def test_tokens_that_sft_added_are_trained_with_the_others(tmp_path):
+    """The base stands in a copy with the SFT model's vocabulary then, and with its own end of a response."""
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    model = load(sft)
+    model.resize_token_embeddings(50)
+    for file in sft.glob("model*"):
+        file.unlink()
+    model.save_pretrained(sft)
+    words = sorted(load_tokenizer(base).get_vocab().items(), key=lambda item: item[1])
+    write_tokenizer(sft, [*(word for word, _ in words), "n1", "n2"])
+    assert all((path / "generation_config.json").is_file() for path in (base, sft))
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    options = {"alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
+    expected, _ = rejuvenated_in_memory(base, sft, calibration, **options, resize_vocabulary=True)
+    out = tensors(tmp_path / "out")
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(out[name], parameter.detach(), rtol=1e-6, atol=1e-7, msg=name)
+    new = model.lm_head.weight[48:]
+    assert bool(
+        (out["lm_head.weight"][48:] != new).all()
+    )  # the base has none: it is the steps that move them
 
 
 def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
