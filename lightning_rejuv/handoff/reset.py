@@ -158,18 +158,23 @@ def anchor_for(
     if plain:
         return anchor
     # The base with the SFT model's names, vocabulary and tying: a fusion with alpha 0.
-    _write(sft, base, pairing.pairs, scratch / "base")
+    _write(sft, base, pairing.pairs, scratch / "base", without=(GENERATION,))
     ends: list[int] = list(anchor.end_tokens)
     content = {"eos_token_id": pairing.rows.of_sft(ends) if pairing.rows else ends}
     write_file(scratch / "base" / GENERATION, json.dumps(content).encode())
     return Anchor.open(load_model(scratch / "base", "cpu", dtype))
 
 
-def _write(sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path) -> None:
-    """Write what the SFT model's names stand for in the base, or in itself where they have no pair."""
+def _write(
+    sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path, without: tuple[str, ...] = ()
+) -> None:
+    """Write what the SFT model's names stand for in the base, or in itself where they have no pair.
+
+    Beside it stand the SFT model's own files, ``without`` some.
+    """
     target.mkdir()
     with FileWriter(target) as writer, phase(f"copying the {target.name} to scratch", sft.nbytes):
         FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer)
-    copy_sidecar(sft.path, target, None)
+    copy_sidecar(sft.path, target, None, without)
     if sft.index is not None:
         write_file(target / INDEX, json.dumps(sft.index).encode())
