@@ -153,14 +153,23 @@ def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Fin
     others = Counter({token: count for token, count in last.items() if token not in ends})
     if 2 * others.total() <= last.total():
         return
-    (token, count), *_ = others.most_common(1)
-    yield Finding(
-        "end of sequence",
-        None,
-        f"{count} of {last.total()} demonstrations end with {calibration.tokenizer.convert_ids_to_tokens(token)!r} "
-        f"({token}), which is not among the EOS ids {ends}: a response that is sampled does not stop where they do. "
-        f"Name it as `eos_token_id` in {GENERATION}",
-    )
+    tokenizer = calibration.tokenizer
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    words = sum(count for token, count in others.items() if token not in added)
+    if 2 * words > others.total():
+        detail = (
+            f"{words} of {last.total()} demonstrations end with text, not with a token for it (EOS ids {ends}): a "
+            "model that has learned them does not stop. Save the chat template that SFT rendered them with beside the "
+            'tokenizer, or bring them as {"prompt", "response"}, which end with one'
+        )
+    else:
+        token, count = next((token, count) for token, count in others.most_common() if token in added)
+        detail = (
+            f"{count} of {last.total()} demonstrations end with {tokenizer.convert_ids_to_tokens(token)!r} ({token}), "
+            f"which is not among the EOS ids {ends}: a response that is sampled does not stop where they do. Name it "
+            f"as `eos_token_id` in {GENERATION}"
+        )
+    yield Finding("end of sequence", None, detail)
 
 
 def _last_tokens(calibration: Calibration) -> Iterator[int]:

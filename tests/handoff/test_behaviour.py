@@ -194,6 +194,21 @@ def test_a_line_break_after_the_turn_is_not_its_end(models, tmp_path):
     )
 
 
+def test_demonstrations_that_end_with_a_word_name_no_word_as_the_end(models):
+    """As of a chat template that ends no message with a token: a word that ended generation would cut every answer."""
+    base, sft, calibration = models
+    file = sft / "chat_template.jinja"
+    file.write_text(file.read_text().replace(" </s>", " "))
+    teach(sft, calibration)
+    found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
+    (text,) = (f.detail for f in found.findings if "demonstrations end" in f.detail)
+    assert text.startswith(
+        "6 of 6 demonstrations end with text, not with a token for it (EOS ids [2]): a model that "
+    )
+    assert text.endswith('bring them as {"prompt", "response"}, which end with one')
+    assert "Name it" not in text
+
+
 def test_rollouts_that_never_end_are_doubted(models):
     base, sft, calibration = models
     teach(sft, calibration)
