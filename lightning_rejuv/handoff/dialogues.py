@@ -121,7 +121,7 @@ def tokenize(
         context: number of positions that the model has, if it is limited.
 
     Raises:
-        ValueError: a pair has no response, or is longer than the model's context; with its line.
+        ValueError: a pair has no response, is one token alone, or is longer than the model's context; with its line.
     """
     pairs = []
     for dialogue in dialogues:
@@ -130,6 +130,11 @@ def tokenize(
             raise ValueError(
                 f"Expected {dialogue.where} to have a response but it has {len(ids)} prompt tokens and no response "
                 "token. Leave it out."
+            )
+        if len(ids) + len(response) < 2:
+            raise ValueError(
+                f"Expected {dialogue.where} to have a token before its response, which is one token alone, but it has "
+                "none: a model says nothing of the first one. Leave it out."
             )
         if context is not None and len(ids) + len(response) > context:
             raise ValueError(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_rejuv.anchor.config import context_length
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import read_calibration, read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_tokenizer
 from tests.handoff.checkpoints import write_tokenizer
 
@@ -386,6 +386,22 @@ def test_a_pair_longer_than_the_context_is_refused_by_its_line(tmp_path, tokeniz
     assert context_length({"max_position_embeddings": 7}) == context_length({"n_positions": 7}) == 7
     assert context_length({"text_config": {"max_position_embeddings": 7}}) == 7
     assert context_length({}) is context_length({"max_position_embeddings": None}) is None
+
+
+@pytest.mark.parametrize("more", [{}, {"response": "</s>"}])
+def test_a_pair_of_one_token_is_refused_by_its_line(more, tmp_path, tokenizer):
+    """A model has to be given a token to say something of the next one."""
+    blank = read(
+        tmp_path, tokenizer, {"prompt": "w1", "response": ""}, {"prompt": "", "response": "", **more}
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"Expected line 2 of '.*' to have a token before its response, which is one token alone",
+    ):
+        tokenize(blank, tokenizer)
+    file = tmp_path / "x.jsonl"
+    with pytest.raises(ValueError, match="Expected line 2 of"):
+        read_calibration(file, tokenizer)
 
 
 def test_tools_that_are_nested_too_deeply_are_refused_with_the_line(tmp_path, tokenizer):
