@@ -96,7 +96,8 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
     In ``{"messages"}`` the last message has to be the assistant's: it is the response, and all of it is rendered
     with the tokenizer's own chat template. The template is given ``tools`` (a list, or JSON text of one), every
     other key of the line that it reads (``documents``, ``enable_thinking``), and ``chat_template_kwargs``.
-    Tools, and calls of tools, that it does not read are refused.
+    Tools, and calls of tools, that it does not read are refused, and so are lists of parts that it writes out as
+    Python does.
 
     Raises:
         ValueError: a line is not of this form, with its number; or there is none.
@@ -262,14 +263,33 @@ def _rendered(content: dict[str, Any], tokenizer: Any, where: str) -> Dialogue:
         )
     except Exception as error:  # whatever the template raises, and what Jinja does with a missing key
         raise ValueError(
-            f"The SFT model's chat template cannot render {where}: {type(error).__name__}: {error}."
+            f"The SFT model's chat template cannot render {where}: {type(error).__name__}: {error}. Write the messages "
+            'as SFT had them, or bring it rendered, as {"prompt", "response"}.'
         ) from error
+    _check_written(messages, whole, tokenizer, given, where)
     if not whole.startswith(prompt):
         raise ValueError(
             f"The SFT model's chat template renders {where} so that the dialogue does not begin with its "
             f'prompt: {prompt!r:.120} and {whole!r:.120}. Bring it rendered, as {{"prompt", "response"}}.'
         )
     return Dialogue(prompt, whole[len(prompt) :], rendered=True, where=where)
+
+
+def _check_written(
+    messages: list[dict[str, Any]], whole: str, tokenizer: Any, given: dict[str, Any], where: str
+) -> None:
+    """Refuse content that is no text, such as a list of parts, where a template writes it out as Python does."""
+    for place, message in enumerate(messages):
+        written = str(content := message.get("content"))
+        if not isinstance(content, (list, dict)) or written not in whole:
+            continue
+        others = [*messages[:place], {**message, "content": ""}, *messages[place + 1 :]]
+        without = tokenizer.apply_chat_template(others, tokenize=False, **given)
+        if whole.count(written) > without.count(written):
+            raise ValueError(
+                f"{where} holds `content` that is no text, and that the SFT model's chat template writes out as "
+                f'{written:.120}. Bring it as text in the line, or rendered, as {{"prompt", "response"}}.'
+            )
 
 
 def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> dict[str, Any]:

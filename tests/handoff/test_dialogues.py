@@ -289,7 +289,9 @@ def test_tools_that_the_template_does_not_read_are_refused(key, tmp_path, tokeni
 def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, tokenizer):
     first = json.dumps({"prompt": "w1", "response": "w2"})
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="cannot render line 2 .* roles must alternate"):
+    with pytest.raises(
+        ValueError, match="cannot render line 2 .* roles must alternate. .* or bring it rendered, as"
+    ):
         read(tmp_path, tokenizer, first, {"messages": TALK})
     # As templates that leave earlier thinking out: the last turn is rendered in another way than it is prompted.
     tokenizer.chat_template = (
@@ -402,6 +404,39 @@ def test_a_pair_of_one_token_is_refused_by_its_line(more, tmp_path, tokenizer):
     file = tmp_path / "x.jsonl"
     with pytest.raises(ValueError, match="Expected line 2 of"):
         read_calibration(file, tokenizer)
+
+
+PARTS = [{"type": "text", "text": "w1"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"), [(PARTS, r"\[\{'type': 'text'"), (PARTS[0], r"\{'type': 'text'")]
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_content_that_a_template_writes_as_python_would_is_refused_by_its_line(
+    place, content, shown, tmp_path, tokenizer
+):
+    messages = [dict(message) for message in TALK]
+    messages[place]["content"] = content
+    with pytest.raises(
+        ValueError, match=f"line 2 of .* `content` .* writes out as {shown}.* Bring it as text in the line"
+    ):
+        read(tmp_path, tokenizer, {"messages": TALK}, {"messages": messages})
+
+
+def test_content_that_a_template_reads_in_another_form_is_rendered(tmp_path, tokenizer):
+    """Parts and null, where the template is made for them; and a text that looks like parts."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|> {% if m['content'] is string %}{{ m['content'] }}"
+        "{% elif m['content'] %}{{ m['content'][0]['text'] }}{% endif %} </s>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    )
+    for content, text in ((PARTS, "w1"), (None, ""), ("[{'type': 'text'}]", "[{'type': 'text'}]")):
+        line = {
+            "messages": [{"role": "user", "content": content}, {"role": "user", "content": None}, TALK[1]]
+        }
+        (found,) = read(tmp_path, tokenizer, line)
+        assert found.prompt == f"<|user|> {text} </s><|user|>  </s><|assistant|> "
 
 
 def test_tools_that_are_nested_too_deeply_are_refused_with_the_line(tmp_path, tokenizer):
