@@ -152,9 +152,12 @@ def tokenize(
 def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the response, as in one text of both: ``<bos> prompt response``."""
     prompt = _plain(dialogue.prompt, tokenizer)
-    response = _plain(dialogue.response, tokenizer)
-    # Alone, a response may begin with a space that SentencePiece puts before every text. Where a token is
-    # unknown, a word that spans both parts could be lost, so that they have to stay apart.
+    response = (
+        _continuation(dialogue.response, tokenizer)
+        if dialogue.prompt
+        else _plain(dialogue.response, tokenizer)
+    )
+    # Where a token is unknown, a word that spans both parts could be lost, so that they have to stay apart.
     whole = _plain(dialogue.prompt + dialogue.response, tokenizer)
     if whole[: len(prompt)] == prompt and tokenizer.unk_token_id not in whole:
         response = whole[len(prompt) :]
@@ -165,6 +168,15 @@ def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continuation(text: str, tokenizer: Any) -> list[int]:
+    """Ids of a text within another, without the space that SentencePiece puts before every text."""
+    for before in ("\n", ":"):
+        start, whole = _plain(before, tokenizer), _plain(before + text, tokenizer)
+        if start and whole[: len(start)] == start and tokenizer.unk_token_id not in start:
+            return whole[len(start) :]
+    return _plain(text, tokenizer)
 
 
 def _prefix(text: str, tokenizer: Any) -> list[int]:

@@ -187,6 +187,36 @@ def test_a_sentencepiece_like_tokenizer_with_flags(flags, tmp_path):
     assert tokens == [*start, "▁a", ":", "b", "▁a", "</s>"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response", "tokens"),
+    [
+        ("a: ", "b", ["▁a", ":", "▁", "b"]),
+        ("a", "b a", ["▁a", "b", "▁a"]),
+        ("a: ", " b", ["▁a", ":", "▁", "▁b"]),
+        ("a:\n", "b", ["▁a", ":", "<0x0A>", "b"]),
+        ("a: ", "\nb", ["▁a", ":", "▁", "<0x0A>", "b"]),
+    ],
+)
+@pytest.mark.parametrize("bytes_known", [True, False])
+def test_a_response_that_is_tokenised_alone_begins_with_no_space_of_its_own(
+    bytes_known, prompt, response, tokens, tmp_path
+):
+    """Where a word spans both: the space that SentencePiece puts before every text would stand in the middle of it."""
+    from transformers import LlamaTokenizer
+
+    words = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b", "ab", "▁ab", ":", *["<0x0A>"] * bytes_known]
+    tokenizer = LlamaTokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b"), ("▁", "ab")],
+    )
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": prompt, "response": response})
+    (batch,) = tokenize([dialogue], tokenizer)
+    found = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    start = ["<s>"] if tokenizer("a")["input_ids"][0] == 1 else []
+    known = set(words)
+    assert found == [*start, *(token for token in tokens if token in known), "</s>"]
+
+
 @pytest.mark.parametrize("end", ["</s>", "<|assistant|>", "<|assistant|>\n", "</s> \n", "w9", "w9\n"])
 def test_a_turn_ends_once(end, tmp_path, tokenizer):
     """With any special token, or one of generation_config.json's EOS (w9 here), perhaps before a line break."""
