@@ -13,7 +13,7 @@ from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.calibration import IGNORED
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
-from lightning_rejuv.handoff.models import CustomCode, from_local
+from lightning_rejuv.handoff.models import CustomCode, from_local, load_config
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
 from lightning_rejuv.handoff.vocabulary import token_ids
 
@@ -147,8 +147,8 @@ def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
 def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Finding]:
     """Whether generation ends where the demonstrations do, at least where most of them do: nothing is said then."""
     ends = end_tokens(checkpoint)
-    if ends is None:
-        return
+    if ends is None:  # then the kind of model has one, or none
+        ends = said_end_tokens(load_config(checkpoint.path).to_dict()) or []
     last = Counter(_last_tokens(calibration))
     others = Counter({token: count for token, count in last.items() if token not in ends})
     if 2 * others.total() <= last.total():

@@ -178,6 +178,25 @@ def test_without_a_generation_config_the_config_says_what_ends(models):
         assert any("demonstrations end" in finding.detail for finding in found.findings) == warned
 
 
+@pytest.mark.parametrize(("end", "warned"), [("</s>", False), ("<|user|>", True)])
+def test_where_no_file_names_an_end_the_kind_of_model_does(end, warned, models, tmp_path):
+    """A Llama's is 2, whatever the tokenizer says: generation then ends there."""
+    base, sft, _ = models
+    calibration = write_lines(
+        tmp_path / "ends.jsonl", *({"prompt": "w0 w1", "response": f"w{i} {end}"} for i in range(2, 8))
+    )
+    teach(sft, calibration)
+    (sft / "generation_config.json").unlink()
+    config = json.loads((sft / "config.json").read_text())
+    del config["eos_token_id"]
+    (sft / "config.json").write_text(json.dumps(config))
+    found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
+    texts = [f.detail for f in found.findings if "demonstrations end" in f.detail]
+    assert [text.partition(":")[0] for text in texts] == [
+        "6 of 6 demonstrations end with '<|user|>' (4), which is not among the EOS ids [2]"
+    ] * warned
+
+
 def test_a_line_break_after_the_turn_is_not_its_end(models, tmp_path):
     """As many chat templates render it; and it takes more than half of the demonstrations to say something."""
     base, sft, _ = models
