@@ -58,7 +58,9 @@ class Calibration:
     tokenizer: Any
 
 
-def read_calibration(path: Path, tokenizer: Any, context: int | None = None) -> Calibration:
+def read_calibration(
+    path: Path, tokenizer: Any, context: int | None = None, vocabulary: int | None = None
+) -> Calibration:
     """Read and tokenise a JSONL file.
 
     Raises:
@@ -66,7 +68,7 @@ def read_calibration(path: Path, tokenizer: Any, context: int | None = None) -> 
         OSError: the file cannot be read.
     """
     dialogues = read_dialogues(path, tokenizer)
-    batches = tokenize(dialogues, tokenizer, context=context)
+    batches = tokenize(dialogues, tokenizer, context=context, vocabulary=vocabulary)
     rows = (row for batch in batches for row in zip(batch["input_ids"], batch["labels"], strict=True))
     prompts: dict[Prompt, str] = {}
     for dialogue, (ids, labels) in zip(dialogues, rows, strict=True):
@@ -110,7 +112,11 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
 
 
 def tokenize(
-    dialogues: Sequence[Dialogue], tokenizer: Any, batch_size: int = 8, context: int | None = None
+    dialogues: Sequence[Dialogue],
+    tokenizer: Any,
+    batch_size: int = 8,
+    context: int | None = None,
+    vocabulary: int | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return batches as a causal language model takes them, padded on the right; no pair is cut.
 
@@ -120,9 +126,11 @@ def tokenize(
         batch_size: pairs in a batch, at most: fewer where they are long, so that none has more than 32,768 tokens
             beyond a single pair.
         context: number of positions that the model has, if it is limited.
+        vocabulary: number of tokens that it has an embedding for, if that is known.
 
     Raises:
-        ValueError: a pair has no response, is one token alone, or is longer than the model's context; with its line.
+        ValueError: a pair has no response, is one token alone, is longer than the model's context, or has a token that
+            the model has no embedding for; with its line.
     """
     pairs = []
     for dialogue in dialogues:
@@ -142,6 +150,12 @@ def tokenize(
                 f"Expected {dialogue.where} to fit into the model's {context} positions but it has "
                 f"{len(ids) + len(response)} tokens, {len(ids)} of the prompt and {len(response)} of the response. "
                 "Shorten it, or leave it out."
+            )
+        if vocabulary is not None and (highest := max(ids + response)) >= vocabulary:
+            raise ValueError(
+                f"Expected {dialogue.where} to hold tokens of the SFT model's {vocabulary} alone but its tokenizer "
+                f"makes {tokenizer.convert_ids_to_tokens(highest)!r} ({highest}) of it. Save the tokenizer that belongs to "
+                "the weights beside them, or resize the model's embeddings to the tokenizer."
             )
         pairs.append((ids, response))
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)

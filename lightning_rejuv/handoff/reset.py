@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
-from lightning_rejuv.anchor.config import context_length
+from lightning_rejuv.anchor.config import context_length, vocabulary_size
 from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
@@ -115,10 +115,12 @@ def calibration_for(sft: Checkpoint, calibration: Path) -> Calibration:
     """Read calibration data with the SFT model's tokenizer.
 
     Raises:
-        ValueError: a line is malformed or too long, or there is no tokenizer.
+        ValueError: a line is malformed, too long or of tokens that the model lacks, or there is no tokenizer.
         OSError: the file cannot be read.
     """
-    return read_calibration(calibration, load_tokenizer(sft.path), context_length(sft.config))
+    return read_calibration(
+        calibration, load_tokenizer(sft.path), context_length(sft.config), vocabulary_size(sft.config)
+    )
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

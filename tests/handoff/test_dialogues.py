@@ -436,6 +436,20 @@ def test_a_pair_of_one_token_is_refused_by_its_line(more, tmp_path, tokenizer):
         read_calibration(file, tokenizer)
 
 
+def test_a_token_that_the_model_has_no_row_for_is_refused_by_its_line(tmp_path, tokenizer):
+    """As of a tokenizer that was saved with tokens beside a model that was not resized."""
+    tokenizer.add_tokens(["<|added|>"])
+    lines = [{"prompt": "w1 ", "response": "w2"}, {"prompt": "w1 ", "response": "w2 <|added|>"}]
+    dialogues = read(tmp_path, tokenizer, *lines)
+    assert tokenize(dialogues, tokenizer, vocabulary=49)[0]["input_ids"].max() == 48
+    with pytest.raises(
+        ValueError,
+        match=r"Expected line 2 of '.*' to hold tokens of the SFT model's 48 alone but its tokenizer makes "
+        r"'<\|added\|>' \(48\) of it. Save the tokenizer",
+    ):
+        tokenize(dialogues, tokenizer, vocabulary=48)
+
+
 PARTS = [{"type": "text", "text": "w1"}]
 
 
