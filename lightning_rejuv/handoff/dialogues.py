@@ -154,8 +154,8 @@ def tokenize(
         if vocabulary is not None and (highest := max(ids + response)) >= vocabulary:
             raise ValueError(
                 f"Expected {dialogue.where} to hold tokens of the SFT model's {vocabulary} alone but its tokenizer "
-                f"makes {tokenizer.convert_ids_to_tokens(highest)!r} ({highest}) of it. Save the tokenizer that belongs to "
-                "the weights beside them, or resize the model's embeddings to the tokenizer."
+                f"makes {tokenizer.convert_ids_to_tokens(highest)!r} ({highest}) of it. Save the tokenizer of "
+                "these weights beside them, or resize the model's embeddings to the tokenizer."
             )
         pairs.append((ids, response))
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
@@ -294,9 +294,12 @@ def _rendered(content: dict[str, Any], tokenizer: Any, where: str) -> Dialogue:
         ) from error
     _check_written(messages, whole, tokenizer, given, where)
     if not whole.startswith(prompt):
+        shorter = min(len(whole), len(prompt))
+        at = next((n for n in range(shorter) if whole[n] != prompt[n]), shorter)
         raise ValueError(
-            f"The SFT model's chat template renders {where} so that the dialogue does not begin with its "
-            f'prompt: {prompt!r:.120} and {whole!r:.120}. Bring it rendered, as {{"prompt", "response"}}.'
+            f"The SFT model's chat template renders {where} so that the dialogue does not begin with its prompt: after "
+            f"{whole[max(0, at - 40) : at]!r} the prompt has {prompt[at : at + 40]!r}, the dialogue "
+            f'{whole[at : at + 40]!r}. Bring it rendered, as {{"prompt", "response"}}.'
         )
     return Dialogue(prompt, whole[len(prompt) :], rendered=True, where=where)
 

@@ -332,6 +332,20 @@ def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, toke
         read(tmp_path, tokenizer, first, {"messages": TALK})
 
 
+def test_a_dialogue_that_does_not_begin_with_its_prompt_is_shown_where_they_part(tmp_path, tokenizer):
+    """As of templates that open a thought for the model and leave it out of the dialogue, after a long prompt."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> w7 {% endif %}"
+    )
+    messages = [{"role": "user", "content": "w1 " * 100 + "w5"}, {"role": "assistant", "content": "w9"}]
+    with pytest.raises(
+        ValueError,
+        match=r"line 1 .* after '.* w5 <\|assistant\|> w' the prompt has '7 ', the dialogue '9 '\. Bring it",
+    ):
+        read(tmp_path, tokenizer, {"messages": messages})
+
+
 def test_a_rendered_text_gets_no_special_token_of_the_tokenizer(tmp_path, tokenizer):
     with_processor(tokenizer, ["<s>"], ["</s>"])
     prompted = "{% if add_generation_prompt %}w5 {% endif %}"
