@@ -7,12 +7,23 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lightning_rejuv.alpha import NoAlpha
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
 from lightning_rejuv.handoff.dialogues import prompt_tokens, read_calibration
 from lightning_rejuv.handoff.models import load_tokenizer
-from tests.handoff.checkpoints import edit_config, pair, resave, teach, write_calibration, write_tokenizer
+from tests.handoff.checkpoints import (
+    WORDS,
+    edit_config,
+    known_pair,
+    pair,
+    resave,
+    teach,
+    tensors,
+    write_calibration,
+    write_tokenizer,
+)
 
 
 @pytest.fixture
@@ -114,6 +125,34 @@ def test_what_is_likeliest_under_the_base_is_no_reason_to_say_nothing(models):
     assert str(found).count(doubt) == 1
     with pytest.raises(ValueError, match=r"Are `model` and `anchor` swapped\? .* or a number for `alpha`"):
         rejuvenate_checkpoint(sft, base, base.parent / "out", calibration=calibration)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_sft_model_that_is_less_certain_than_its_base_is_doubted(swapped, tmp_path):
+    """As of swapped directories, where a point between them finds demonstrations likelier than either does."""
+    base, sft, _ = known_pair(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    ids = torch.arange(8, 32).unfold(0, 2, 1)
+    for _ in range(8):
+        logits = model(ids).logits[:, -1].detach()
+        logits[:, : len(WORDS)] = -torch.inf
+        ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1)], dim=1)
+    texts = [[f"w{token - len(WORDS)}" for token in row] for row in ids.tolist()]
+    calibration = write_lines(
+        tmp_path / "sampled.jsonl",
+        *({"prompt": " ".join(words[:2]), "response": " ".join(words[2:])} for words in texts),
+    )
+    state = tensors(base)
+    for path, factor in ((base, 0.05), (sft, 1.5)):
+        resave(path, lambda _, factor=factor: {**state, "lm_head.weight": factor * state["lm_head.weight"]})
+    directories = (sft, base) if swapped else (base, sft)
+    found = diagnose(*directories, calibration=calibration, compute_dtype="float32")
+    options = {"calibration": calibration, "reset_fraction": 0, "compute_dtype": "float32"}
+    report = rejuvenate_checkpoint(*directories, tmp_path / "out", **options)
+    for doubts in (found.behaviour.search.doubts, report.attribution["search"].doubts):
+        assert any("are the two swapped" in text for text in doubts) == swapped
+    assert str(found).count("are the two swapped") == swapped
 
 
 def test_logits_that_overflow_are_told_with_what_to_do(models):
