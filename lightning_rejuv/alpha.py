@@ -318,6 +318,32 @@ def doubt_few(demonstrations: int, samples: int) -> tuple[str, ...]:
     )
 
 
+def doubt_swapped(curve: Sequence[AlphaPoint], entropy_base: float, entropy_sft: float) -> tuple[str, ...]:
+    """Say that SFT seems to have taught the reverse, if it does: the demonstrations are less likely, and less certain.
+
+    An over-confident model finds demonstrations that it has not seen less likely, too, but with a lower entropy.
+
+    Args:
+        curve: see :func:`choose_alpha`.
+        entropy_base: mean token entropy of the base on the demonstrations, nats.
+        entropy_sft: the same of the SFT model.
+
+    >>> line = [AlphaPoint(0.0, 10.0, 5.0, 1.0), AlphaPoint(0.5, 8.0, 6.0, 1.0), AlphaPoint(1.0, 13.0, 7.0, 1.0)]
+    >>> doubt_swapped(line, 1.0, 0.3)
+    ()
+    >>> print(*doubt_swapped(line, 0.3, 4.0))
+    The SFT model finds the demonstrations less likely than the base does (13.00 nats a response, the base ...
+    """
+    base, sft = curve[0].demonstrations, curve[-1].demonstrations
+    if sft <= base or entropy_sft <= entropy_base:
+        return ()
+    return (
+        f"The SFT model finds the demonstrations less likely than the base does ({sft:.2f} nats a response, the base "
+        f"{base:.2f}) and is less certain there (token entropy {entropy_sft:.3f} nats, the base's {entropy_base:.3f}): "
+        "are the two swapped, has it diverged, or are they not of the kind that SFT trained on?",
+    )
+
+
 def doubt_unfinished(samples: int, unfinished: int | None) -> tuple[str, ...]:
     """Say that many of the base's samples were cut off, if they were.
 

@@ -16,10 +16,17 @@ from lightning_rejuv.alpha import (
     AlphaSearch,
     choose_alpha,
     doubt_few,
+    doubt_swapped,
     doubt_unfinished,
     with_rollouts,
 )
-from lightning_rejuv.attribution import Confidence, confidence, format_probability, nll_per_response
+from lightning_rejuv.attribution import (
+    Confidence,
+    confidence,
+    format_probability,
+    mean_entropy,
+    nll_per_response,
+)
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
@@ -64,6 +71,7 @@ def find_alpha(
     """
     batches, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
     base: list[Confidence] = []
+    found: list[Confidence] = []
     curve = []
     with phase("searching for alpha", len(GRID) * (len(demonstrations) + len(batches))):
         for alpha in GRID:
@@ -89,7 +97,13 @@ def find_alpha(
                 return _right(samples, judge)
 
         search = with_rollouts(search, right_at)
-    doubts = (*doubt_few(taught, responses), *doubt_unfinished(responses, unfinished), *search.doubts)
+    swapped = doubt_swapped(curve, mean_entropy(base), mean_entropy(found))
+    doubts = (
+        *swapped,
+        *doubt_few(taught, responses),
+        *doubt_unfinished(responses, unfinished),
+        *search.doubts,
+    )
     return replace(search, doubts=doubts)
 
 

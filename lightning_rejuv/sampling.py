@@ -38,7 +38,8 @@ def sample_with_generate(batches: list[Batch], seed: int, more_ends: Sequence[in
         batches: calibration batches; a prompt is what comes before the first response token.
         seed: of the samples.
         more_ends: tokens that end a response beside the model's own: the base's, where its weights are in the model.
-            Those outside the vocabulary end nothing, and none does where the model has no generation config.
+            Those outside the vocabulary, the model's own too, end nothing, and none does where the model has no
+            generation config.
 
     Returns:
         A sampler, which returns batches with ``input_ids``, ``labels``, which end with the first end-of-sequence
@@ -209,8 +210,8 @@ def _plain_generation(
     from transformers import GenerationConfig
 
     padding, size = own.pad_token_id, vocabulary_size(model)
-    more = [end for end in more_ends if end >= 0 and (not size or end < size)]
-    ends = list(dict.fromkeys([*end_tokens(model), *more]))
+    named = dict.fromkeys([*end_tokens(model), *more_ends])
+    ends = [end for end in named if end >= 0 and (not size or end < size)]
     if not isinstance(padding, int) or padding < 0 or (size and padding >= size):
         padding = (ends or [0])[0]  # some tokenizers bring one that the model has no embedding for
     plain = GenerationConfig(

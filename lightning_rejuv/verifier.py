@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 _SHOWN = 200
+# What functions call the true answer, which is neither of what a verifier is given.
+_TRUTH = {"ground_truth", "gold", "label", "labels", "reference"}
 
 
 def check_verifier(verifier: Any, given: Sequence[str]) -> None:
@@ -20,7 +22,8 @@ def check_verifier(verifier: Any, given: Sequence[str]) -> None:
         given: the names of what it is called with, by place.
 
     Raises:
-        ValueError: it cannot be called, it is a coroutine function, or its signature does not take so many arguments.
+        ValueError: it cannot be called, it is a coroutine function, its signature does not take so many arguments, or
+            names one of them as another, or as the true answer.
 
     >>> check_verifier(lambda response: True, ("prompt", "response"))
     Traceback (most recent call last):
@@ -43,12 +46,19 @@ def check_verifier(verifier: Any, given: Sequence[str]) -> None:
         signature = inspect.signature(verifier)
     except (TypeError, ValueError):  # some of C tell nothing
         return
+    wrap = f"Wrap it in a function of {takes} that knows what else it needs: the true answer to each prompt, say."
     try:
-        signature.bind(*given)
+        bound = signature.bind(*given).arguments
     except TypeError as error:
         raise ValueError(
-            f"Expected `verifier` to take {takes} but {name}{signature} does not: {error}."
+            f"Expected `verifier` to take {takes} but {name}{signature} does not: {error}. {wrap}"
         ) from error
+    for parameter, value in bound.items():
+        if parameter != value and parameter in _TRUTH.union(given):
+            raise ValueError(
+                f"Expected `verifier` to take {takes}, in this order, but {name}{signature} calls the {value} "
+                f"`{parameter}`. {wrap}"
+            )
 
 
 def ask(verifier: Callable[..., Any], *given: Any, about: str) -> Any:

@@ -108,6 +108,25 @@ def test_what_the_base_ends_with_ends_its_samples_too(plain):
     assert model.generation_config.__dict__ == before
 
 
+@pytest.mark.parametrize("padding", [0, None, 10**6])
+def test_ends_outside_the_vocabulary_end_nothing_and_pad_nothing(padding, plain):
+    """As of a generation config that was copied from a model with another vocabulary."""
+    base, expected = plain
+    model = copy.deepcopy(base)
+    model.generation_config.eos_token_id = [10**6, -1, 7, 9]
+    model.generation_config.pad_token_id = padding
+    found = samples_of(model, base)
+    for batch, sample in zip(found, expected, strict=True):
+        assert all(torch.equal(batch[k], sample[k]) for k in ("labels", "attention_mask", "finished"))
+    model.generation_config.eos_token_id = 10**6
+    size, ended = (
+        base.config.vocab_size,
+        sample_with_generate(as_batches(data(base)), 0, more_ends=[7, 9])(model),
+    )
+    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(ended, expected, strict=True))
+    assert all(int(batch["input_ids"].max()) < size for batch in [*found, *ended])
+
+
 @pytest.mark.parametrize("kind", ["module", "directory", "config alone", "part", "state dict"])
 def test_the_bases_own_end_ends_its_samples_and_no_rollout(kind, tmp_path):
     base = tiny_llama(eos_token_id=9, pad_token_id=0)

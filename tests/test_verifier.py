@@ -111,6 +111,46 @@ def test_what_cannot_is_refused(verifier, message):
         check_verifier(verifier, ("prompt", "response"))
 
 
+def right_by_the_truth(prompt, response, ground_truth):
+    return True
+
+
+def compute_score(solution_str, ground_truth):
+    return 0.0
+
+
+def swapped(response, prompt):
+    return True
+
+
+@pytest.mark.parametrize(
+    ("verifier", "message"),
+    [
+        (
+            right_by_the_truth,
+            r"'ground_truth'\. Wrap it in a function of \(prompt, response\) that knows what else it needs",
+        ),
+        (
+            compute_score,
+            r"calls the response `ground_truth`.* Wrap it in a function of \(prompt, response\) that",
+        ),
+        (functools.partial(right_by_the_truth, "x"), "calls the prompt `response`"),
+        (swapped, r"calls the prompt `response`.* Wrap it in a function of \(prompt, response\) that"),
+    ],
+)
+def test_a_verifier_that_takes_something_else_by_its_names_is_refused_with_what_to_do(verifier, message):
+    """As of verl and TRL: called by place, it would judge the prompt by the response and find nothing right."""
+    with pytest.raises(ValueError, match=f"Expected `verifier` to take .*{message}"):
+        check_verifier(verifier, ("prompt", "response"))
+
+
+@pytest.mark.parametrize(
+    "names", [("question", "answer"), ("x", "y"), ("prompt", "completion"), ("solution_str", "z")]
+)
+def test_a_verifier_may_call_them_as_it_likes(names):
+    check_verifier(eval(f"lambda {', '.join(names)}: True"), ("prompt", "response"))
+
+
 @pytest.mark.parametrize(
     "error", [KeyError("w1"), AssertionError(), OSError(2, "gone"), ValueError("no number")]
 )

@@ -13,7 +13,7 @@ from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.calibration import IGNORED
 from lightning_rejuv.handoff.checkpoint import Checkpoint, read_json, reading
-from lightning_rejuv.handoff.models import CustomCode, from_local
+from lightning_rejuv.handoff.models import CustomCode, from_local, load_config
 from lightning_rejuv.handoff.pairing import embedding_names, head_names
 from lightning_rejuv.handoff.vocabulary import token_ids
 
@@ -147,20 +147,29 @@ def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
 def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Finding]:
     """Whether generation ends where the demonstrations do, at least where most of them do: nothing is said then."""
     ends = end_tokens(checkpoint)
-    if ends is None:
-        return
+    if ends is None:  # then the kind of model has one, or none
+        ends = said_end_tokens(load_config(checkpoint.path).to_dict()) or []
     last = Counter(_last_tokens(calibration))
     others = Counter({token: count for token, count in last.items() if token not in ends})
     if 2 * others.total() <= last.total():
         return
-    (token, count), *_ = others.most_common(1)
-    yield Finding(
-        "end of sequence",
-        None,
-        f"{count} of {last.total()} demonstrations end with {calibration.tokenizer.convert_ids_to_tokens(token)!r} "
-        f"({token}), which is not among the EOS ids {ends}: a response that is sampled does not stop where they do. "
-        f"Name it as `eos_token_id` in {GENERATION}",
-    )
+    tokenizer = calibration.tokenizer
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    words = sum(count for token, count in others.items() if token not in added)
+    if 2 * words > others.total():
+        detail = (
+            f"{words} of {last.total()} demonstrations end with text, not with a token for it (EOS ids {ends}): a "
+            "model that has learned them does not stop. Save the chat template that SFT rendered them with beside the "
+            'tokenizer, or bring them as {"prompt", "response"}, which end with one'
+        )
+    else:
+        token, count = next((token, count) for token, count in others.most_common() if token in added)
+        detail = (
+            f"{count} of {last.total()} demonstrations end with {tokenizer.convert_ids_to_tokens(token)!r} ({token}), "
+            f"which is not among the EOS ids {ends}: a response that is sampled does not stop where they do. Name it "
+            f"as `eos_token_id` in {GENERATION}"
+        )
+    yield Finding("end of sequence", None, detail)
 
 
 def _last_tokens(calibration: Calibration) -> Iterator[int]:

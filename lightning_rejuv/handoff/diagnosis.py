@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.alpha import USUAL_ALPHA, doubt_swapped
 from lightning_rejuv.handoff.checks import Finding
 from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
@@ -190,8 +190,10 @@ def recommend(
     search = behaviour.search
     if verdict.level == "healthy":
         whole = search is not None and search.alpha == 1.0
-        doubt = "" if behaviour.no_alpha is None else f" {behaviour.no_alpha}"
-        return f"{verdict.advice}{doubt}", 1.0 if whole else None
+        entropies = behaviour.entropy_base, behaviour.entropy_sft
+        swapped = () if search is None else doubt_swapped(search.curve, *entropies)
+        told = swapped if behaviour.no_alpha is None else (behaviour.no_alpha,)
+        return " ".join((verdict.advice, *told)), 1.0 if whole else None
     if verdict.level == "cannot start":
         diverged = verdict.deciding and verdict.deciding.advice
         return verdict.advice + " Fusion with the base would not bring it." * (not diverged), None

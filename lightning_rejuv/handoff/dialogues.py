@@ -58,7 +58,9 @@ class Calibration:
     tokenizer: Any
 
 
-def read_calibration(path: Path, tokenizer: Any, context: int | None = None) -> Calibration:
+def read_calibration(
+    path: Path, tokenizer: Any, context: int | None = None, vocabulary: int | None = None
+) -> Calibration:
     """Read and tokenise a JSONL file.
 
     Raises:
@@ -66,7 +68,7 @@ def read_calibration(path: Path, tokenizer: Any, context: int | None = None) -> 
         OSError: the file cannot be read.
     """
     dialogues = read_dialogues(path, tokenizer)
-    batches = tokenize(dialogues, tokenizer, context=context)
+    batches = tokenize(dialogues, tokenizer, context=context, vocabulary=vocabulary)
     rows = (row for batch in batches for row in zip(batch["input_ids"], batch["labels"], strict=True))
     prompts: dict[Prompt, str] = {}
     for dialogue, (ids, labels) in zip(dialogues, rows, strict=True):
@@ -96,7 +98,8 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
     In ``{"messages"}`` the last message has to be the assistant's: it is the response, and all of it is rendered
     with the tokenizer's own chat template. The template is given ``tools`` (a list, or JSON text of one), every
     other key of the line that it reads (``documents``, ``enable_thinking``), and ``chat_template_kwargs``.
-    Tools, and calls of tools, that it does not read are refused.
+    Tools, and calls of tools, that it does not read are refused, and so are lists of parts that it writes out as
+    Python does.
 
     Raises:
         ValueError: a line is not of this form, with its number; or there is none.
@@ -109,7 +112,11 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
 
 
 def tokenize(
-    dialogues: Sequence[Dialogue], tokenizer: Any, batch_size: int = 8, context: int | None = None
+    dialogues: Sequence[Dialogue],
+    tokenizer: Any,
+    batch_size: int = 8,
+    context: int | None = None,
+    vocabulary: int | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return batches as a causal language model takes them, padded on the right; no pair is cut.
 
@@ -119,9 +126,11 @@ def tokenize(
         batch_size: pairs in a batch, at most: fewer where they are long, so that none has more than 32,768 tokens
             beyond a single pair.
         context: number of positions that the model has, if it is limited.
+        vocabulary: number of tokens that it has an embedding for, if that is known.
 
     Raises:
-        ValueError: a pair has no response, or is longer than the model's context; with its line.
+        ValueError: a pair has no response, is one token alone, is longer than the model's context, or has a token that
+            the model has no embedding for; with its line.
     """
     pairs = []
     for dialogue in dialogues:
@@ -131,11 +140,22 @@ def tokenize(
                 f"Expected {dialogue.where} to have a response but it has {len(ids)} prompt tokens and no response "
                 "token. Leave it out."
             )
+        if len(ids) + len(response) < 2:
+            raise ValueError(
+                f"Expected {dialogue.where} to have a token before its response, which is one token alone, but it has "
+                "none: a model says nothing of the first one. Leave it out."
+            )
         if context is not None and len(ids) + len(response) > context:
             raise ValueError(
                 f"Expected {dialogue.where} to fit into the model's {context} positions but it has "
                 f"{len(ids) + len(response)} tokens, {len(ids)} of the prompt and {len(response)} of the response. "
                 "Shorten it, or leave it out."
+            )
+        if vocabulary is not None and (highest := max(ids + response)) >= vocabulary:
+            raise ValueError(
+                f"Expected {dialogue.where} to hold tokens of the SFT model's {vocabulary} alone but its tokenizer "
+                f"makes {tokenizer.convert_ids_to_tokens(highest)!r} ({highest}) of it. Save the tokenizer of "
+                "these weights beside them, or resize the model's embeddings to the tokenizer."
             )
         pairs.append((ids, response))
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
@@ -146,9 +166,12 @@ def tokenize(
 def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the response, as in one text of both: ``<bos> prompt response``."""
     prompt = _plain(dialogue.prompt, tokenizer)
-    response = _plain(dialogue.response, tokenizer)
-    # Alone, a response may begin with a space that SentencePiece puts before every text. Where a token is
-    # unknown, a word that spans both parts could be lost, so that they have to stay apart.
+    response = (
+        _continuation(dialogue.response, tokenizer)
+        if dialogue.prompt
+        else _plain(dialogue.response, tokenizer)
+    )
+    # Where a token is unknown, a word that spans both parts could be lost, so that they have to stay apart.
     whole = _plain(dialogue.prompt + dialogue.response, tokenizer)
     if whole[: len(prompt)] == prompt and tokenizer.unk_token_id not in whole:
         response = whole[len(prompt) :]
@@ -159,6 +182,15 @@ def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continuation(text: str, tokenizer: Any) -> list[int]:
+    """Ids of a text within another, without the space that SentencePiece puts before every text."""
+    for before in ("\n", ":"):
+        start, whole = _plain(before, tokenizer), _plain(before + text, tokenizer)
+        if start and whole[: len(start)] == start and tokenizer.unk_token_id not in start:
+            return whole[len(start) :]
+    return _plain(text, tokenizer)
 
 
 def _prefix(text: str, tokenizer: Any) -> list[int]:
@@ -257,14 +289,36 @@ def _rendered(content: dict[str, Any], tokenizer: Any, where: str) -> Dialogue:
         )
     except Exception as error:  # whatever the template raises, and what Jinja does with a missing key
         raise ValueError(
-            f"The SFT model's chat template cannot render {where}: {type(error).__name__}: {error}."
+            f"The SFT model's chat template cannot render {where}: {type(error).__name__}: {error}. Write the messages "
+            'as SFT had them, or bring it rendered, as {"prompt", "response"}.'
         ) from error
+    _check_written(messages, whole, tokenizer, given, where)
     if not whole.startswith(prompt):
+        shorter = min(len(whole), len(prompt))
+        at = next((n for n in range(shorter) if whole[n] != prompt[n]), shorter)
         raise ValueError(
-            f"The SFT model's chat template renders {where} so that the dialogue does not begin with its "
-            f'prompt: {prompt!r:.120} and {whole!r:.120}. Bring it rendered, as {{"prompt", "response"}}.'
+            f"The SFT model's chat template renders {where} so that the dialogue does not begin with its prompt: after "
+            f"{whole[max(0, at - 40) : at]!r} the prompt has {prompt[at : at + 40]!r}, the dialogue "
+            f'{whole[at : at + 40]!r}. Bring it rendered, as {{"prompt", "response"}}.'
         )
     return Dialogue(prompt, whole[len(prompt) :], rendered=True, where=where)
+
+
+def _check_written(
+    messages: list[dict[str, Any]], whole: str, tokenizer: Any, given: dict[str, Any], where: str
+) -> None:
+    """Refuse content that is no text, such as a list of parts, where a template writes it out as Python does."""
+    for place, message in enumerate(messages):
+        written = str(content := message.get("content"))
+        if not isinstance(content, (list, dict)) or written not in whole:
+            continue
+        others = [*messages[:place], {**message, "content": ""}, *messages[place + 1 :]]
+        without = tokenizer.apply_chat_template(others, tokenize=False, **given)
+        if whole.count(written) > without.count(written):
+            raise ValueError(
+                f"{where} holds `content` that is no text, and that the SFT model's chat template writes out as "
+                f'{written:.120}. Bring it as text in the line, or rendered, as {{"prompt", "response"}}.'
+            )
 
 
 def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.anchor import Anchor, match
-from lightning_rejuv.anchor.config import context_length
+from lightning_rejuv.anchor.config import context_length, vocabulary_size
 from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.handoff.checkpoint import INDEX, Checkpoint
@@ -115,10 +115,12 @@ def calibration_for(sft: Checkpoint, calibration: Path) -> Calibration:
     """Read calibration data with the SFT model's tokenizer.
 
     Raises:
-        ValueError: a line is malformed or too long, or there is no tokenizer.
+        ValueError: a line is malformed, too long or of tokens that the model lacks, or there is no tokenizer.
         OSError: the file cannot be read.
     """
-    return read_calibration(calibration, load_tokenizer(sft.path), context_length(sft.config))
+    return read_calibration(
+        calibration, load_tokenizer(sft.path), context_length(sft.config), vocabulary_size(sft.config)
+    )
 
 
 def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -158,7 +160,7 @@ def anchor_for(
     if plain:
         return anchor
     # The base with the SFT model's names, vocabulary and tying: a fusion with alpha 0.
-    _write(sft, base, pairing.pairs, scratch / "base")
+    _write(sft, base, pairing.pairs, scratch / "base", without=(GENERATION,))
     ends: list[int] = list(anchor.end_tokens)
     content = {"eos_token_id": pairing.rows.of_sft(ends) if pairing.rows else ends}
     (scratch / "base" / GENERATION).unlink(missing_ok=True)  # the SFT model's
@@ -166,11 +168,16 @@ def anchor_for(
     return Anchor.open(load_model(scratch / "base", "cpu", dtype))
 
 
-def _write(sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path) -> None:
-    """Write what the SFT model's names stand for in the base, or in itself where they have no pair."""
+def _write(
+    sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path, without: tuple[str, ...] = ()
+) -> None:
+    """Write what the SFT model's names stand for in the base, or in itself where they have no pair.
+
+    Beside it stand the SFT model's own files, ``without`` some.
+    """
     target.mkdir()
     with FileWriter(target) as writer, phase(f"copying the {target.name} to scratch", sft.nbytes):
         FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer)
-    copy_sidecar(sft.path, target, None)
+    copy_sidecar(sft.path, target, None, without)
     if sft.index is not None:
         write_file(target / INDEX, json.dumps(sft.index).encode())

@@ -7,12 +7,23 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lightning_rejuv.alpha import NoAlpha
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
 from lightning_rejuv.handoff.dialogues import prompt_tokens, read_calibration
 from lightning_rejuv.handoff.models import load_tokenizer
-from tests.handoff.checkpoints import edit_config, pair, resave, teach, write_calibration, write_tokenizer
+from tests.handoff.checkpoints import (
+    WORDS,
+    edit_config,
+    known_pair,
+    pair,
+    resave,
+    teach,
+    tensors,
+    write_calibration,
+    write_tokenizer,
+)
 
 
 @pytest.fixture
@@ -116,6 +127,34 @@ def test_what_is_likeliest_under_the_base_is_no_reason_to_say_nothing(models):
         rejuvenate_checkpoint(sft, base, base.parent / "out", calibration=calibration)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_sft_model_that_is_less_certain_than_its_base_is_doubted(swapped, tmp_path):
+    """As of swapped directories, where a point between them finds demonstrations likelier than either does."""
+    base, sft, _ = known_pair(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    ids = torch.arange(8, 32).unfold(0, 2, 1)
+    for _ in range(8):
+        logits = model(ids).logits[:, -1].detach()
+        logits[:, : len(WORDS)] = -torch.inf
+        ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1)], dim=1)
+    texts = [[f"w{token - len(WORDS)}" for token in row] for row in ids.tolist()]
+    calibration = write_lines(
+        tmp_path / "sampled.jsonl",
+        *({"prompt": " ".join(words[:2]), "response": " ".join(words[2:])} for words in texts),
+    )
+    state = tensors(base)
+    for path, factor in ((base, 0.05), (sft, 1.5)):
+        resave(path, lambda _, factor=factor: {**state, "lm_head.weight": factor * state["lm_head.weight"]})
+    directories = (sft, base) if swapped else (base, sft)
+    found = diagnose(*directories, calibration=calibration, compute_dtype="float32")
+    options = {"calibration": calibration, "reset_fraction": 0, "compute_dtype": "float32"}
+    report = rejuvenate_checkpoint(*directories, tmp_path / "out", **options)
+    for doubts in (found.behaviour.search.doubts, report.attribution["search"].doubts):
+        assert any("are the two swapped" in text for text in doubts) == swapped
+    assert str(found).count("are the two swapped") == swapped
+
+
 def test_logits_that_overflow_are_told_with_what_to_do(models):
     base, sft, calibration = models
     large = 6e4  # a weight that float16 can hold
@@ -178,6 +217,25 @@ def test_without_a_generation_config_the_config_says_what_ends(models):
         assert any("demonstrations end" in finding.detail for finding in found.findings) == warned
 
 
+@pytest.mark.parametrize(("end", "warned"), [("</s>", False), ("<|user|>", True)])
+def test_where_no_file_names_an_end_the_kind_of_model_does(end, warned, models, tmp_path):
+    """A Llama's is 2, whatever the tokenizer says: generation then ends there."""
+    base, sft, _ = models
+    calibration = write_lines(
+        tmp_path / "ends.jsonl", *({"prompt": "w0 w1", "response": f"w{i} {end}"} for i in range(2, 8))
+    )
+    teach(sft, calibration)
+    (sft / "generation_config.json").unlink()
+    config = json.loads((sft / "config.json").read_text())
+    del config["eos_token_id"]
+    (sft / "config.json").write_text(json.dumps(config))
+    found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
+    texts = [f.detail for f in found.findings if "demonstrations end" in f.detail]
+    assert [text.partition(":")[0] for text in texts] == [
+        "6 of 6 demonstrations end with '<|user|>' (4), which is not among the EOS ids [2]"
+    ] * warned
+
+
 def test_a_line_break_after_the_turn_is_not_its_end(models, tmp_path):
     """As many chat templates render it; and it takes more than half of the demonstrations to say something."""
     base, sft, _ = models
@@ -192,6 +250,21 @@ def test_a_line_break_after_the_turn_is_not_its_end(models, tmp_path):
     assert text.startswith(
         "3 of 5 demonstrations end with '<|user|>' (4), which is not among the EOS ids [2]"
     )
+
+
+def test_demonstrations_that_end_with_a_word_name_no_word_as_the_end(models):
+    """As of a chat template that ends no message with a token: a word that ended generation would cut every answer."""
+    base, sft, calibration = models
+    file = sft / "chat_template.jinja"
+    file.write_text(file.read_text().replace(" </s>", " "))
+    teach(sft, calibration)
+    found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
+    (text,) = (f.detail for f in found.findings if "demonstrations end" in f.detail)
+    assert text.startswith(
+        "6 of 6 demonstrations end with text, not with a token for it (EOS ids [2]): a model that "
+    )
+    assert text.endswith('bring them as {"prompt", "response"}, which end with one')
+    assert "Name it" not in text
 
 
 def test_rollouts_that_never_end_are_doubted(models):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_rejuv.anchor.config import context_length
-from lightning_rejuv.handoff.dialogues import read_dialogues, tokenize
+from lightning_rejuv.handoff.dialogues import read_calibration, read_dialogues, tokenize
 from lightning_rejuv.handoff.models import load_tokenizer
 from tests.handoff.checkpoints import write_tokenizer
 
@@ -187,6 +187,36 @@ def test_a_sentencepiece_like_tokenizer_with_flags(flags, tmp_path):
     assert tokens == [*start, "▁a", ":", "b", "▁a", "</s>"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response", "tokens"),
+    [
+        ("a: ", "b", ["▁a", ":", "▁", "b"]),
+        ("a", "b a", ["▁a", "b", "▁a"]),
+        ("a: ", " b", ["▁a", ":", "▁", "▁b"]),
+        ("a:\n", "b", ["▁a", ":", "<0x0A>", "b"]),
+        ("a: ", "\nb", ["▁a", ":", "▁", "<0x0A>", "b"]),
+    ],
+)
+@pytest.mark.parametrize("bytes_known", [True, False])
+def test_a_response_that_is_tokenised_alone_begins_with_no_space_of_its_own(
+    bytes_known, prompt, response, tokens, tmp_path
+):
+    """Where a word spans both: the space that SentencePiece puts before every text would stand in the middle of it."""
+    from transformers import LlamaTokenizer
+
+    words = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b", "ab", "▁ab", ":", *["<0x0A>"] * bytes_known]
+    tokenizer = LlamaTokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b"), ("▁", "ab")],
+    )
+    (dialogue,) = read(tmp_path, tokenizer, {"prompt": prompt, "response": response})
+    (batch,) = tokenize([dialogue], tokenizer)
+    found = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    start = ["<s>"] if tokenizer("a")["input_ids"][0] == 1 else []
+    known = set(words)
+    assert found == [*start, *(token for token in tokens if token in known), "</s>"]
+
+
 @pytest.mark.parametrize("end", ["</s>", "<|assistant|>", "<|assistant|>\n", "</s> \n", "w9", "w9\n"])
 def test_a_turn_ends_once(end, tmp_path, tokenizer):
     """With any special token, or one of generation_config.json's EOS (w9 here), perhaps before a line break."""
@@ -289,7 +319,9 @@ def test_tools_that_the_template_does_not_read_are_refused(key, tmp_path, tokeni
 def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, tokenizer):
     first = json.dumps({"prompt": "w1", "response": "w2"})
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="cannot render line 2 .* roles must alternate"):
+    with pytest.raises(
+        ValueError, match="cannot render line 2 .* roles must alternate. .* or bring it rendered, as"
+    ):
         read(tmp_path, tokenizer, first, {"messages": TALK})
     # As templates that leave earlier thinking out: the last turn is rendered in another way than it is prompted.
     tokenizer.chat_template = (
@@ -298,6 +330,20 @@ def test_a_template_that_raises_or_forgets_is_refused_by_its_line(tmp_path, toke
     )
     with pytest.raises(ValueError, match="line 2 .* does not begin with its prompt"):
         read(tmp_path, tokenizer, first, {"messages": TALK})
+
+
+def test_a_dialogue_that_does_not_begin_with_its_prompt_is_shown_where_they_part(tmp_path, tokenizer):
+    """As of templates that open a thought for the model and leave it out of the dialogue, after a long prompt."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> w7 {% endif %}"
+    )
+    messages = [{"role": "user", "content": "w1 " * 100 + "w5"}, {"role": "assistant", "content": "w9"}]
+    with pytest.raises(
+        ValueError,
+        match=r"line 1 .* after '.* w5 <\|assistant\|> w' the prompt has '7 ', the dialogue '9 '\. Bring it",
+    ):
+        read(tmp_path, tokenizer, {"messages": messages})
 
 
 def test_a_rendered_text_gets_no_special_token_of_the_tokenizer(tmp_path, tokenizer):
@@ -386,6 +432,69 @@ def test_a_pair_longer_than_the_context_is_refused_by_its_line(tmp_path, tokeniz
     assert context_length({"max_position_embeddings": 7}) == context_length({"n_positions": 7}) == 7
     assert context_length({"text_config": {"max_position_embeddings": 7}}) == 7
     assert context_length({}) is context_length({"max_position_embeddings": None}) is None
+
+
+@pytest.mark.parametrize("more", [{}, {"response": "</s>"}])
+def test_a_pair_of_one_token_is_refused_by_its_line(more, tmp_path, tokenizer):
+    """A model has to be given a token to say something of the next one."""
+    blank = read(
+        tmp_path, tokenizer, {"prompt": "w1", "response": ""}, {"prompt": "", "response": "", **more}
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"Expected line 2 of '.*' to have a token before its response, which is one token alone",
+    ):
+        tokenize(blank, tokenizer)
+    file = tmp_path / "x.jsonl"
+    with pytest.raises(ValueError, match="Expected line 2 of"):
+        read_calibration(file, tokenizer)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused_by_its_line(tmp_path, tokenizer):
+    """As of a tokenizer that was saved with tokens beside a model that was not resized."""
+    tokenizer.add_tokens(["<|added|>"])
+    lines = [{"prompt": "w1 ", "response": "w2"}, {"prompt": "w1 ", "response": "w2 <|added|>"}]
+    dialogues = read(tmp_path, tokenizer, *lines)
+    assert tokenize(dialogues, tokenizer, vocabulary=49)[0]["input_ids"].max() == 48
+    with pytest.raises(
+        ValueError,
+        match=r"Expected line 2 of '.*' to hold tokens of the SFT model's 48 alone but its tokenizer makes "
+        r"'<\|added\|>' \(48\) of it. Save the tokenizer",
+    ):
+        tokenize(dialogues, tokenizer, vocabulary=48)
+
+
+PARTS = [{"type": "text", "text": "w1"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"), [(PARTS, r"\[\{'type': 'text'"), (PARTS[0], r"\{'type': 'text'")]
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_content_that_a_template_writes_as_python_would_is_refused_by_its_line(
+    place, content, shown, tmp_path, tokenizer
+):
+    messages = [dict(message) for message in TALK]
+    messages[place]["content"] = content
+    with pytest.raises(
+        ValueError, match=f"line 2 of .* `content` .* writes out as {shown}.* Bring it as text in the line"
+    ):
+        read(tmp_path, tokenizer, {"messages": TALK}, {"messages": messages})
+
+
+def test_content_that_a_template_reads_in_another_form_is_rendered(tmp_path, tokenizer):
+    """Parts and null, where the template is made for them; and a text that looks like parts."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|> {% if m['content'] is string %}{{ m['content'] }}"
+        "{% elif m['content'] %}{{ m['content'][0]['text'] }}{% endif %} </s>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    )
+    for content, text in ((PARTS, "w1"), (None, ""), ("[{'type': 'text'}]", "[{'type': 'text'}]")):
+        line = {
+            "messages": [{"role": "user", "content": content}, {"role": "user", "content": None}, TALK[1]]
+        }
+        (found,) = read(tmp_path, tokenizer, line)
+        assert found.prompt == f"<|user|> {text} </s><|user|>  </s><|assistant|> "
 
 
 def test_tools_that_are_nested_too_deeply_are_refused_with_the_line(tmp_path, tokenizer):

@@ -128,7 +128,9 @@ def test_random_control_resets_the_same_number(tmp_path):
 
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("moved", [False, True])
-def test_the_bases_own_end_is_known_in_the_sft_models_vocabulary(moved, where, tmp_path):
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_bases_own_end_is_known_in_the_sft_models_vocabulary(beside, moved, where, tmp_path):
+    """Also beside an SFT model with a generation config of its own, which ends elsewhere."""
     base, sft = pair(tmp_path, dtype=torch.float32)
     words = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
     for path in (base, sft):
@@ -137,6 +139,8 @@ def test_the_bases_own_end_is_known_in_the_sft_models_vocabulary(moved, where, t
     (base / where).write_text(
         json.dumps({**json.loads((base / "config.json").read_text()), "eos_token_id": [40, 41]})
     )
+    if beside:
+        (sft / "generation_config.json").write_text('{"eos_token_id": 2}')
     ours = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
     if moved:
         ours.remove(next(word for word in ours if words[word] == 41))
