@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from lightning_rejuv.doubts import counted
 from lightning_rejuv.verdict import FORMAT_AT_RISK
 
 AlphaRule = Literal["auto"]
@@ -25,10 +26,6 @@ _KEPT = 0.5
 _RAISE, _RAISES = 0.1, 3
 #: With so many rollouts none is right in one of 29 searches at a pass@1 of 0.1.
 _ROLLOUTS = 32
-#: The share of the base's samples that may be cut off without a word.
-_UNFINISHED = 0.1
-#: With fewer demonstrations, or samples of the base, alpha depends on which they are.
-_FEW = 8
 #: What differs by less is the same. In nats a response: RL would not notice one that is likelier by a thousandth. And
 #: in parts of the largest value: it is a sum over tokens, computed in float32, where errors of a millionth are usual.
 _SAME, _SAME_SHARE = 1e-3, 1e-5
@@ -274,7 +271,7 @@ def with_rollouts(search: AlphaSearch, right_at: Callable[[float], tuple[int, in
     search = replace(search, right=right / judged, judged=judged)
     if right:
         return search
-    none = f"None of {_count(judged, 'rollout')} is right at alpha {alpha:.2f}"
+    none = f"None of {counted(judged, 'rollout')} is right at alpha {alpha:.2f}"
     if judged < _ROLLOUTS:
         few = f"{none}, which are too few to tell: {_ROLLOUTS} calibration prompts and more would."
         return replace(search, doubts=(*search.doubts, few))
@@ -302,62 +299,3 @@ def _raised(search: AlphaSearch, alpha: float, right: float, judged: int, doubt:
         raised_from=search.alpha,
     )
     return replace(found, doubts=(*_doubts(found), doubt))
-
-
-def doubt_few(demonstrations: int, samples: int) -> tuple[str, ...]:
-    """Say that an alpha goes by few demonstrations, or by few samples of the base, if it does.
-
-    >>> print(*doubt_few(1, 20))
-    Alpha goes by 1 demonstration and 20 samples of the base: with fewer than 8 it depends on which they are.
-    """
-    if min(demonstrations, samples) >= _FEW:
-        return ()
-    return (
-        f"Alpha goes by {_count(demonstrations, 'demonstration')} and {_count(samples, 'sample')} of the base: with "
-        f"fewer than {_FEW} it depends on which they are.",
-    )
-
-
-def doubt_swapped(curve: Sequence[AlphaPoint], entropy_base: float, entropy_sft: float) -> tuple[str, ...]:
-    """Say that SFT seems to have taught the reverse, if it does: the demonstrations are less likely, and less certain.
-
-    An over-confident model finds demonstrations that it has not seen less likely, too, but with a lower entropy.
-
-    Args:
-        curve: see :func:`choose_alpha`.
-        entropy_base: mean token entropy of the base on the demonstrations, nats.
-        entropy_sft: the same of the SFT model.
-
-    >>> line = [AlphaPoint(0.0, 10.0, 5.0, 1.0), AlphaPoint(0.5, 8.0, 6.0, 1.0), AlphaPoint(1.0, 13.0, 7.0, 1.0)]
-    >>> doubt_swapped(line, 1.0, 0.3)
-    ()
-    >>> print(*doubt_swapped(line, 0.3, 4.0))
-    The SFT model finds the demonstrations less likely than the base does (13.00 nats a response, the base ...
-    """
-    base, sft = curve[0].demonstrations, curve[-1].demonstrations
-    if sft <= base or entropy_sft <= entropy_base:
-        return ()
-    return (
-        f"The SFT model finds the demonstrations less likely than the base does ({sft:.2f} nats a response, the base "
-        f"{base:.2f}) and is less certain there (token entropy {entropy_sft:.3f} nats, the base's {entropy_base:.3f}): "
-        "are the two swapped, has it diverged, or are they not of the kind that SFT trained on?",
-    )
-
-
-def doubt_unfinished(samples: int, unfinished: int | None) -> tuple[str, ...]:
-    """Say that many of the base's samples were cut off, if they were.
-
-    Args:
-        samples: how many there are.
-        unfinished: how many came to no end; None if nobody knows.
-
-    >>> doubt_unfinished(20, 1), doubt_unfinished(20, None)
-    ((), ())
-    """
-    if unfinished is None or unfinished <= _UNFINISHED * samples:
-        return ()
-    return (f"{unfinished} of the base's {samples} samples did not end: their beginnings were judged.",)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -15,9 +15,6 @@ from lightning_rejuv.alpha import (
     AlphaPoint,
     AlphaSearch,
     choose_alpha,
-    doubt_few,
-    doubt_swapped,
-    doubt_unfinished,
     with_rollouts,
 )
 from lightning_rejuv.attribution import (
@@ -30,6 +27,7 @@ from lightning_rejuv.attribution import (
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.doubts import doubt_few, doubt_swapped, doubt_unfinished
 from lightning_rejuv.forward import lent
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import are_right, ask
@@ -97,9 +95,9 @@ def find_alpha(
                 return _right(samples, judge)
 
         search = with_rollouts(search, right_at)
-    swapped = doubt_swapped(curve, mean_entropy(base), mean_entropy(found))
+    nll = curve[0].demonstrations, curve[-1].demonstrations
     doubts = (
-        *swapped,
+        *doubt_swapped(nll, (mean_entropy(base), mean_entropy(found))),
         *doubt_few(taught, responses),
         *doubt_unfinished(responses, unfinished),
         *search.doubts,

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from lightning_rejuv.access.edit import putting_back
 from lightning_rejuv.access.lora import is_adapted
 from lightning_rejuv.access.targets import Targets
-from lightning_rejuv.alpha import doubt_unfinished
 from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts, refit_stream, shift_all
 from lightning_rejuv.attribution import confidence, nll_per_response
+from lightning_rejuv.doubts import doubt_unfinished
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.options import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Options

@@ -11,8 +11,6 @@ from lightning_rejuv.alpha import (
     USUAL_ALPHA,
     AlphaPoint,
     choose_alpha,
-    doubt_few,
-    doubt_unfinished,
     with_rollouts,
 )
 
@@ -173,28 +171,6 @@ def test_it_says_if_the_format_is_lost_there():
     (doubt,) = choose_alpha(line(demonstrations, base_samples, lambda a: a**4)).doubts
     assert "probability of only 0.0" in doubt
     assert choose_alpha(line(demonstrations, base_samples, lambda a: a)).doubts == ()
-
-
-def test_it_says_if_samples_are_cut_off():
-    assert doubt_unfinished(24, 2) == ()
-    assert doubt_unfinished(24, 10) == (
-        "10 of the base's 24 samples did not end: their beginnings were judged.",
-    )
-
-
-@pytest.mark.parametrize(
-    ("demonstrations", "responses", "told"),
-    [
-        (8, 8, None),
-        (7, 8, "7 demonstrations and 8 samples"),
-        (64, 1, "64 demonstrations and 1 sample of the base"),
-    ],
-)
-def test_it_says_if_there_is_little_to_go_by(demonstrations, responses, told):
-    doubts = doubt_few(demonstrations, responses)
-    assert len(doubts) == bool(told)
-    if told:
-        assert doubts[0].startswith(f"Alpha goes by {told}")
 
 
 def judged_at(search, right, judged=32):

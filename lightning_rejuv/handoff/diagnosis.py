@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_rejuv.alpha import USUAL_ALPHA, doubt_swapped
+from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.doubts import doubt_swapped
 from lightning_rejuv.handoff.checks import Finding
 from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
@@ -190,9 +191,10 @@ def recommend(
     search = behaviour.search
     if verdict.level == "healthy":
         whole = search is not None and search.alpha == 1.0
-        entropies = behaviour.entropy_base, behaviour.entropy_sft
-        swapped = () if search is None else doubt_swapped(search.curve, *entropies)
-        told = swapped if behaviour.no_alpha is None else (behaviour.no_alpha,)
+        told: tuple[str, ...] = () if behaviour.no_alpha is None else (behaviour.no_alpha,)
+        if search is not None:
+            nll = search.curve[0].demonstrations, search.curve[-1].demonstrations
+            told = doubt_swapped(nll, (behaviour.entropy_base, behaviour.entropy_sft))
         return " ".join((verdict.advice, *told)), 1.0 if whole else None
     if verdict.level == "cannot start":
         diverged = verdict.deciding and verdict.deciding.advice

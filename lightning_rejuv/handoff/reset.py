@@ -163,7 +163,6 @@ def anchor_for(
     _write(sft, base, pairing.pairs, scratch / "base", without=(GENERATION,))
     ends: list[int] = list(anchor.end_tokens)
     content = {"eos_token_id": pairing.rows.of_sft(ends) if pairing.rows else ends}
-    (scratch / "base" / GENERATION).unlink(missing_ok=True)  # the SFT model's
     write_file(scratch / "base" / GENERATION, json.dumps(content).encode())
     return Anchor.open(load_model(scratch / "base", "cpu", dtype))
 
