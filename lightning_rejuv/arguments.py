@@ -35,8 +35,8 @@ hung up. An error is one line on standard error; `--traceback` prints where it c
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _CALIBRATION = (
-    'JSONL, a few dozen lines in the style of the SFT data: {"prompt": …, "response": …} as plain '
-    "text, or "
+    "JSONL, a few dozen lines in the style of the SFT data, which SFT has not seen: "
+    '{"prompt": …, "response": …} as plain text, or '
     "{\"messages\": […]} that end with the assistant's, rendered with the SFT model's own chat template"
 )
 

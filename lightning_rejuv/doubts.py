@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from lightning_rejuv.verdict import ENTROPY_LOW
+
 #: The share of the base's samples that may be cut off without a word.
 _UNFINISHED = 0.1
+#: Token entropy over the negative log-likelihood of demonstrations: in eight models of a real ladder at most 0.96 on
+#: lines that SFT has not seen, at least 1.23 on those that it was trained on (docs/results/seen.json).
+_SEEN = 1.1
 #: With fewer demonstrations, or samples of the base, alpha depends on which they are.
 _FEW = 8
 
@@ -43,6 +48,30 @@ def doubt_swapped(nll: tuple[float, float], entropy: tuple[float, float]) -> tup
         f"The SFT model finds the demonstrations less likely than the base does ({sft:.2f} nats a response, the base "
         f"{base:.2f}) and is less certain there (token entropy {entropy_sft:.3f} nats, the base's {entropy_base:.3f}): "
         "are the two swapped, has it diverged, or are they not of the kind that SFT trained on?",
+    )
+
+
+def doubt_seen(nll: float, entropy: tuple[float, float]) -> tuple[str, ...]:
+    """Say that the demonstrations seem to be those that SFT trained on, if they do: likelier than the model expects.
+
+    What a model has memorised costs it less than its entropy, the expected cost of what it samples itself; what is new
+    costs an over-confident model more. Judged is a model whose entropy is below half of its base's.
+
+    Args:
+        nll: mean negative log-likelihood of the demonstrations' tokens under the SFT model, nats.
+        entropy: mean token entropy of the base and of the SFT model on them, nats.
+
+    >>> doubt_seen(0.62, (0.9, 0.06))
+    ()
+    >>> print(*doubt_seen(0.001, (0.9, 0.004)))
+    The SFT model finds the demonstrations likelier than it expects (0.001 nats a token, its entropy is 0.004): ...
+    """
+    base, sft = entropy
+    if sft >= ENTROPY_LOW * base or sft <= _SEEN * nll:
+        return ()
+    return (
+        f"The SFT model finds the demonstrations likelier than it expects ({nll:.3f} nats a token, its entropy is "
+        f"{sft:.3f}): was it trained on them? Over-confidence does not show there. Take lines that SFT has not seen.",
     )
 
 

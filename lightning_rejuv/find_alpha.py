@@ -22,12 +22,13 @@ from lightning_rejuv.attribution import (
     confidence,
     format_probability,
     mean_entropy,
+    mean_nll,
     nll_per_response,
 )
 from lightning_rejuv.bounded import MAX_RESPONSES, bounded, check_batches
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.doubts import doubt_few, doubt_swapped, doubt_unfinished
+from lightning_rejuv.doubts import doubt_few, doubt_seen, doubt_swapped, doubt_unfinished
 from lightning_rejuv.forward import lent
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import are_right, ask
@@ -95,9 +96,13 @@ def find_alpha(
                 return _right(samples, judge)
 
         search = with_rollouts(search, right_at)
-    nll = curve[0].demonstrations, curve[-1].demonstrations
+    nll, entropy = (
+        (curve[0].demonstrations, curve[-1].demonstrations),
+        (mean_entropy(base), mean_entropy(found)),
+    )
     doubts = (
-        *doubt_swapped(nll, (mean_entropy(base), mean_entropy(found))),
+        *doubt_swapped(nll, entropy),
+        *doubt_seen(mean_nll(found), entropy),
         *doubt_few(taught, responses),
         *doubt_unfinished(responses, unfinished),
         *search.doubts,

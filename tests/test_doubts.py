@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rejuv.doubts import doubt_few, doubt_swapped, doubt_unfinished
+from lightning_rejuv.doubts import doubt_few, doubt_seen, doubt_swapped, doubt_unfinished
 
 
 def test_it_says_if_samples_are_cut_off():
@@ -38,3 +38,18 @@ def test_it_says_if_there_is_little_to_go_by(demonstrations, responses, told):
 )
 def test_it_says_if_sft_seems_to_have_taught_the_reverse(nll, entropy, told):
     assert bool(doubt_swapped(nll, entropy)) == told
+
+
+@pytest.mark.parametrize(
+    ("nll", "base", "sft", "told"),
+    [
+        (0.001, 1.2, 0.004, True),  # V, 20 epochs, what it was trained on
+        (0.062, 1.2, 0.081, True),
+        (0.623, 1.2, 0.061, False),  # V, 20 epochs, what it has not seen
+        (0.311, 1.2, 0.299, False),  # V, 3 epochs, what it has not seen
+        (0.1, 0.5, 0.4, False),  # hardly trained: it is as uncertain as its base
+        (0.0, 0.0, 0.0, False),
+    ],
+)
+def test_it_says_if_sft_seems_to_have_seen_the_demonstrations(nll, base, sft, told):
+    assert bool(doubt_seen(nll, (base, sft))) == told

@@ -1,7 +1,13 @@
 """Which neurons are responsible for over-confidence: positions, contributions, selection."""
 
 from lightning_rejuv.attribution.comparison import Comparison, check_reconstruction, compare
-from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy, nll_per_response
+from lightning_rejuv.attribution.confidence import (
+    Confidence,
+    confidence,
+    mean_entropy,
+    mean_nll,
+    nll_per_response,
+)
 from lightning_rejuv.attribution.demonstrated_format import format_probability
 from lightning_rejuv.attribution.positions import POSITION_RULES, PositionRule
 from lightning_rejuv.attribution.scores import Attribution, attribute
@@ -27,6 +33,7 @@ __all__ = [
     "confidence",
     "format_probability",
     "mean_entropy",
+    "mean_nll",
     "nll_per_response",
     "select_neurons",
 ]

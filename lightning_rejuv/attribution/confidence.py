@@ -68,6 +68,12 @@ def mean_entropy(confidences: list[Confidence]) -> float:
     return float(values.double().mean())
 
 
+def mean_nll(confidences: list[Confidence]) -> float:
+    """Mean negative log-likelihood over all response positions of all batches, nats."""
+    values = torch.cat([-c.log_prob[~c.log_prob.isnan()] for c in confidences])
+    return float(values.double().mean())
+
+
 def nll_per_response(confidences: list[Confidence]) -> float:
     """Mean over responses of the summed negative log-likelihood, nats per response."""
     values = torch.cat([-c.log_prob.nansum(dim=1) for c in confidences])

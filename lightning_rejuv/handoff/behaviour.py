@@ -12,7 +12,7 @@ import torch
 from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.alpha import AlphaPoint, AlphaSearch, NoAlpha
-from lightning_rejuv.attribution import confidence, format_probability, mean_entropy, nll_per_response
+from lightning_rejuv.attribution import confidence, format_probability, mean_entropy, mean_nll
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.find_alpha import find_alpha, sample_base
 from lightning_rejuv.forward import evaluation_mode
@@ -121,12 +121,11 @@ def measure_behaviour(
         except NoAlpha as error:  # all else that was measured is an answer, too
             curve, no_alpha = error.curve, _why(error.curve)
     responses = sum(len(batch.response) for batch in batches)
-    tokens = sum(int(batch.response.sum()) for batch in batches)
     return Behaviour(
         responses=responses,
         entropy_sft=mean_entropy(own),
         entropy_base=mean_entropy(known),
-        nll_sft=nll_per_response(own) * responses / tokens,
+        nll_sft=mean_nll(own),
         format_probability=format_probability(batches, own, known),
         support_retention=curve[0].base_samples - curve[-1].base_samples,
         search=search,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_rejuv.alpha import USUAL_ALPHA
-from lightning_rejuv.doubts import doubt_swapped
+from lightning_rejuv.doubts import doubt_seen, doubt_swapped
 from lightning_rejuv.handoff.checks import Finding
 from lightning_rejuv.handoff.record import Record
 from lightning_rejuv.handoff.report import row
@@ -191,10 +191,13 @@ def recommend(
     search = behaviour.search
     if verdict.level == "healthy":
         whole = search is not None and search.alpha == 1.0
-        told: tuple[str, ...] = () if behaviour.no_alpha is None else (behaviour.no_alpha,)
+        entropy = behaviour.entropy_base, behaviour.entropy_sft
+        told = doubt_seen(behaviour.nll_sft, entropy)
+        if behaviour.no_alpha is not None:
+            told = (behaviour.no_alpha, *told)
         if search is not None:
             nll = search.curve[0].demonstrations, search.curve[-1].demonstrations
-            told = doubt_swapped(nll, (behaviour.entropy_base, behaviour.entropy_sft))
+            told = (*doubt_swapped(nll, entropy), *told)
         return " ".join((verdict.advice, *told)), 1.0 if whole else None
     if verdict.level == "cannot start":
         diverged = verdict.deciding and verdict.deciding.advice

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from lightning_rejuv.alpha import NoAlpha
 from lightning_rejuv.handoff import diagnose, rejuvenate_checkpoint
+from lightning_rejuv.handoff.diagnosis import recommend
 from lightning_rejuv.handoff.dialogues import prompt_tokens, read_calibration
 from lightning_rejuv.handoff.models import load_tokenizer
+from lightning_rejuv.verdict import Verdict
 from tests.handoff.checkpoints import (
     WORDS,
     edit_config,
@@ -153,6 +155,23 @@ def test_an_sft_model_that_is_less_certain_than_its_base_is_doubted(swapped, tmp
     for doubts in (found.behaviour.search.doubts, report.attribution["search"].doubts):
         assert any("are the two swapped" in text for text in doubts) == swapped
     assert str(found).count("are the two swapped") == swapped
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_demonstrations_that_sft_was_trained_on_are_doubted(seen, models, tmp_path):
+    base, sft, trained_on = models
+    teach(sft, trained_on, steps=60)
+    lines = trained_on.read_text().splitlines()
+    unseen = [json.loads(line.replace('"w1"', '"w5"').replace(" w1", " w9")) for line in lines]
+    calibration = trained_on if seen else write_lines(tmp_path / "unseen.jsonl", *unseen)
+    search = rejuvenate_checkpoint(
+        base, sft, tmp_path / "out", calibration=calibration, reset_fraction=0, compute_dtype="float32"
+    ).attribution["search"]
+    assert any("was it trained on them?" in doubt for doubt in search.doubts) == seen
+    found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
+    assert ("was it trained on them?" in found.recommendation) == seen
+    healthy, _ = recommend(Verdict("healthy", ()), found.behaviour, None, False)
+    assert ("was it trained on them?" in healthy) == seen
 
 
 def test_logits_that_overflow_are_told_with_what_to_do(models):
