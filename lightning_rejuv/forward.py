@@ -146,6 +146,14 @@ def taken_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tenso
     return {name: tensor for name, tensor in inputs.items() if name == "input_ids" or name in parameters}
 
 
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    """Tell a model of transformers, if it can be told, to keep no layer's keys and values: nothing is generated."""
+    inner = language_model(model)
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in _arguments(model).values())
+    told = is_hugging_face(inner) and "use_cache" in _arguments(inner) and (model is inner or passes_on)
+    return {"use_cache": False} if told else {}
+
+
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Return a language model's logits [B, T, V], be its output a tensor or a Hugging Face one.
 
@@ -159,7 +167,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         TypeError: the model returns neither, or logits that are not one distribution a token.
     """
     torch.clear_autocast_cache()  # a model that enters autocast itself may have filled it with other weights
-    output = model(**taken_inputs(model, inputs))
+    output = model(**{**_without_cache(model), **taken_inputs(model, inputs)})
     advance()
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):

@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, rejuvenate
+from lightning_rejuv.forward import evaluation_mode, forward_logits
 from tests.callbacks.modules import Module, fit
 from tests.conftest import greedy_batch, sharpened, tiny_llama
+from tests.handoff.families import tiny
 
 BF16 = torch.bfloat16
 
@@ -215,3 +217,44 @@ def sharpened_classifier(model):
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return other
+
+
+class Passing(torch.nn.Module):
+    """Passes on whatever it gets."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch):
+        return self.model(**batch)
+
+
+class Listing(Passing):
+    """Takes what a batch has, and nothing else."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "cached"),
+    [(lambda model: model, False), (Passing, False), (Listing, True), (torch.compile, False)],
+)
+def test_no_pass_keeps_what_a_generation_would_need(wrapper, cached):
+    model = tiny_llama().eval()
+    kept = []
+    model.register_forward_hook(lambda *call: kept.append(call[-1].past_key_values))
+    batch = greedy_batch(model)
+    expected = model(input_ids=batch["input_ids"]).logits
+    with evaluation_mode(model):
+        found = forward_logits(wrapper(model), {"input_ids": batch["input_ids"]})
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [cache is not None for cache in kept[-2:]] == [True, cached]
+
+
+def test_a_model_whose_cache_has_no_gradient_has_one_without():
+    model = tiny("rwkv", 0, torch.float32).eval()
+    ids = torch.arange(8, 20).view(2, 6)
+    forward_logits(model, {"input_ids": ids}).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
