@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -22,6 +23,17 @@ def _any_hardware():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_rejuv._compat.computes_fast_in_bfloat16", lambda device: False)
         yield
+
+
+@pytest.fixture
+def signals_arrive():
+    """Signals end or interrupt a test's process, also where it was started without them (nohup, in the background)."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in kept:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:

@@ -327,6 +327,7 @@ def test_every_error_is_one_line_and_a_documented_exit_code(error, code, text, c
     assert text in printed.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("signals_arrive")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_it_even_where_a_library_swallows_it(number, models, tmp_path, capsys, monkeypatch):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]

@@ -74,6 +74,7 @@ def test_an_error_stream_that_is_closed_costs_no_exit_code(monkeypatch, capsys):
     complain("an error")
 
 
+@pytest.mark.usefixtures("signals_arrive")
 def test_a_signal_waits_for_the_end_of_an_import_and_a_second_does_not():
     interruption, done = Interruption(), []
     with interruption.listening():
