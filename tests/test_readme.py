@@ -169,7 +169,8 @@ def test_figures_are_the_demos():
     # The table again, without the code that wrote it.
     titles = {"base": "base", "modsft": "moderate SFT", "oversft": "excessive SFT"}
     titles["rejuvenated"] = "excessive SFT, rejuvenated"
-    lines = [line for line in README.read_text().splitlines() if "→ **" in line]
+    printed_table = README.read_text().split("<!-- demo: table -->")[1].split("<!-- end -->")[0]
+    lines = [line for line in printed_table.splitlines() if "→ **" in line]
     assert len(lines) == len(titles) == len(summary["arms"])
     for arm, title in titles.items():
         (line,) = (line for line in lines if line.startswith(f"| {title} |"))

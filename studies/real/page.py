@@ -23,7 +23,7 @@ from studies.analysis.markdown import (
 )
 from studies.analysis.statistics import mean as over_seeds
 from studies.real.analysis import ENOUGH_SEEDS, SUCCESS, Run, by_arm, differences, load, verdict
-from studies.real.arms import ARMS
+from studies.real.arms import ARMS, CORE
 from studies.real.recipes import RECIPES
 from studies.verdicts import confusion, confusion_table, of_real, wrong_about
 
@@ -161,6 +161,31 @@ def _worked(runs: Sequence[Run]) -> str:
     return table(header, rows) if rows else "No run from excessive SFT has finished yet."
 
 
+def summary(runs: Sequence[Run]) -> str:
+    """The core arms before and after RL, means over SFT seeds: README's table."""
+    recipes = sorted({run.recipe for run in runs})
+    rows = []
+    for arm in CORE:
+        cells = []
+        for recipe in recipes:
+            found = [run for run in runs if (run.recipe, run.arm) == (recipe, arm)]
+            if found:
+                before, after = (_mean_over_sft_seeds(found, moment) for moment in ("start", "end"))
+                seeds = len({run.sft_seed for run in found})
+                cells.append(f"{number(before)} → **{number(after)}** ({seeds} SFT seed{_s(seeds)})")
+            else:
+                cells.append("not run yet")
+        rows.append([ARMS[arm].title, *cells])
+    return table(("RL starts from", *(RECIPES[recipe].title for recipe in recipes)), rows)
+
+
+def _mean_over_sft_seeds(runs: Sequence[Run], moment: str) -> float:
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        values.setdefault(run.sft_seed, []).append(_at(getattr(run, moment), "id", "pass_at_1"))
+    return fmean(fmean(of_seed) for of_seed in values.values())
+
+
 def made_of(root: Path) -> dict[str, str]:
     """Everything that the page takes from the raw results below a root, by name."""
     return {**blocks(load(root / "docs" / "results" / "real")), "verdicts": _verdicts(root)}
@@ -180,14 +205,15 @@ def _verdicts(root: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Update the page and its picture."""
+    """Update the page, its picture and README's table."""
     parser = argparse.ArgumentParser(prog="python -m studies.real.page", description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
     root = parser.parse_args(arguments).root
     runs = load(root / "docs" / "results" / "real")
-    page = root / "docs" / "real.md"
+    page, readme = root / "docs" / "real.md", root / "README.md"
     page.write_text(fill_places(page.read_text(), "real", made_of(root)))
     if runs:
+        readme.write_text(fill_places(readme.read_text(), "real", {"summary": summary(runs)}))
         from studies.real.picture import draw
 
         draw(runs).savefig(root / "docs" / "images" / "real.png", metadata={"Software": None})

@@ -143,6 +143,7 @@ def test_the_page_and_its_picture(tmp_path, written, capsys):
     text = (ROOT / "docs" / "real.md").read_text()
     target = tmp_path / "docs" / "real.md"
     target.write_text(places("real").sub(r"<!-- real: \1 --><!-- end -->", text))
+    (tmp_path / "README.md").write_text("<!-- real: summary --><!-- end -->")
     if written:
         _write(tmp_path / "docs" / "results" / "real")
     main(["--root", str(tmp_path)])
@@ -157,8 +158,25 @@ def test_the_page_and_its_picture(tmp_path, written, capsys):
     assert target.read_text() == before
 
 
+def test_readme_has_means_over_sft_seeds(tmp_path):
+    _write(tmp_path, recipes="V", arms=("excessive", "fusion"))
+    _write(tmp_path, recipes="V", sft_seeds=(104,), rl_seeds=(201,), arms=("excessive",))
+    runs = load(tmp_path)
+    header, _, *rows = map(_cells, page.summary(runs).splitlines())
+    assert header == ["RL starts from", RECIPES["V"].title]
+    of_seed = [
+        statistics.fmean(run.pass_at_1 for run in runs if (run.arm, run.sft_seed) == ("excessive", seed))
+        for seed in (101, 102, 103, 104)
+    ]
+    assert rows[0] == ["excessive SFT", f"0.05 → **{statistics.fmean(of_seed):.2f}** (4 SFT seeds)"]
+    assert rows[1] == ["moderate SFT", "not run yet"]
+
+
 def test_the_page_in_docs_says_what_its_results_say():
     made = page.made_of(ROOT)
     text = (ROOT / "docs" / "real.md").read_text()
     assert set(places("real").findall(text)) == set(made)
+    assert fill_places(text, "real", made) == text, "run `python -m studies.real.page`"
+    text = (ROOT / "README.md").read_text()
+    made = {"summary": page.summary(load(ROOT / "docs" / "results" / "real"))}
     assert fill_places(text, "real", made) == text, "run `python -m studies.real.page`"
