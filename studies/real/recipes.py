@@ -152,6 +152,13 @@ RECIPES = {
         ),
         replace(
             _V,
+            name="W",
+            title="SFT to the end: V with twice the epochs",
+            sft=replace(_V.sft, epochs=(3, 40)),
+            excessive=40,
+        ),
+        replace(
+            _V,
             name="R",
             title="another learning rate: V at four times the rate",
             sft=replace(_V.sft, learning_rate=2e-4, epochs=(1, 8)),
