@@ -55,7 +55,8 @@ def doubt_seen(nll: float, entropy: tuple[float, float]) -> tuple[str, ...]:
     """Say that the demonstrations seem to be those that SFT trained on, if they do: likelier than the model expects.
 
     What a model has memorised costs it less than its entropy, the expected cost of what it samples itself; what is new
-    costs an over-confident model more. Judged is a model whose entropy is below half of its base's.
+    costs an over-confident model more. Lines that hold nothing new, as the toy's, are like those it has memorised.
+    Judged is a model whose entropy is below half of its base's.
 
     Args:
         nll: mean negative log-likelihood of the demonstrations' tokens under the SFT model, nats.
@@ -71,7 +72,8 @@ def doubt_seen(nll: float, entropy: tuple[float, float]) -> tuple[str, ...]:
         return ()
     return (
         f"The SFT model finds the demonstrations likelier than it expects ({nll:.3f} nats a token, its entropy is "
-        f"{sft:.3f}): was it trained on them? Over-confidence does not show there. Take lines that SFT has not seen.",
+        f"{sft:.3f}): was it trained on them, or do they hold nothing new? Over-confidence does not show there. Take "
+        "lines that SFT has not seen.",
     )
 
 

@@ -167,11 +167,11 @@ def test_demonstrations_that_sft_was_trained_on_are_doubted(seen, models, tmp_pa
     search = rejuvenate_checkpoint(
         base, sft, tmp_path / "out", calibration=calibration, reset_fraction=0, compute_dtype="float32"
     ).attribution["search"]
-    assert any("was it trained on them?" in doubt for doubt in search.doubts) == seen
+    assert any("was it trained on them" in doubt for doubt in search.doubts) == seen
     found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
-    assert ("was it trained on them?" in found.recommendation) == seen
+    assert ("was it trained on them" in found.recommendation) == seen
     healthy, _ = recommend(Verdict("healthy", ()), found.behaviour, None, False)
-    assert ("was it trained on them?" in healthy) == seen
+    assert ("was it trained on them" in healthy) == seen
 
 
 def test_logits_that_overflow_are_told_with_what_to_do(models):
