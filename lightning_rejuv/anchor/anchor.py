@@ -21,6 +21,8 @@ class Anchor(ABC):
     >>> anchor = Anchor.open({"weight": torch.ones(2, 3)})
     >>> anchor.names(), tuple(anchor.shape("weight"))
     (['weight'], (2, 3))
+    >>> anchor.end_tokens  # a state dict does not say with which tokens its model ends a response
+    ()
     """
 
     @staticmethod

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_rejuv.anchor.config import end_tokens
+from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.calibration import IGNORED, in_parts
 from lightning_rejuv.handoff.chat_template import render
 from lightning_rejuv.handoff.jsonl import read_lines
@@ -254,12 +256,11 @@ def _generation_ends(tokenizer: Any) -> list[str]:
     """The EOS tokens of ``generation_config.json`` in the directory that the tokenizer was loaded from."""
     if not tokenizer.name_or_path:
         return []
-    file = Path(str(tokenizer.name_or_path)) / "generation_config.json"
+    file = Path(str(tokenizer.name_or_path)) / GENERATION
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return []  # there is none, or it is malformed: `verify` says so
-    ends = config.get("eos_token_id") if isinstance(config, dict) else None
-    numbers = ends if isinstance(ends, list) else [ends]
-    numbers = [n for n in numbers if type(n) is int and 0 <= n < len(tokenizer)]
+    said = end_tokens({}, config) if isinstance(config, dict) else None
+    numbers = [n for n in said or [] if type(n) is int and 0 <= n < len(tokenizer)]
     return [token for token in tokenizer.convert_ids_to_tokens(numbers) if isinstance(token, str)]

@@ -114,10 +114,8 @@ def _table(runs: Sequence[Run]) -> str:
 
 def _over_sft_seeds(runs: Sequence[Run]) -> str:
     """The mean over SFT seeds, each the mean over its RL seeds; with the 95 % interval if they are enough."""
-    ends: dict[int, list[float]] = {}
-    for run in runs:
-        ends.setdefault(run.sft_seed, []).append(run.pass_at_1)
-    estimate = over_seeds([fmean(of_seed) for of_seed in ends.values()])
+    ends = _of_sft_seeds(runs, "end")
+    estimate = over_seeds(ends)
     return number(estimate.value) if len(ends) < ENOUGH_SEEDS else plus_minus(estimate._asdict())
 
 
@@ -170,7 +168,7 @@ def summary(runs: Sequence[Run]) -> str:
         for recipe in recipes:
             found = [run for run in runs if (run.recipe, run.arm) == (recipe, arm)]
             if found:
-                before, after = (_mean_over_sft_seeds(found, moment) for moment in ("start", "end"))
+                before, after = (fmean(_of_sft_seeds(found, moment)) for moment in ("start", "end"))
                 seeds = len({run.sft_seed for run in found})
                 cells.append(f"{number(before)} → **{number(after)}** ({seeds} SFT seed{_s(seeds)})")
             else:
@@ -179,11 +177,12 @@ def summary(runs: Sequence[Run]) -> str:
     return table(("RL starts from", *(RECIPES[recipe].title for recipe in recipes)), rows)
 
 
-def _mean_over_sft_seeds(runs: Sequence[Run], moment: str) -> float:
+def _of_sft_seeds(runs: Sequence[Run], moment: str) -> list[float]:
+    """Pass@1 in distribution before or after RL, a value for each SFT seed: the mean over its RL seeds."""
     values: dict[int, list[float]] = {}
     for run in runs:
         values.setdefault(run.sft_seed, []).append(_at(getattr(run, moment), "id", "pass_at_1"))
-    return fmean(fmean(of_seed) for of_seed in values.values())
+    return [fmean(of_seed) for of_seed in values.values()]
 
 
 def made_of(root: Path) -> dict[str, str]:
