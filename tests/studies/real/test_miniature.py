@@ -16,6 +16,7 @@ from studies.real.tasks import END
 from tests.studies.real import made_up
 
 pytestmark = pytest.mark.slow
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def _run(root, *more: str) -> int:
@@ -23,8 +24,9 @@ def _run(root, *more: str) -> int:
     return main([*out, "--recipes", "T", "--seeds", "7", "--rl-seeds", "1", "2", *more])
 
 
-def test_all_stages(miniature, capsys):
-    assert _run(miniature) == 0
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_all_stages(miniature, capsys, device):
+    assert _run(miniature, "--device", device) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "Done; failed: none."
     content = json.loads((miniature / "results" / "T" / "seed_7.json").read_text())
@@ -49,7 +51,7 @@ def test_all_stages(miniature, capsys):
     ]
 
     before = (miniature / "results" / "T" / "seed_7.json").read_bytes()
-    assert _run(miniature) == 0  # everything is there
+    assert _run(miniature, "--device", device) == 0  # everything is there
     assert capsys.readouterr().out.splitlines() == ["Done; failed: none."]
     assert (miniature / "results" / "T" / "seed_7.json").read_bytes() == before
 
