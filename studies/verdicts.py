@@ -3,7 +3,7 @@
     .venv/bin/python -m studies.verdicts
 
 It prints one table for each set of raw results: those of the study; those on a real model, to which the verdict was not
-fitted (``docs/results/real/`` and ``docs/results/alpha/real/``); and the notes that the verdict was made with.
+fitted (`ON_A_REAL_MODEL`); and the notes that the verdict was made with.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from studies.analysis.markdown import table
 from studies.analysis.results import load
 
 ROOT = Path(__file__).resolve().parents[1]
+ON_A_REAL_MODEL = ("real", "real_to_the_end", "alpha/real")  # below docs/results
 LEVELS: tuple[Level, ...] = get_args(Level)
 SUCCESS_ON_A_REAL_MODEL = (
     0.25  # pass@1 after RL; from the plan of studies/real, which was written before its runs
@@ -208,7 +209,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m studies.verdicts", description=__doc__)
     results = ROOT / "docs" / "results"
     parser.add_argument("--study", type=Path, default=results / "study", help="raw results of the study")
-    on_a_real_model = [results / "real", results / "alpha" / "real"]
+    on_a_real_model = [results / name for name in ON_A_REAL_MODEL]
     parser.add_argument("--real", type=Path, nargs="+", default=on_a_real_model, help="those on a real model")
     options = parser.parse_args()
     main(options.study, options.real)

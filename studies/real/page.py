@@ -25,7 +25,7 @@ from studies.analysis.statistics import mean as over_seeds
 from studies.real.analysis import ENOUGH_SEEDS, SUCCESS, Run, by_arm, differences, load, verdict
 from studies.real.arms import ARMS, CORE
 from studies.real.recipes import RECIPES
-from studies.verdicts import confusion, confusion_table, of_real, wrong_about
+from studies.verdicts import ON_A_REAL_MODEL, confusion, confusion_table, of_real, wrong_about
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (
@@ -50,11 +50,13 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
     """What stands between the marks of the page, by name."""
     if not runs:
         nothing = "No run has finished yet."
-        return {**dict.fromkeys(("state", "table", "questions", "alphas", "worked"), nothing), "picture": ""}
+        names = ("state", "table", "questions", "machines", "alphas", "worked")
+        return {**dict.fromkeys(names, nothing), "picture": ""}
     return {
         "state": _state(runs),
         "table": _table(runs),
         "questions": _questions(runs),
+        "machines": _machines(runs),
         "alphas": _alphas(runs),
         "worked": _worked(runs),
         "picture": "![Every run of RL: pass@1 before and after](images/real.png)",
@@ -125,9 +127,11 @@ def _at(value: Any, *names: str) -> float:
     return float(value)
 
 
-def _questions(runs: Sequence[Run]) -> str:
+def _questions(runs: Sequence[Run], primary_only: bool = False) -> str:
     lines = []
     for question, end, during in differences(runs):
+        if primary_only and not question.primary:
+            continue
         n = end.estimate.n
         tested = "" if end.p is None else f", p = {p_value(end.p)}"
         lines.append(
@@ -136,6 +140,17 @@ def _questions(runs: Sequence[Run]) -> str:
             f"Mean reward during RL: {signed(during.estimate._asdict())}."
         )
     return "\n".join(lines) or "No two arms share a run yet."
+
+
+def _machines(runs: Sequence[Run]) -> str:
+    """The primary differences on each kind of machine: an SFT seed lies wholly on one."""
+    kinds: dict[str, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault(run.end["where"]["dtype"], []).append(run)
+    if len(kinds) < 2:
+        return "All runs are of one kind of machine so far."
+    parts = [f"In {kind}:\n\n{_questions(kinds[kind], primary_only=True)}" for kind in sorted(kinds)]
+    return "\n\n".join(parts)
 
 
 def _alphas(runs: Sequence[Run]) -> str:
@@ -186,16 +201,23 @@ def _of_sft_seeds(runs: Sequence[Run], moment: str) -> list[float]:
 
 
 def made_of(root: Path) -> dict[str, str]:
-    """Everything that the page takes from the raw results below a root, by name."""
-    return {**blocks(load(root / "docs" / "results" / "real")), "verdicts": _verdicts(root)}
+    """Everything that the page takes from the raw results below a root, by name.
+
+    What is of the recipe that takes SFT to the end, which is never pooled with others, has ``end `` before its name.
+    """
+    results = root / "docs" / "results"
+    to_the_end = blocks(load(results / "real_to_the_end"))
+    return {
+        **blocks(load(results / "real")),
+        **{f"end {name}": to_the_end[name] for name in ("state", "table", "questions", "alphas", "worked")},
+        "verdicts": _verdicts(root),
+    }
 
 
 def _verdicts(root: Path) -> str:
     """What the library's verdict said of the starts of this study and of the lines for alpha."""
     results = root / "docs" / "results"
-    found = [
-        start for directory in (results / "real", results / "alpha" / "real") for start in of_real(directory)
-    ]
+    found = [start for name in ON_A_REAL_MODEL for start in of_real(results / name)]
     if not found:
         return "No run has finished yet."
     return "\n".join(

@@ -32,7 +32,12 @@ def _scores(value: float) -> dict:
 
 
 def _write(
-    root: Path, recipes="VX", sft_seeds=(101, 102, 103), rl_seeds=(201, 202), arms=tuple(ENDS)
+    root: Path,
+    recipes="VX",
+    sft_seeds=(101, 102, 103),
+    rl_seeds=(201, 202),
+    arms=tuple(ENDS),
+    dtype="float32",
 ) -> None:
     for recipe in recipes:
         for sft_seed in sft_seeds:
@@ -48,7 +53,7 @@ def _write(
                         **_scores(value),
                         "curves": {"reward": [0.0, 2 * value]},
                         "processor_seconds": 600.0,
-                        "where": where("cpu", "float32"),
+                        "where": where("cpu", dtype),
                     }
                     record.add(Job("arm", recipe, sft_seed, arm, rl_seed), result)
 
@@ -146,6 +151,7 @@ def test_the_page_and_its_picture(tmp_path, written, capsys):
     (tmp_path / "README.md").write_text("<!-- real: summary --><!-- end -->")
     if written:
         _write(tmp_path / "docs" / "results" / "real")
+        _write(tmp_path / "docs" / "results" / "real_to_the_end", recipes="W", sft_seeds=(111, 112, 113))
     main(["--root", str(tmp_path)])
     made = target.read_text()
     assert ("| verdict before RL |" in made) is written
@@ -156,6 +162,19 @@ def test_the_page_and_its_picture(tmp_path, written, capsys):
     before = made
     main(["--root", str(tmp_path)])
     assert target.read_text() == before
+
+
+def test_each_kind_of_machine_has_its_own_primary_differences(tmp_path):
+    _write(tmp_path, recipes="V")
+    assert blocks(load(tmp_path))["machines"] == "All runs are of one kind of machine so far."
+    _write(tmp_path, recipes="V", sft_seeds=(104, 105, 106), dtype="bfloat16")
+    runs = load(tmp_path)
+    in_bfloat16 = [run for run in runs if run.sft_seed >= 104]
+    first, second = (part.splitlines() for part in blocks(runs)["machines"].split("In ")[1:])
+    assert (first[0], second[0]) == ("bfloat16:", "float32:")
+    lines = [line for line in first if line.startswith("- ")]
+    assert lines == blocks(in_bfloat16)["questions"].splitlines()[:3]
+    assert all("(3 SFT seeds" in line for line in (*lines, *second[2:]))
 
 
 def test_readme_has_means_over_sft_seeds(tmp_path):
