@@ -34,7 +34,7 @@ class Bench:
         device: "cuda" or "cpu".
         budget: Seconds after which no further variant is started.
         tiny: Whether this run only shows that the script works.
-        folder: Where the table goes, after every case anew: a run that is cut off leaves what it has.
+        folder: Where the table goes, after every row anew: a run that is cut off leaves what it has.
         kernels: A folder with other people's kernels.
 
     Attributes:
@@ -116,7 +116,7 @@ class Bench:
         return (_resident("VmHWM") - before) / 2**10
 
     def attempt(self, case: Callable[[], object]) -> None:
-        """Run a case while the budget lasts and write the table; one that raises must not cost the others."""
+        """Run a case while the budget lasts; one that raises must not cost the others."""
         if self.left() < 0:
             return
         try:
@@ -126,7 +126,6 @@ class Bench:
             traceback.print_exc(file=sys.stdout)
         if self.cuda:
             torch.cuda.empty_cache()
-        self.write()
 
     def case(
         self,
@@ -174,6 +173,7 @@ class Bench:
                     "first_call_s": first,
                 }
             )
+            self.write()
             print(
                 f"{op:<10s} {shape:<22s} {name:<32s} {median:10.3f} {low:9.3f} {high:9.3f} {again:9.3f} "
                 f"{100 * floor / median:7.1f}% {median / ours:7.2f}x {extra:9.1f} {first:8.1f}",
