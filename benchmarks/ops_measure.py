@@ -6,7 +6,9 @@ import csv
 import datetime
 import platform
 import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,10 +34,22 @@ class Bench:
         device: "cuda" or "cpu".
         budget: Seconds after which no further variant is started.
         tiny: Whether this run only shows that the script works.
+        folder: Where the table goes, after every row anew: a run that is cut off leaves what it has.
+        kernels: A folder with other people's kernels.
+
+    Attributes:
+        rows: What was measured.
+        failures: Cases and variants that raised.
+        path: The table, ``folder/ops_<device>.csv``.
     """
 
-    def __init__(self, device: str, budget: float, tiny: bool) -> None:
+    def __init__(
+        self, device: str, budget: float, tiny: bool, folder: Path, kernels: Path | None = None
+    ) -> None:
+        self.kernels = kernels
         self.device, self.budget, self.tiny = device, budget, tiny
+        self.path = folder / f"ops_{device}.csv"
+        self.failures = 0
         self.cuda = device == "cuda"
         self.started = time.monotonic()
         self.rows: list[dict[str, object]] = []
@@ -101,6 +115,18 @@ class Bench:
         run()
         return (_resident("VmHWM") - before) / 2**10
 
+    def attempt(self, case: Callable[[], object]) -> None:
+        """Run a case while the budget lasts; one that raises must not cost the others."""
+        if self.left() < 0:
+            return
+        try:
+            case()
+        except Exception:
+            self.failures += 1
+            traceback.print_exc(file=sys.stdout)
+        if self.cuda:
+            torch.cuda.empty_cache()
+
     def case(
         self,
         op: str,
@@ -111,7 +137,7 @@ class Bench:
     ) -> None:
         """Measure the variants of one op; the first is ours. ``read`` is the bytes that must move at least."""
         floor = max(read / self.bytes_per_ms, flops / self.flops_per_ms)
-        ours = None
+        ours = float("nan")
         for name, run in variants.items():
             if self.left() < 0:
                 print(f"{op:<10s} {shape:<22s} {name:<32s} left out: the budget is spent")
@@ -126,9 +152,11 @@ class Bench:
                 again = self.time(run, milliseconds=25)[0]
                 extra = self.extra_memory(run)
             except Exception as error:  # a variant that fails on this machine must not cost the others
-                print(f"{op:<10s} {shape:<22s} {name:<32s} {type(error).__name__}: {str(error)[:90]!r}")
+                self.failures += 1
+                print(f"{op:<10s} {shape:<22s} {name:<32s} {type(error).__name__}: {str(error)[:300]!r}")
                 continue
-            ours = ours or median
+            if name == next(iter(variants)):
+                ours = median
             self.rows.append(
                 {
                     "op": op,
@@ -145,16 +173,17 @@ class Bench:
                     "first_call_s": first,
                 }
             )
+            self.write()
             print(
                 f"{op:<10s} {shape:<22s} {name:<32s} {median:10.3f} {low:9.3f} {high:9.3f} {again:9.3f} "
                 f"{100 * floor / median:7.1f}% {median / ours:7.2f}x {extra:9.1f} {first:8.1f}",
                 flush=True,
             )
 
-    def write(self, folder: Path) -> Path:
-        """Write all rows with card, date and versions to ``folder/ops_<device>.csv``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"ops_{self.device}.csv"
+    def write(self) -> None:
+        """Write all rows with card, date and versions."""
+        if not self.rows:
+            return
         where = {
             "card": self.card,
             "date": str(datetime.date.today()),
@@ -164,12 +193,12 @@ class Bench:
             "matmul_tflop_s": self.flops_per_ms / 1e9,
             "tiny": self.tiny,
         }
-        with path.open("w", newline="") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
             rows = [{**row, **where} for row in self.rows]
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        return path
 
 
 def _resident(field: str) -> int:

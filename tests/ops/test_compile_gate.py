@@ -38,7 +38,7 @@ sys.exit(compile_gate.main(sys.argv[1:]))
 def test_kernels_compile_without_spills_and_with_wide_loads():
     done = run_gate("80", "90", "100")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("  ok\n") == 3 * 15, done.stdout
+    assert done.stdout.count("  ok\n") == 3 * 19, done.stdout
 
 
 @pytest.mark.slow
