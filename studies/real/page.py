@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -42,8 +43,12 @@ HEADER = (
     "reward during RL",
     "entropy",
     "forgotten",
-    "core-minutes",
+    "core-minutes in float32",
 )
+# What README calls the recipes: the model that SFT starts from, and how far SFT goes.
+MODELS = {"V": "a base that was taught the skill first", "X": "the pretrained model as it is"}
+MODELS["W"] = f"{MODELS['V']}, SFT to the end"
+RESETS_HEADER = ("before RL", "neurons", "pass@1", "pass@8", "format", "worked out", "entropy")
 
 
 def blocks(runs: Sequence[Run]) -> dict[str, str]:
@@ -89,6 +94,9 @@ def _table(runs: Sequence[Run]) -> str:
     for (recipe, arm), found in by_arm(runs).items():
         of_sft = len({run.sft_seed for run in found})
         ends = [run.pass_at_1 for run in found]
+        minutes = [
+            _at(r.end, "processor_seconds") / 60 for r in found if r.end["where"]["dtype"] == "float32"
+        ]
 
         def mean(moment: str, *names: str, found: Sequence[Run] = found) -> float:
             return fmean(_at(getattr(run, moment), *names) for run in found)
@@ -108,7 +116,7 @@ def _table(runs: Sequence[Run]) -> str:
                 number(fmean(run.reward for run in found)),
                 number(mean("end", "id", "entropy")),
                 number(mean("end", "knowledge", "excess_nll")),
-                number(mean("end", "processor_seconds") / 60, 0),
+                number(fmean(minutes) if minutes else None, 0),
             ]
         )
     return table(HEADER, rows)
@@ -174,9 +182,10 @@ def _worked(runs: Sequence[Run]) -> str:
     return table(header, rows) if rows else "No run from excessive SFT has finished yet."
 
 
-def summary(runs: Sequence[Run]) -> str:
+def summary(root: Path) -> str:
     """The core arms before and after RL, means over SFT seeds: README's table."""
-    recipes = sorted({run.recipe for run in runs})
+    runs = [run for name in ("real", "real_to_the_end") for run in load(root / "docs" / "results" / name)]
+    recipes = [recipe for recipe in MODELS if any(run.recipe == recipe for run in runs)]
     rows = []
     for arm in CORE:
         cells = []
@@ -189,7 +198,7 @@ def summary(runs: Sequence[Run]) -> str:
             else:
                 cells.append("not run yet")
         rows.append([ARMS[arm].title, *cells])
-    return table(("RL starts from", *(RECIPES[recipe].title for recipe in recipes)), rows)
+    return table(("RL starts from", *(MODELS[recipe] for recipe in recipes)), rows)
 
 
 def _of_sft_seeds(runs: Sequence[Run], moment: str) -> list[float]:
@@ -211,7 +220,26 @@ def made_of(root: Path) -> dict[str, str]:
         **blocks(load(results / "real")),
         **{f"end {name}": to_the_end[name] for name in ("state", "table", "questions", "alphas", "worked")},
         "verdicts": _verdicts(root),
+        "resets": _resets(results / "real_resets"),
     }
+
+
+def _resets(directory: Path) -> str:
+    """A row for each reset that was looked at without RL."""
+    lines = [
+        json.loads(line)
+        for path in sorted(directory.glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    rows = [
+        [
+            f"{line['recipe']} {line['sft_seed']}, alpha {line['alpha']:g}: {line['reset']}",
+            f"{line['neurons_reset']:,}",
+            *(number(line[name]) for name in ("pass_at_1", "pass_at_k", "format", "worked", "entropy")),
+        ]
+        for line in lines
+    ]
+    return table(RESETS_HEADER, rows) if rows else "None was looked at yet."
 
 
 def _verdicts(root: Path) -> str:
@@ -234,10 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page, readme = root / "docs" / "real.md", root / "README.md"
     page.write_text(fill_places(page.read_text(), "real", made_of(root)))
     if runs:
-        readme.write_text(fill_places(readme.read_text(), "real", {"summary": summary(runs)}))
+        readme.write_text(fill_places(readme.read_text(), "real", {"summary": summary(root)}))
         from studies.real.picture import draw
 
-        draw(runs).savefig(root / "docs" / "images" / "real.png", metadata={"Software": None})
+        draw([*runs, *load(root / "docs" / "results" / "real_to_the_end")]).savefig(root / "docs" / "images" / "real.png", metadata={"Software": None})
     print(f"{len(runs)} runs of RL.")
 
 

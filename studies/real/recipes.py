@@ -153,9 +153,9 @@ RECIPES = {
         replace(
             _V,
             name="W",
-            title="SFT to the end: V with twice the epochs",
-            sft=replace(_V.sft, epochs=(3, 40)),
-            excessive=40,
+            title="SFT to the end: V with four times the epochs",
+            sft=replace(_V.sft, epochs=(3, 80)),
+            excessive=80,
         ),
         replace(
             _V,
