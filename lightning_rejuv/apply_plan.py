@@ -65,6 +65,7 @@ def apply_plan(
 
     Raises:
         RejuvenationError: an anchor's tensor could not be read or written.
+        KeyboardInterrupt: it was interrupted. Like the other it says what has been changed.
     """
     resets = edited_parts(plan)
     fused = {name for name, share in plan.alphas.items() if share < 1}
@@ -99,9 +100,11 @@ def apply_plan(
             shift_all(targets, plan.refitted.moves, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
         total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
-    except Exception as error:
-        raise RejuvenationError(
-            f"The edit stopped with {type(error).__name__}: {error}. Edited by then: {len(done)} of "
+    except (Exception, KeyboardInterrupt) as error:
+        said = f": {error}" if str(error) else ""
+        stopped = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RejuvenationError
+        raise stopped(
+            f"The edit stopped with {type(error).__name__}{said}. Edited by then: {len(done)} of "
             f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
         ) from error
     return float(total[0]), float(total[1])

@@ -166,7 +166,10 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     ):
         try:
             apply_plan(targets, plan, options)
-        except RejuvenationError as error:  # which says what has changed: here nothing will have
+        except (
+            RejuvenationError,
+            KeyboardInterrupt,
+        ) as error:  # says what has changed: here nothing will have
             raise error.__cause__ or error from None
         edited = {name: parameter.detach().clone() for name, parameter in trained.items()}
         order = (min(asked.batch_size, len(pool)), asked.steps, options.seed)

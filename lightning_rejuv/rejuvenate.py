@@ -122,7 +122,8 @@ def rejuvenate(
             family that the neuron map does not know, a refit of sharded or frozen weights or one whose loss is not
             finite. Nothing has been changed then.
         FileNotFoundError: the anchor's path does not exist.
-        RejuvenationError: reading the anchor failed in the middle of the edit; it says what was changed.
+        RejuvenationError: reading the anchor failed in the middle of the edit; it says what was changed, as does the
+            KeyboardInterrupt of one that was interrupted there.
 
     Example: fusion alone, on any module.
 

@@ -109,7 +109,9 @@ def test_an_error_during_calibration_leaves_the_model_as_it_was(pair):
         rejuvenate(sft, base, [batch(), batch(vocabulary=500)], alpha=0.5)
 
 
-def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):
+@pytest.mark.parametrize("error", [OSError("input/output error"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("refit", [None, Refit(steps=1)], ids=["plain", "refit"])
+def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair, error, refit):
     from lightning_rejuv import RejuvenationError
     from lightning_rejuv.anchor import Anchor
 
@@ -134,13 +136,22 @@ def test_an_error_in_the_middle_of_the_edit_says_what_was_changed(pair):
         def tensor(self, name):
             self.reads += 1
             if self.reads == len(self.names()) + 3:
-                raise OSError("input/output error")
+                raise error
             return self.inner.tensor(name)
 
-    with pytest.raises(
-        RejuvenationError, match=r"OSError: input/output error. Edited by then: 2 of 21 parameters"
-    ):
-        rejuvenate(sft, Failing(), alpha=0.5, reset_fraction=0)
+    data = None if refit is None else calibration(base)
+    before = _state(sft)
+    with pytest.raises((type(error), RejuvenationError)) as raised:
+        rejuvenate(sft, Failing(), data, alpha=0.5, reset_fraction=0, refit=refit)
+    if refit is not None:  # the edit is tried there first, and put back
+        assert raised.value is error
+        assert all(torch.equal(value, before[name]) for name, value in sft.state_dict().items())
+        return
+    assert type(raised.value) is (
+        KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RejuvenationError
+    )
+    what = "OSError: input/output error" if isinstance(error, OSError) else "KeyboardInterrupt"
+    assert f"The edit stopped with {what}. Edited by then: 2 of 21 parameters" in str(raised.value)
 
 
 def test_quantised_weights_are_refused(pair):

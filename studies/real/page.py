@@ -265,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         readme.write_text(fill_places(readme.read_text(), "real", {"summary": summary(root)}))
         from studies.real.picture import draw
 
-        draw([*runs, *load(root / "docs" / "results" / "real_to_the_end")]).savefig(root / "docs" / "images" / "real.png", metadata={"Software": None})
+        draw([*runs, *load(root / "docs" / "results" / "real_to_the_end")]).savefig(
+            root / "docs" / "images" / "real.png", metadata={"Software": None}
+        )
     print(f"{len(runs)} runs of RL.")
 
 
