@@ -27,15 +27,16 @@ def color_of(arm: str) -> str:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """A panel for each recipe, a row for each arm: pass@1 in distribution before and after RL."""
+    """A panel for each recipe below the other, a row for each arm: pass@1 in distribution before and after RL."""
     recipes = list(dict.fromkeys(run.recipe for run in runs))
     found = by_arm(runs)
     shown = {recipe: [arm for arm in ARMS if (recipe, arm) in found] for recipe in recipes}
-    rows = max(map(len, shown.values()))
-    figure = Figure(
-        figsize=(7 * len(recipes), 1.4 + 0.4 * rows), dpi=100, facecolor="white", layout="constrained"
-    )
-    for panel, recipe in zip(figure.subplots(1, len(recipes), squeeze=False)[0], recipes, strict=True):
+    rows = [len(arms) for arms in shown.values()]
+    height = 0.5 + sum(0.7 + 0.36 * count for count in rows)
+    figure = Figure(figsize=(9, height), dpi=100, facecolor="white", layout="constrained")
+    panels = figure.subplots(len(recipes), sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    panels[-1].set_xlabel("pass@1, 4-term sums")
+    for panel, recipe in zip(panels, recipes, strict=True):
         _draw_panel(panel, recipe, {arm: found[recipe, arm] for arm in reversed(shown[recipe])})
     marks = [
         Line2D([], [], marker="o", linestyle="", markerfacecolor="none", color=INK, label="before RL, mean"),
@@ -61,7 +62,6 @@ def _draw_panel(axes: Axes, recipe: str, arms: dict[str, list[Run]]) -> None:
     axes.axvline(SUCCESS, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.6, len(arms) - 0.4)
-    axes.set_xlabel("pass@1, 4-term sums")
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
