@@ -131,11 +131,15 @@ def llama(size: str, device: str, dtype: torch.dtype = torch.bfloat16) -> LlamaF
 
 
 def moved(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return a copy of the base that has drifted a little and grown more confident."""
+    """Return a copy of the base that has drifted a little and grown more confident.
+
+    A random model of this depth magnifies what its weights are moved by: ten times the drift, and the copy finds its
+    demonstrations less likely than the base does, which the search for alpha refuses.
+    """
     sft = copy.deepcopy(base)
     with torch.no_grad():
         for parameter in sft.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.0003)
+            parameter.add_(torch.randn_like(parameter), alpha=0.00003)
         sft.lm_head.weight.mul_(1.3)
     return sft
 
