@@ -2,10 +2,10 @@
 
     python benchmarks/end_to_end.py --out DIR [--budget 300] [--tiny]
 
-Models are random and made on the device, in the shapes of Llama 3 8B; the base's output embedding is scaled so that
-it is as sure of its tokens as a trained model. Prints a row a case and writes it at once, with seconds and, on a GPU,
-GiB held before and at the peak, to ``DIR/end_to_end_<device>.jsonl``. A case that raises is a row with its
-error. Without a GPU, and with ``--tiny``, the models are tiny: then it only shows that the script runs.
+Models are random and made on the device, the large one in the shapes of Llama 3 8B; the base's output embedding is
+scaled so that it is as sure of its tokens as a trained model. Prints a row a case and writes it at once, with seconds
+and, on a GPU, GiB held before and at the peak, to ``DIR/end_to_end_<device>.jsonl``. A case that raises is a row with
+its error. Without a GPU, and with ``--tiny``, the models are tiny: then it only shows that the script runs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ SHAPES = {
 }
 
 
+def described(error: Exception) -> str:
+    """Return what a row says of an error."""
+    return f"{type(error).__name__}: {str(error)[:400]}"
+
+
 class Record:
     """Measures cases on one device and writes their rows.
 
@@ -57,9 +62,12 @@ class Record:
         self.card = torch.cuda.get_device_name() if self.cuda else "cpu"
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def spent(self) -> bool:
-        """Return whether the budget is spent."""
-        return time.monotonic() - self.started > self.budget
+    def spent(self, case: str) -> bool:
+        """Return whether the budget is spent; then say that a case is left out."""
+        over = time.monotonic() - self.started > self.budget
+        if over:
+            print(f"{case}: left out, the budget is spent")
+        return over
 
     def write(self, **row: object) -> None:
         """Print a row and append it to the file."""
@@ -83,8 +91,7 @@ class Record:
 
     def case(self, name: str, run: Callable[[], object], **more: object) -> None:
         """Measure one call; of a report also what it says."""
-        if self.spent():
-            print(f"{name}: left out, the budget is spent")
+        if self.spent(name):
             return
         row: dict[str, object] = {"case": name, **more}
         if self.cuda:
@@ -97,7 +104,7 @@ class Record:
             try:
                 row["seconds"] = round(self.clock(lambda: results.append(run())), 4)
             except Exception as error:  # what one case cannot do must not cost the others
-                row["error"] = f"{type(error).__name__}: {str(error)[:400]}"
+                row["error"] = described(error)
         if self.cuda:
             row["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
         if results and isinstance(report := results[0], RejuvenationReport):
@@ -241,8 +248,7 @@ def monitor(record: Record, size: str, rows: int, length: int, pairs: int) -> No
         "monitor: hooks, and the measures computed": computed,
         "monitor: probe of one sequence, and drift": measured,
     }.items():
-        if record.spent():
-            print(f"{name}: left out, the budget is spent")
+        if record.spent(name):
             continue
         plain, extra = [], []
         try:
@@ -254,7 +260,7 @@ def monitor(record: Record, size: str, rows: int, length: int, pairs: int) -> No
                     plain.append(seconds[False])
                     extra.append(seconds[True] - seconds[False])
         except Exception as error:  # likewise
-            record.write(case=name, error=f"{type(error).__name__}: {str(error)[:400]}")
+            record.write(case=name, error=described(error))
             continue
         record.write(
             case=name,
@@ -287,13 +293,13 @@ def main() -> None:
         "anchor elsewhere": lambda: anchor_elsewhere(record, "0.5B" if cuda else "tiny"),
     }
     for name, part in parts.items():
-        if record.spent():
+        if record.spent(name):
             break
         try:
             seconds = record.clock(part)
             record.write(case=f"{name}, in all", seconds=round(seconds, 1))
         except Exception as error:
-            record.write(case=name, error=f"{type(error).__name__}: {str(error)[:400]}")
+            record.write(case=name, error=described(error))
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()

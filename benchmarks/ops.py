@@ -1,9 +1,9 @@
-"""Times the fused statistics against eager, careful eager, torch.compile and Liger, as % of the roofline.
+"""Times the fused statistics against eager, torch.compile and other people's kernels, in % of the roofline.
 
-``python benchmarks/ops.py --out DIR`` checks every op against its float64 reference before it is timed; without a
-GPU it measures the CPU back end on one thread. Nothing new is started once ``--budget`` seconds are over (420 by
-default): what matters most comes first. ``--tiny`` only shows that it runs. ``ops_kernels.py`` says how other
-people's kernels get into the table.
+``python benchmarks/ops.py --out DIR`` checks ops A to D against their float64 references before they are timed;
+without a GPU it measures the CPU back end on one thread. Nothing new is started once ``--budget`` seconds are over
+(420 by default): what matters most comes first. ``--tiny`` only shows that it runs. ``ops_kernels.py`` says how
+kernels of TRL, verl and Liger get into the table.
 """
 
 from __future__ import annotations

@@ -10,3 +10,4 @@ import torch
 #: With LIGHTNING_REJUV_TEST_DEVICE=cpu the tests run everywhere; what they say about a GPU they say on one.
 DEVICE = os.environ.get("LIGHTNING_REJUV_TEST_DEVICE", "cuda")
 on_gpu = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -94,12 +94,10 @@ def _table(runs: Sequence[Run]) -> str:
     for (recipe, arm), found in by_arm(runs).items():
         of_sft = len({run.sft_seed for run in found})
         ends = [run.pass_at_1 for run in found]
-        minutes = [
-            _at(r.end, "processor_seconds") / 60 for r in found if r.end["where"]["dtype"] == "float32"
-        ]
+        on_cpus = [run for run in found if run.end["where"]["dtype"] == "float32"]
 
         def mean(moment: str, *names: str, found: Sequence[Run] = found) -> float:
-            return fmean(_at(getattr(run, moment), *names) for run in found)
+            return fmean(_of_sft_seeds(found, lambda one: _at(getattr(one, moment), *names)))
 
         rows.append(
             [
@@ -113,10 +111,10 @@ def _table(runs: Sequence[Run]) -> str:
                 f"{number(min(ends))}, {number(max(ends))}",
                 f"{sum(end >= SUCCESS for end in ends)} of {len(ends)}",
                 number(mean("end", "ood", "pass_at_1")),
-                number(fmean(run.reward for run in found)),
+                number(fmean(_of_sft_seeds(found, lambda run: run.reward))),
                 number(mean("end", "id", "entropy")),
                 number(mean("end", "knowledge", "excess_nll")),
-                number(fmean(minutes) if minutes else None, 0),
+                number(mean("end", "processor_seconds", found=on_cpus) / 60 if on_cpus else None, 0),
             ]
         )
     return table(HEADER, rows)
@@ -124,7 +122,7 @@ def _table(runs: Sequence[Run]) -> str:
 
 def _over_sft_seeds(runs: Sequence[Run]) -> str:
     """The mean over SFT seeds, each the mean over its RL seeds; with the 95 % interval if they are enough."""
-    ends = _of_sft_seeds(runs, "end")
+    ends = _of_sft_seeds(runs, lambda run: run.pass_at_1)
     estimate = over_seeds(ends)
     return number(estimate.value) if len(ends) < ENOUGH_SEEDS else plus_minus(estimate._asdict())
 
@@ -192,7 +190,8 @@ def summary(root: Path) -> str:
         for recipe in recipes:
             found = [run for run in runs if (run.recipe, run.arm) == (recipe, arm)]
             if found:
-                before, after = (fmean(_of_sft_seeds(found, moment)) for moment in ("start", "end"))
+                before = fmean(_of_sft_seeds(found, lambda run: _at(run.start, "id", "pass_at_1")))
+                after = fmean(_of_sft_seeds(found, lambda run: run.pass_at_1))
                 seeds = len({run.sft_seed for run in found})
                 cells.append(f"{number(before)} → **{number(after)}** ({seeds} SFT seed{_s(seeds)})")
             else:
@@ -201,11 +200,11 @@ def summary(root: Path) -> str:
     return table(("RL starts from", *(MODELS[recipe] for recipe in recipes)), rows)
 
 
-def _of_sft_seeds(runs: Sequence[Run], moment: str) -> list[float]:
-    """Pass@1 in distribution before or after RL, a value for each SFT seed: the mean over its RL seeds."""
+def _of_sft_seeds(runs: Sequence[Run], value: Callable[[Run], float]) -> list[float]:
+    """A value for each SFT seed: the mean over its RL seeds."""
     values: dict[int, list[float]] = {}
     for run in runs:
-        values.setdefault(run.sft_seed, []).append(_at(getattr(run, moment), "id", "pass_at_1"))
+        values.setdefault(run.sft_seed, []).append(value(run))
     return [fmean(of_seed) for of_seed in values.values()]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from examples.sft_to_rl.training import silence
 from lightning_rejuv import rejuvenate
 from studies.real.evaluate import evaluate
 from studies.real.jobs import Job, with_needs
@@ -24,6 +23,7 @@ from studies.real.master import fast_dtype
 from studies.real.model import end_of, load_model, load_tokenizer
 from studies.real.recipes import RECIPES, Recipe
 from studies.real.record import where
+from studies.real.run import add_places, check_base, prepared
 from studies.real.sampling import sample
 from studies.real.seeds import seed_of
 from studies.real.stages import Stages
@@ -33,7 +33,10 @@ from studies.real.workspace import Workspace
 ALPHAS = (0.4, 0.5, 0.6)
 LONGEST = 60  # tokens of a sample of the base
 DEFAULT: dict[str, Any] = {"reset_fraction": 0.02}
-PAPER: dict[str, Any] = {"positions": "entropy_gap", "quantity": "target_logit"}
+PAPERS: dict[str, Any] = {
+    "positions": "entropy_gap",
+    "quantity": "target_logit",
+}  # ranking; its budget is another
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ RESETS = (
     Reset("none", {"reset_fraction": 0.0}),
     Reset("the default, 2 %", DEFAULT),
     Reset("random neurons, 2 %", {**DEFAULT, "rank_by": "random"}),
-    Reset("the target logit's at the largest entropy gaps, 2 %", {**DEFAULT, **PAPER}),
+    Reset("the target logit's at the largest entropy gaps, 2 %", {**DEFAULT, **PAPERS}),
     Reset("on the base's samples, 2 %", {**DEFAULT, "positions": "entropy_gap"}, on_samples=True),
     Reset("the default, 0.5 %", {"reset_fraction": 0.005}),
     Reset("the default, 8 %", {"reset_fraction": 0.08}),
@@ -122,16 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.real.resets", description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", default="V", choices=RECIPES, help="default V")
     parser.add_argument("--seed", type=int, default=901, help="of SFT, default 901")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/real_resets"), help="a directory")
-    parser.add_argument("--cache", type=Path, default=Path("runs/real"), help="models, default runs/real")
-    parser.add_argument("--base", type=Path, help="the pretrained model, default pretrained in the cache")
+    add_places(parser, Path("docs/results/real_resets"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    silence()
-    workspace = Workspace(options.base or options.cache / "pretrained", options.cache)
-    stages = Stages(workspace, options.out, options.device)
+    check_base(parser, options)
+    stages = prepared(Workspace(options.base, options.cache), options.out, options.device)
     path = options.out / f"{options.recipe}_{options.seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -29,9 +29,8 @@ from studies.real.workspace import Workspace
 _stages: Any
 
 
-def initialise_worker(workspace: Workspace, out: Path, device: str) -> None:
-    """One thread, no denormals; what Lightning and transformers would say is left out."""
-    global _stages
+def prepared(workspace: Workspace, out: Path, device: str) -> Any:
+    """Set this process up and return its stages: one thread, no denormals, silent Lightning and transformers."""
     import torch
 
     from examples.sft_to_rl.training import silence
@@ -40,7 +39,13 @@ def initialise_worker(workspace: Workspace, out: Path, device: str) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     silence()
-    _stages = Stages(workspace, out, device)
+    return Stages(workspace, out, device)
+
+
+def initialise_worker(workspace: Workspace, out: Path, device: str) -> None:
+    """Set a worker up."""
+    global _stages
+    _stages = prepared(workspace, out, device)
 
 
 def perform(job: Job) -> Any:
@@ -129,23 +134,31 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--arms", nargs="+", default=[], choices=ARMS, metavar="ARM", help=f"of {', '.join(ARMS)}"
     )
     parser.add_argument("--workers", type=int, help="processes, default one per core, 16 at most")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/results/real"), help="default docs/results/real"
-    )
-    parser.add_argument("--cache", type=Path, default=Path("runs/real"), help="models, default runs/real")
-    parser.add_argument("--base", type=Path, help="the pretrained model, default pretrained in the cache")
+    add_places(parser, Path("docs/results/real"))
     options = parser.parse_args(arguments)
     if options.workers is None:
         options.workers = min(16, len(os.sched_getaffinity(0)))
     if options.workers < 1:
         parser.error(f"Expected --workers to be at least 1 but got {options.workers}.")
+    check_base(parser, options)
+    return options
+
+
+def add_places(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Add the options that say where things lie and what computes."""
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
+    parser.add_argument("--out", type=Path, default=out, help=f"default {out}")
+    parser.add_argument("--cache", type=Path, default=Path("runs/real"), help="models, default runs/real")
+    parser.add_argument("--base", type=Path, help="the pretrained model, default pretrained in the cache")
+
+
+def check_base(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Fill in where the pretrained model lies, and end with a message if it does not."""
     options.base = options.base or options.cache / "pretrained"
     if not (options.base / "config.json").is_file():
         parser.error(
             f"Expected a model in {str(options.base)!r}. Run `make study-real-model`, or name --base."
         )
-    return options
 
 
 def _executor(workers: int, arguments: tuple[Workspace, Path, str]) -> Executor:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lightning_rejuv import ops
+from tests.gpu import needs_cuda
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = needs_cuda
 
 
 def run_all(h: torch.Tensor, target: torch.Tensor, table: torch.Tensor) -> ops.TokenStats:

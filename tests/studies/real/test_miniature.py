@@ -13,10 +13,10 @@ from studies.real.model import load_tokenizer, save_model
 from studies.real.recipes import RL
 from studies.real.run import main
 from studies.real.tasks import END
+from tests.gpu import needs_cuda
 from tests.studies.real import made_up
 
 pytestmark = pytest.mark.slow
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def _run(root, *more: str) -> int:
@@ -24,7 +24,7 @@ def _run(root, *more: str) -> int:
     return main([*out, "--recipes", "T", "--seeds", "7", "--rl-seeds", "1", "2", *more])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 def test_all_stages(miniature, capsys, device):
     assert _run(miniature, "--device", device) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from studies.real import resets
 from studies.real.resets import RESETS, main
+from tests.gpu import needs_cuda
 
-DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 
-
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 def test_a_line_for_each_reset_and_no_second_one(miniature, monkeypatch, device, capsys):
     monkeypatch.setattr(resets, "ALPHAS", (0.4,))
     asked = ["--recipe", "T", "--seed", "9", "--device", device]
