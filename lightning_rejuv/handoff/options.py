@@ -43,10 +43,10 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
     alone = "" if asked.runs_the_model else " and a number for `alpha`"
     _refuse_idle(idle, f"with `reset_fraction=0`{alone}", "pass a `reset_fraction` above 0")
     if asked.runs_the_model and beside["calibration"] is None:
-        and_ = " and" if asked.refit is None else ","
+        joined = " and" if asked.refit is None else ","
         raise ValueError(
             f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
-            f"`reset_fraction={asked.reset_fraction:g}`{and_} `alpha={asked.alpha!r}`"
+            f"`reset_fraction={asked.reset_fraction:g}`{joined} `alpha={asked.alpha!r}`"
             f"{'' if asked.refit is None else ' and `refit`'}. Pass as `calibration` a JSONL file with prompts and "
             "responses as in SFT, or set `reset_fraction=0` and a number for `alpha`, and no `refit`, for fusion alone."
         )
