@@ -1,8 +1,13 @@
-"""What the command ``lightning-rejuv`` takes; nothing here needs torch, so that help is printed at once."""
+"""What the command ``lightning-rejuv`` takes, and how it calls what the functions in Python take.
+
+Nothing here needs torch, so that help is printed at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +36,16 @@ exit codes: 0 done; 1 verify found a fault; 2 wrong usage (a device that is not 
 3 the input was refused or the computation failed, nothing is left under the output's name; 4 reading or writing
 failed (no such file, disk full), nothing is left under the output's name; 130 interrupted, 143 terminated, 129
 hung up. An error is one line on standard error; `--traceback` prints where it comes from, too."""
+
+# Messages name an argument in backticks, with or without a value: `alpha`, `alpha='auto'`, `steps` of `Refit`.
+_ARGUMENT = re.compile(r"(?:argument )?`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`(?P<refit> of `Refit`)?")
+_MERGE_FIRST = re.compile(r"`merge_adapter\([^`]*\)`")
+# Options that have another name, and those that the command has not at all.
+_CALLED = {"model": "sft", "anchor": "base", "refit": "refit_steps", "merge_adapter": "merge"}
+_IN_PYTHON = (
+    *("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget"),
+    *("loss", "sampler", "verifier", "optimizer", "optimizer_state", "resize_vocabulary"),
+)
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,6 +90,57 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.print_help()
         parser.exit(USAGE)
     return parsed
+
+
+def in_flags(message: str, parsed: argparse.Namespace) -> str:
+    """Return a message of the functions in Python with the flags that their arguments have here.
+
+    What another command takes, or Python alone, is said to be so in a sentence at the end.
+
+    Args:
+        message: names arguments in backticks, and how an adapter is merged as `` `merge_adapter(…)` ``.
+        parsed: what the command was given.
+
+    >>> parsed = parse(["diagnose", "--base", "base", "--sft", "sft"])
+    >>> in_flags("Expected argument `compute_dtype` to be a dtype. Set `reset_fraction=0`.", parsed)
+    'Expected `--compute-dtype` to be a dtype. Set `--reset-fraction 0`. `--reset-fraction` is an option of ...
+    """
+    own, others, python = vars(parsed), vars(parse(["rejuvenate", "--sft=", "--out="])), []
+    elsewhere: list[str] = []
+
+    def flag(found: re.Match[str]) -> str:
+        given, value = found["name"], (found["value"] or "").strip("'\"")
+        name = f"refit_{given}" if found["refit"] else _CALLED.get(given, given)
+        if name not in own and name in _IN_PYTHON:
+            python.append(f"`{name}`")
+        if name in ("command", "directory") or not (name in own or name in others):
+            return found[0]
+        option = f"--{name.replace('_', '-')}"
+        if name not in own:
+            elsewhere.append(f"`{option}`")
+        return f"`{option} {value}`" if value else f"`{option}`"
+
+    text = _ARGUMENT.sub(flag, _MERGE_FIRST.sub(lambda _: f"`{merge_first(parsed)}`", message))
+    if elsewhere:
+        text += f" {_listed(elsewhere, 'is an option', 'are options')} of `lightning-rejuv rejuvenate`"
+        calibrated = getattr(parsed, "calibration", None) is not None
+        text += "; without `--calibration` `lightning-rejuv diagnose` runs no model." if calibrated else "."
+    if python:
+        names = _listed(python, "", "")
+        text += f" `lightning_rejuv.rejuvenate` in Python takes {names}; the command has no such option."
+    return text
+
+
+def _listed(names: Sequence[str], one: str, several: str) -> str:
+    once = list(dict.fromkeys(names))
+    return f"{' and '.join(once)} {several if len(once) > 1 else one}".rstrip()
+
+
+def merge_first(parsed: argparse.Namespace) -> str:
+    """Return the command that merges the adapter of ``--sft`` and does nothing else."""
+    base, sft = getattr(parsed, "base", None) or "BASE", getattr(parsed, "sft", "ADAPTER")
+    given = ["--base", str(base), "--sft", str(sft), "--out", "MERGED"]
+    return shlex.join(["lightning-rejuv", "rejuvenate", *given, "--alpha", "1", "--merge"])
 
 
 class _Parser(argparse.ArgumentParser):

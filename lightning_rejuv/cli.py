@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_rejuv.arguments import USAGE, parse
+from lightning_rejuv.arguments import USAGE, in_flags, merge_first, parse
 from lightning_rejuv.names import printable
 from lightning_rejuv.process import Interruption, complain, emit, prepare_streams, standard_output_kept
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed is not None and parsed.traceback:
             traceback.print_exc()
         message, code = _answer(error, interruption, parsed)
+        message = message if parsed is None else in_flags(message, parsed)
         complain(f"lightning-rejuv: error: {printable(' '.join(message.split()))}")
         return code
 
@@ -141,15 +142,17 @@ def _refit(parsed: argparse.Namespace) -> Any:
 
 
 def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], progress: Any) -> Any:
+    asked = ["`--alpha auto`"] if isinstance(given.get("alpha"), str) else []
     # Not a number, too, is not 0.
-    if isinstance(given.get("alpha"), str) or parsed.reset_fraction not in (None, 0):
+    asked += ["`--reset-fraction`"] if parsed.reset_fraction not in (None, 0) else []
+    of_models = ("calibration", "device", "compute_dtype", "refit_steps", "refit_learning_rate")
+    asked += [f"`{_flag(name)}`" for name in of_models if getattr(parsed, name) is not None]
+    if asked:
         raise ValueError(
-            f"{str(parsed.sft)!r} is an adapter: the reset and `--alpha auto` need a whole model. Pass "
-            "`--reset-fraction 0` and a number, or merge first with `--alpha 1 --reset-fraction 0 --merge`."
+            f"Expected no {', '.join(asked)} with an adapter, for which no model is run, but {str(parsed.sft)!r} is "
+            f"one. Merge it first (`{merge_first(parsed)}`) and pass `--sft MERGED`, rejuvenate it in memory "
+            "(`lightning_rejuv.rejuvenate` in Python), or leave that out."
         )
-    _refuse(parsed, ("calibration", "device", "compute_dtype"), "no model is run for an adapter")
-    merge_first = "an adapter is refitted in memory (`rejuvenate` in Python), or merged first"
-    _refuse(parsed, ("refit_steps", "refit_learning_rate"), merge_first)
     if not parsed.merge:
         needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
         _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
@@ -180,8 +183,11 @@ def _said(given: dict[str, Any]) -> dict[str, Any]:
 def _refuse(parsed: argparse.Namespace, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(parsed, name) not in (None, False):
-            flag = name.replace("_", "-")
-            raise ValueError(f"Expected no `--{flag}`, which would have no effect: {why}. Leave it out.")
+            raise ValueError(f"Expected no `{_flag(name)}`, which would have no effect: {why}. Leave it out.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_device(device: str | None) -> None:

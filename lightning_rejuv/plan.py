@@ -250,7 +250,7 @@ def _check_search(model: nn.Module, data: Data, options: Options) -> None:
         raise ValueError(
             f"Expected a `sampler` for {_what_samples(options)}, since {type(model).__name__} has no `generate`: "
             "a function that takes the model (which then holds the anchor's weights) and returns sampled "
-            "responses as batches with `input_ids` and `labels`."
+            "responses as batches with `input_ids` and `labels`. Or pass a number for `alpha` and no `refit`."
         )
 
 

@@ -73,7 +73,7 @@ def rejuvenate_adapter(
         raise ValueError(
             f"The adapter {str(source)!r} is DoRA ({listing(dora)}): its fusion with the base is no "
             "adapter of the "
-            "same form. Write the whole model (`merge_adapter`, `--merge`)."
+            "same form. Write the whole model with `merge_adapter`."
         )
     names = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
     alphas = alpha_by_name(alpha, names)
@@ -134,7 +134,7 @@ def _replaced(adapter: Adapter, base: Checkpoint | None) -> Mapping[str, tuple[s
         raise ValueError(
             f"The adapter {str(adapter.files.path)!r} replaces whole tensors of the base "
             f"({listing(adapter.whole)}): "
-            "they are interpolated with the base's, so pass `base` (`--base`)."
+            "they are interpolated with the base's, so pass `base`."
         )
     names = base_names(list(adapter.whole), base)
     for name, stored in adapter.whole.items():

@@ -96,7 +96,7 @@ def check_given(alpha: Any) -> float | Mapping[str, float]:
     if isinstance(given, str):
         raise ValueError(
             f"Expected `alpha` to be a number, or one for each pattern of names, but got {given!r}: finding it needs a "
-            "whole model. Merge the adapter with `alpha=1` first."
+            "whole model. Merge the adapter first: `merge_adapter(base, sft, out, alpha=1)`."
         )
     return given
 

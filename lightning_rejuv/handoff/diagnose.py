@@ -78,9 +78,8 @@ def diagnose(
         check = _verifier(verifier)
     if is_adapter(sft):
         raise ValueError(
-            f"{str(sft)!r} is an adapter: merge it first (`lightning-rejuv rejuvenate --alpha 1 "
-            "--reset-fraction 0 "
-            "--merge`) and diagnose the merged model."
+            f"{str(sft)!r} is an adapter: merge it first (`merge_adapter(base, sft, out, alpha=1)`) and diagnose the "
+            "merged model."
         )
     ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
     check_fusable(ours, "SFT model")

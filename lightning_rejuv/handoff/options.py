@@ -43,12 +43,12 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
     alone = "" if asked.runs_the_model else " and a number for `alpha`"
     _refuse_idle(idle, f"with `reset_fraction=0`{alone}", "pass a `reset_fraction` above 0")
     if asked.runs_the_model and beside["calibration"] is None:
+        joined = " and" if asked.refit is None else ","
         raise ValueError(
             f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
-            f"reset_fraction={asked.reset_fraction:g} and alpha={asked.alpha!r}"
-            f"{'' if asked.refit is None else ' and a refit'}. Pass a JSONL file with prompts and responses as in SFT, "
-            "or set `reset_fraction=0` and a number for `alpha` (`--reset-fraction 0 --alpha 0.4`), and no refit, for "
-            "fusion alone."
+            f"`reset_fraction={asked.reset_fraction:g}`{joined} `alpha={asked.alpha!r}`"
+            f"{'' if asked.refit is None else ' and `refit`'}. Pass as `calibration` a JSONL file with prompts and "
+            "responses as in SFT, or set `reset_fraction=0` and a number for `alpha`, and no `refit`, for fusion alone."
         )
     if asked.refit is not None and beside["compute_dtype"] == "float16":
         raise ValueError(

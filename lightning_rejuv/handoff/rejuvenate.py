@@ -141,7 +141,10 @@ def rejuvenate_checkpoint(
     check_free(out)
     check_apart(out, base, sft)
     if (sft / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{str(sft)!r} is an adapter: use `rejuvenate_adapter` or `merge_adapter`.")
+        raise ValueError(
+            f"{str(sft)!r} is an adapter: use `rejuvenate_adapter`, or for a reset, a search or a refit merge it first "
+            "(`merge_adapter(base, sft, out, alpha=1)`) and pass the merged model."
+        )
 
     ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
     check_fusable(ours, "SFT model")

@@ -181,7 +181,7 @@ def test_the_command(tmp_path, capsys):
         ),
         (["--refit-steps", "0"], "an integer of at least 1 but got 0"),
         (["--refit-steps", "2", "--refit-learning-rate", "1e30"], "finite loss in the refit"),
-        (["--refit-steps", "2", "--compute-dtype", "float16"], 'with `refit` but got "float16"'),
+        (["--refit-steps", "2", "--compute-dtype", "float16"], 'with `--refit-steps` but got "float16"'),
     ],
 )
 def test_what_is_refused_leaves_nothing(options, message, tmp_path, capsys):
@@ -196,12 +196,14 @@ def test_what_is_refused_leaves_nothing(options, message, tmp_path, capsys):
 
 def test_without_calibration_data_or_for_an_adapter_it_is_refused(tmp_path, capsys):
     base, sft = pair(tmp_path)
-    with pytest.raises(ValueError, match="Expected calibration data .* and a refit. Pass a JSONL"):
+    with pytest.raises(
+        ValueError, match="Expected calibration data .* and `refit`. Pass as `calibration` a JSONL"
+    ):
         rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, refit=REFIT)
     (sft / "config.json").rename(sft / "adapter_config.json")
     command = ["rejuvenate", "--sft", str(sft), "--out", str(tmp_path / "out"), "--refit-steps", "2"]
     assert cli.main(command) == 3
-    assert "no `--refit-steps`, which would have no effect: an adapter" in capsys.readouterr().err
+    assert "Expected no `--refit-steps` with an adapter, for which no model is run" in capsys.readouterr().err
 
 
 def test_a_weight_without_a_place_on_disk_is_refused(tmp_path, monkeypatch):
