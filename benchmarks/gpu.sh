@@ -1,4 +1,4 @@
-# One measurement of one GPU, 300 s at most: versions, all tests that need one, benchmarks/ops.py, benchmarks/end_to_end.py.
+# One measurement of one GPU, 330 s at most: versions, all tests that need one, benchmarks/ops.py, benchmarks/end_to_end.py.
 #
 #   OUT=results [WHEELS=dir] [KERNELS=dir] bash benchmarks/gpu.sh
 #
