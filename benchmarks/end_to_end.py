@@ -11,7 +11,6 @@ its error. Without a GPU, and with ``--tiny``, the models are tiny: then it only
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import time
@@ -23,21 +22,19 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import LLAMA_3_8B, Batch, Shape, demonstrations, llama, moved
+from transformers import LlamaForCausalLM
 
 from lightning_rejuv import RejuvenationReport, rejuvenate
 from lightning_rejuv.metrics import PlasticityMonitor
 from lightning_rejuv.warned import collecting_warnings
 
 GIB = 2**30
-Batch = dict[str, Tensor]
-#: hidden size, intermediate size, layers, vocabulary, heads, key and value heads
 SHAPES = {
-    "8B": (4096, 14336, 32, 128256, 32, 8),
-    "1.3B": (2048, 5632, 16, 128256, 16, 8),
-    "0.5B": (2048, 5632, 8, 32000, 16, 4),
-    "tiny": (64, 128, 2, 512, 4, 2),
+    "8B": LLAMA_3_8B,
+    "1.3B": Shape(2048, 5632, 16, 128256, 16, 8),
+    "0.5B": Shape(2048, 5632, 8, 32000, 16, 4),
+    "tiny": Shape(64, 128, 2, 512, 4, 2),
 }
 
 
@@ -113,58 +110,27 @@ class Record:
         self.write(**row, warnings=told)
 
 
-def llama(size: str, device: str, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
+def sure(size: str, device: str, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
     """Return a random model that is sure of most tokens, in eval mode."""
-    hidden, intermediate, layers, vocabulary, heads, key_values = SHAPES[size]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        vocab_size=vocabulary,
-        num_attention_heads=heads,
-        num_key_value_heads=key_values,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model = llama(SHAPES[size], device, dtype)
     with torch.no_grad():
         # Logits of standard deviation 10, so that the largest of them holds about half of the probability.
-        model.lm_head.weight.mul_(10.0 / (0.02 * hidden**0.5))
+        model.lm_head.weight.mul_(10.0 / (0.02 * SHAPES[size].hidden ** 0.5))
     return model
 
 
-def moved(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return a copy of the base that has drifted a little and grown more confident.
+def fine_tuned(base: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Return a copy of the base that stands for what SFT made of it.
 
     A random model of this depth magnifies what its weights are moved by: ten times the drift, and the copy finds its
     demonstrations less likely than the base does, which the search for alpha refuses.
     """
-    sft = copy.deepcopy(base)
-    with torch.no_grad():
-        for parameter in sft.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.00003)
-        sft.lm_head.weight.mul_(1.3)
-    return sft
-
-
-@torch.no_grad()
-def demonstrations(base: LlamaForCausalLM, rows: int, length: int) -> Batch:
-    """Return random tokens whose second halves are responses of the base's most likely next tokens."""
-    ids = torch.randint(3, base.config.vocab_size, (rows, length), device=base.device)
-    for position in range(length // 2, length):
-        ids[:, position] = base(ids[:, :position]).logits[:, -1].argmax(-1)
-    labels = ids.clone()
-    labels[:, : length // 2] = -100
-    return {"input_ids": ids, "labels": labels}
+    return moved(base, noise=0.00003, sharper=1.3)
 
 
 def fusion(record: Record, base: LlamaForCausalLM, batch: Batch) -> None:
     """Fusion alone beside a bare lerp, which rounds to nearest; and a training pass, as a measure of the device."""
-    sft = moved(base)
+    sft = fine_tuned(base)
     parameters = round(sum(p.numel() for p in base.parameters()) / 1e9, 2)
     weights, anchors = [p.data for p in sft.parameters()], [p.data for p in base.parameters()]
 
@@ -186,12 +152,12 @@ def fusion(record: Record, base: LlamaForCausalLM, batch: Batch) -> None:
 
 def reset(record: Record, base: LlamaForCausalLM, batch: Batch, name: str, **options: Any) -> None:
     """Fusion and reset of a fresh copy, with the base on the device."""
-    record.case(name, partial(rejuvenate, moved(base), base, [batch], **options))
+    record.case(name, partial(rejuvenate, fine_tuned(base), base, [batch], **options))
 
 
 def rejuvenation(record: Record, size: str) -> None:
     """All that `rejuvenate` does to one model."""
-    base = llama(size, record.device)
+    base = sure(size, record.device)
     batch = demonstrations(base, rows=16, length=64)
     fusion(record, base, batch)
     reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4)
@@ -202,9 +168,9 @@ def rejuvenation(record: Record, size: str) -> None:
 
 def anchor_elsewhere(record: Record, size: str) -> None:
     """Parameters in float32 and an anchor in bfloat16 on the CPU, as a checkpoint from a hub comes."""
-    base = llama(size, record.device, torch.float32)
+    base = sure(size, record.device, torch.float32)
     anchor = {name: value.bfloat16().cpu() for name, value in base.state_dict().items()}
-    sft = moved(base)
+    sft = fine_tuned(base)
     for call in (", first call", ""):
         record.case(
             f"fusion, float32 with a bfloat16 anchor on the CPU{call}",
@@ -215,7 +181,7 @@ def anchor_elsewhere(record: Record, size: str) -> None:
 
 def monitor(record: Record, size: str, rows: int, length: int, pairs: int) -> None:
     """Plain and monitored steps (forward and backward) in turn on one model; medians of paired differences."""
-    model = llama(size, record.device).train()
+    model = sure(size, record.device).train()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     ids = torch.randint(0, model.config.vocab_size, (rows, length), device=record.device)
     labels = ids.clone()

@@ -10,48 +10,23 @@ process (or the device) held at its peak beyond what it held before, sampled eve
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import threading
 import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from models import LLAMA_3_8B, Shape, demonstrations, llama, moved
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.access.edit import lerp_
 from lightning_rejuv.options import QUANTITIES
 
 SIZES = {
-    "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 4096},
-    "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256},
+    "tiny": Shape(256, 704, 4, 4096, 4, 2),
+    "1b": Shape(2048, 5632, 22, 32000, 32, 4),
+    "8b": LLAMA_3_8B,
 }
-HEADS = {"tiny": (4, 2), "1b": (32, 4), "8b": (32, 8)}
-
-
-def build(size: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    heads, key_values = HEADS[size]
-    config = LlamaConfig(
-        **SIZES[size], num_attention_heads=heads, num_key_value_heads=key_values, dtype=dtype
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        model = LlamaForCausalLM(config).eval()
-        torch.set_default_dtype(torch.float32)
-    return model
-
-
-def moved(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """A copy of the base that has drifted and grown more confident."""
-    sft = copy.deepcopy(base)
-    with torch.no_grad():
-        for parameter in sft.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.002)
-        sft.lm_head.weight.mul_(1.5)
-    return sft
 
 
 def synchronise(device: str) -> None:
@@ -116,17 +91,15 @@ def main() -> None:
     arguments = parser.parse_args()
     device = arguments.device
 
-    base = build(arguments.size, device, getattr(torch, arguments.dtype))
-    sft = moved(base)
+    base = llama(SIZES[arguments.size], device, getattr(torch, arguments.dtype))
+    sft = moved(base, noise=0.002, sharper=1.5)
     count = sum(p.numel() for p in base.parameters())
     largest = max(p.numel() * p.element_size() for p in base.parameters()) / 2**20
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{count / 1e9:.2f}B parameters, {arguments.dtype}, {name}, torch {torch.__version__}")
 
-    ids = torch.randint(0, base.config.vocab_size, (4, arguments.tokens), device=device)
-    labels = ids.clone()
-    labels[:, : arguments.tokens // 2] = -100
-    batch = {"input_ids": ids, "labels": labels}
+    # The calibration is the anchor's own continuation of random tokens, so that there is what to sharpen.
+    batch = demonstrations(base, rows=4, length=arguments.tokens)
 
     parameters, bases = list(sft.parameters()), list(base.parameters())
 
@@ -141,9 +114,6 @@ def main() -> None:
         sft(**batch).loss.backward()
         sft.zero_grad(set_to_none=True)
 
-    # The calibration is the anchor's own continuation of random tokens, so that there is what to sharpen.
-    with torch.no_grad():
-        labels[:, 1:] = torch.where(labels[:, 1:] == -100, -100, base(ids).logits[:, :-1].argmax(-1))
     options = {"alpha": 1.0, "positions": "entropy_gap", "quantity": arguments.quantity}
     # To nearest, which draws nothing, so that what is left of the reset's time is its own.
     alone = {"reset_fraction": 0, "alpha": 0.999, "rounding": "nearest"}

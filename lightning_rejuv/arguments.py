@@ -108,32 +108,39 @@ def in_flags(message: str, parsed: argparse.Namespace) -> str:
     own, others, python = vars(parsed), vars(parse(["rejuvenate", "--sft=", "--out="])), []
     elsewhere: list[str] = []
 
-    def flag(found: re.Match[str]) -> str:
+    def in_flag(found: re.Match[str]) -> str:
         given, value = found["name"], (found["value"] or "").strip("'\"")
         name = f"refit_{given}" if found["refit"] else _CALLED.get(given, given)
         if name not in own and name in _IN_PYTHON:
             python.append(f"`{name}`")
         if name in ("command", "directory") or not (name in own or name in others):
             return found[0]
-        option = f"--{name.replace('_', '-')}"
         if name not in own:
-            elsewhere.append(f"`{option}`")
-        return f"`{option} {value}`" if value else f"`{option}`"
+            elsewhere.append(f"`{flag(name)}`")
+        return f"`{flag(name)} {value}`" if value else f"`{flag(name)}`"
 
-    text = _ARGUMENT.sub(flag, _MERGE_FIRST.sub(lambda _: f"`{merge_first(parsed)}`", message))
+    text = _ARGUMENT.sub(in_flag, _MERGE_FIRST.sub(lambda _: f"`{merge_first(parsed)}`", message))
     if elsewhere:
-        text += f" {_listed(elsewhere, 'is an option', 'are options')} of `lightning-rejuv rejuvenate`"
+        are = "is an option" if len(set(elsewhere)) == 1 else "are options"
+        text += f" {_listed(elsewhere)} {are} of `lightning-rejuv rejuvenate`"
         calibrated = getattr(parsed, "calibration", None) is not None
         text += "; without `--calibration` `lightning-rejuv diagnose` runs no model." if calibrated else "."
     if python:
-        names = _listed(python, "", "")
-        text += f" `lightning_rejuv.rejuvenate` in Python takes {names}; the command has no such option."
+        text += f" `lightning_rejuv.rejuvenate` in Python takes {_listed(python)}; the command has no such option."
     return text
 
 
-def _listed(names: Sequence[str], one: str, several: str) -> str:
-    once = list(dict.fromkeys(names))
-    return f"{' and '.join(once)} {several if len(once) > 1 else one}".rstrip()
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
+
+
+def flag(name: str) -> str:
+    """Return the flag of an option.
+
+    >>> flag("compute_dtype")
+    '--compute-dtype'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 def merge_first(parsed: argparse.Namespace) -> str:

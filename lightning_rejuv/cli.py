@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_rejuv.arguments import USAGE, in_flags, merge_first, parse
+from lightning_rejuv.arguments import USAGE, flag, in_flags, merge_first, parse
 from lightning_rejuv.names import printable
 from lightning_rejuv.process import Interruption, complain, emit, prepare_streams, standard_output_kept
 
@@ -146,7 +146,7 @@ def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], pr
     # Not a number, too, is not 0.
     asked += ["`--reset-fraction`"] if parsed.reset_fraction not in (None, 0) else []
     of_models = ("calibration", "device", "compute_dtype", "refit_steps", "refit_learning_rate")
-    asked += [f"`{_flag(name)}`" for name in of_models if getattr(parsed, name) is not None]
+    asked += [f"`{flag(name)}`" for name in of_models if getattr(parsed, name) is not None]
     if asked:
         raise ValueError(
             f"Expected no {', '.join(asked)} with an adapter, for which no model is run, but {str(parsed.sft)!r} is "
@@ -183,11 +183,7 @@ def _said(given: dict[str, Any]) -> dict[str, Any]:
 def _refuse(parsed: argparse.Namespace, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(parsed, name) not in (None, False):
-            raise ValueError(f"Expected no `{_flag(name)}`, which would have no effect: {why}. Leave it out.")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            raise ValueError(f"Expected no `{flag(name)}`, which would have no effect: {why}. Leave it out.")
 
 
 def _check_device(device: str | None) -> None:

@@ -33,10 +33,8 @@ from studies.real.workspace import Workspace
 ALPHAS = (0.4, 0.5, 0.6)
 LONGEST = 60  # tokens of a sample of the base
 DEFAULT: dict[str, Any] = {"reset_fraction": 0.02}
-PAPERS: dict[str, Any] = {
-    "positions": "entropy_gap",
-    "quantity": "target_logit",
-}  # ranking; its budget is another
+# The paper's ranking; its budget is another.
+PAPERS: dict[str, Any] = {"positions": "entropy_gap", "quantity": "target_logit"}
 
 
 @dataclass(frozen=True)
