@@ -114,9 +114,14 @@ def main() -> None:
         sft(**batch).loss.backward()
         sft.zero_grad(set_to_none=True)
 
-    options = {"alpha": 1.0, "positions": "entropy_gap", "quantity": arguments.quantity}
+    options = {
+        "alpha": 1.0,
+        "reset_fraction": 0.02,
+        "positions": "entropy_gap",
+        "quantity": arguments.quantity,
+    }
     # To nearest, which draws nothing, so that what is left of the reset's time is its own.
-    alone = {"reset_fraction": 0, "alpha": 0.999, "rounding": "nearest"}
+    alone = {"alpha": 0.999, "rounding": "nearest"}
     fusion, attribution, whole, memory = [], [], [], []
     bare(), step()
     for _ in range(arguments.repeats):

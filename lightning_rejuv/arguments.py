@@ -67,7 +67,7 @@ _REJUVENATE = """\
 write a checkpoint that RL can start from
 
 The output appears whole under its name, or not at all; inputs are never written to. Fusion alone
-(`--reset-fraction 0 --alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
+(`--alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
 memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, by 0.4 where `--alpha` is not given,
 and the base is not even read. An option that would have no effect is refused by name."""
 
@@ -224,7 +224,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "--reset-fraction",
         type=float,
         metavar="F",
-        help="share of all neurons that is reset (default 0.02; 0 is fusion alone, and the default for an adapter)",
+        help="share of all neurons that is reset after the fusion (default 0, fusion alone; the study's is 0.02)",
     )
     command.add_argument(
         "--calibration",
@@ -236,7 +236,7 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "--refit-steps",
         type=int,
         metavar="N",
-        help="after the edit (or with `--alpha 1 --reset-fraction 0` instead of it) train so many steps on the "
+        help="after the edit (or with `--alpha 1` instead of it) train so many steps on the "
         "calibration data and on what the base itself answers to its prompts (default none); it takes 25 bytes of "
         "memory for each weight",
     )

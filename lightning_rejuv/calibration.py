@@ -93,7 +93,7 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     if calibration is None:
         raise ValueError(
             f"Expected {what} batches but got None. Pass batches with `input_ids` and `labels` "
-            "(-100 outside the response), or set `reset_fraction=0` and a number for `alpha` for fusion alone."
+            "(-100 outside the response), or a number for `alpha` (0.4, say) and no `reset_fraction` for fusion alone."
         )
     check_batches(calibration, what)
     batches: list[Batch] = []

@@ -115,8 +115,8 @@ def check_gradients_possible(model: nn.Module) -> None:
         if parameter.is_inference():
             raise ValueError(
                 "Expected weights that can have a gradient, by which neurons are chosen and a refit is made, but "
-                f"{name!r} was made inside `torch.inference_mode()`. Load or copy the model outside of it, or set "
-                "`reset_fraction=0` and no `refit`."
+                f"{name!r} was made inside `torch.inference_mode()`. Load or copy the model outside of it, or "
+                "pass no `reset_fraction` and no `refit`."
             )
 
 
@@ -179,8 +179,8 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     if logits.dim() != 3 or logits.shape[:2] != (batch, time):
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, which returns logits [batch, time, vocabulary], "
-            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model set `reset_fraction=0` and a "
-            "number for `alpha` (fusion alone), or pass `loss` for the reset."
+            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model pass a number for `alpha` "
+            "(fusion alone), and `loss` for a reset."
         )
     return logits
 

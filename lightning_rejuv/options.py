@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
@@ -31,6 +31,8 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "optimizer_state": OPTIMIZER_STATES,
     "rounding": ROUNDINGS,
 }
+# What only a reset has.
+OF_THE_RESET = ("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget")
 _ANY = float("inf")
 _LONGEST = 200  # characters of a value in a message
 # What PyTorch takes as a seed.
@@ -91,7 +93,8 @@ class Options:
     """Checked options of :func:`lightning_rejuv.rejuvenate`, which says what each one means.
 
     Raises:
-        ValueError: one is out of range, with its name, what was expected and what was got.
+        ValueError: one is out of range, with its name, what was expected and what was got; or it says how neurons are
+            reset, and none is.
 
     >>> Options(omega=1.5)
     Traceback (most recent call last):
@@ -100,7 +103,7 @@ class Options:
     """
 
     alpha: Alpha = "auto"
-    reset_fraction: float = 0.02
+    reset_fraction: float = 0.0
     omega: float = 1.0
     positions: PositionRule = "sharpened"
     positions_per_response: int = 1
@@ -141,6 +144,16 @@ class Options:
             raise ValueError(
                 f"Expected argument `refit` to be a `Refit` or None but got {_shown(self.refit)}."
             )
+        self._check_reset()
+
+    def _check_reset(self) -> None:
+        usual = {field.name: field.default for field in fields(self)}
+        idle = [name for name in OF_THE_RESET if getattr(self, name) != usual[name]]
+        if idle and not self.reset_fraction:
+            raise ValueError(
+                f"Expected no {', '.join(f'`{name}`' for name in idle)} without a reset, but `reset_fraction` is 0: it "
+                "would have no effect. Leave it out, or pass a `reset_fraction` above 0, such as 0.02."
+            )
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
             raise ValueError(
                 'Expected `scope="model"` and `quantity="target_logit"` with `budget="union"`, the paper\'s rule, '
@@ -158,7 +171,18 @@ class Options:
     @property
     def runs_the_model(self) -> bool:
         """Whether the model has to be run before it can be edited; fusion with a number needs the weights alone."""
-        return self.reset_fraction > 0 or self.searches_alpha or self.refit is not None
+        return bool(self.what_runs_the_model)
+
+    @property
+    def what_runs_the_model(self) -> list[str]:
+        """The arguments for which the model has to be run, as they were given, in backticks.
+
+        >>> Options(reset_fraction=0.02).what_runs_the_model
+        ["`alpha='auto'`", '`reset_fraction=0.02`']
+        """
+        asked = [f"`alpha={self.alpha!r}`"] if self.searches_alpha else []
+        asked += [f"`reset_fraction={self.reset_fraction:g}`"] if self.reset_fraction else []
+        return [*asked, *(["`refit`"] if self.refit is not None else [])]
 
 
 def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[str, float]:

@@ -146,7 +146,9 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     if decoder or samples_the_base:
         batches = batches_for(model, data.calibration)
     elif resets_neurons and data.calibration is None:
-        raise ValueError("Expected `calibration` batches for `loss` but got None. Set `reset_fraction=0`.")
+        raise ValueError(
+            "Expected `calibration` batches for `loss` but got None. Bring them, or pass no `reset_fraction`."
+        )
     sampler = base_sampler = data.sampler if samples_the_base else None
     if samples_the_base and sampler is None:
         sampler = sample_with_generate(batches, options.seed)
@@ -207,7 +209,7 @@ def check_pulls(targets: Targets, options: Options) -> None:
     """
     if targets.pulls and options.runs_the_model:
         raise ValueError(
-            "Expected a number for `alpha`, `reset_fraction=0` and no `refit` with DoRA adapters, which can be fused "
+            "Expected a number for `alpha`, no `reset_fraction` and no `refit` with DoRA adapters, which can be fused "
             "but not reset, searched or refitted in place. For more call `model.merge_and_unload()` and pass the base "
             "as `anchor`."
         )

@@ -34,7 +34,7 @@ def rejuvenate(
     calibration: Iterable[Any] | None = None,
     *,
     alpha: Alpha = "auto",
-    reset_fraction: float = 0.02,
+    reset_fraction: float = 0.0,
     omega: float = 1.0,
     positions: PositionRule = "sharpened",
     positions_per_response: int = 1,
@@ -55,9 +55,9 @@ def rejuvenate(
     """Restore the plasticity of an over-trained model, in place, between SFT and RL.
 
     *Base-anchored fusion* replaces every parameter and floating buffer by ``alpha * sft + (1 - alpha) * base``.
-    Then the *attribution-targeted reset* returns the neurons that push hardest on over-confident tokens to the
-    base: ``omega * base + (1 - omega) * fused`` (Liu et al. 2026, arXiv 2606.09932, §3). Everything is
-    checked and computed before the first weight changes; modes, ``requires_grad``, gradients, hooks and
+    Then the *attribution-targeted reset*, if a ``reset_fraction`` asks for it, returns the neurons that push hardest on
+    over-confident tokens to the base: ``omega * base + (1 - omega) * fused`` (Liu et al. 2026, arXiv 2606.09932, §3).
+    Everything is checked and computed before the first weight changes; modes, ``requires_grad``, gradients, hooks and
     random states are left as they were.
 
     Args:
@@ -67,15 +67,16 @@ def rejuvenate(
         anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
             adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
-            and perhaps ``attention_mask``, or the rows of a dataset; not needed with a number for ``alpha`` and
-            ``reset_fraction=0``.
+            and perhaps ``attention_mask``, or the rows of a dataset; not needed for fusion alone with a number for
+            ``alpha``.
         alpha: weight of the SFT model. ``"auto"`` is 0.4, unless the likelihoods of the calibration responses and of
             responses that the base samples speak against it, see :func:`lightning_rejuv.alpha.choose_alpha`. Or a
-            number, 0 to 1; 1 is reset alone. Or a mapping of name patterns to numbers
+            number, 0 to 1; 1 is no fusion. Or a mapping of name patterns to numbers
             (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
         reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
-            are reset where fewer have a positive score, and the report says so. 0 is fusion alone.
-        omega: weight of the base on a reset neuron; 1 overwrites it. Refused without a reset.
+            are reset where fewer have a positive score, and the report says so. 0, the default, is fusion alone;
+            the study's is 0.02.
+        omega: weight of the base on a reset neuron; 1 overwrites it. This and the next six are refused without a reset.
         positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
             are not un-taught; or ``"entropy_gap"``, the paper's rule.
         positions_per_response: at how many positions of a response, at most, neurons are attributed.
@@ -103,9 +104,9 @@ def rejuvenate(
         rounding: how parameters in bfloat16 and float16 are rounded: ``"stochastic"``, which keeps alpha on average,
             or ``"nearest"``, which does not where SFT has moved weights by a step or two of their dtype.
         seed: of the random control, the default sampler, stochastic rounding and the order of a refit.
-        refit: a few plain training steps after the edit, or with ``alpha=1`` and ``reset_fraction=0`` instead of it, on
-            the calibration responses and responses that the base samples: those of the search for alpha, or of
-            ``sampler``. Every parameter that requires a gradient is trained. See :class:`Refit`.
+        refit: a few plain training steps after the edit, or with ``alpha=1`` instead of it, on the calibration
+            responses and responses that the base samples: those of the search for alpha, or of ``sampler``. Every
+            parameter that requires a gradient is trained. See :class:`Refit`.
 
     Returns:
         A report of what was done; ``print`` it.
@@ -129,7 +130,7 @@ def rejuvenate(
 
         >>> base, sft = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.zeros_(base.weight), nn.init.ones_(sft.weight)
-        >>> report = rejuvenate(sft, base, alpha=0.25, reset_fraction=0)
+        >>> report = rejuvenate(sft, base, alpha=0.25)
         >>> sft.weight.tolist()
         [[0.25, 0.25]]
     """
@@ -178,7 +179,6 @@ def _check_effect(data: Data, options: Options) -> None:
         "sampler": (data.sampler is not None and not samples, '`alpha="auto"` or `refit`'),
         "verifier": (data.verifier is not None and not options.searches_alpha, '`alpha="auto"`'),
         "loss": (data.loss is not None and not (samples or resets), "a `reset_fraction` above 0"),
-        "omega": (options.omega != 1.0 and not resets, "a `reset_fraction` above 0"),
     }
     for name, (without_effect, needed) in idle.items():
         if without_effect:

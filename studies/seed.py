@@ -128,7 +128,8 @@ class Stage:
                 target,
             )
         base, calibration = self.checkpoints["base"], self.measures.calibration
-        report = rejuvenate(model, base, calibration, seed=run.seed, **{**PINNED, **options})
+        pinned = PINNED if arm.reset_fraction else {}
+        report = rejuvenate(model, base, calibration, seed=run.seed, **{**pinned, **options})
         return model, replace(report, search=search)
 
     def _search(self, arm: Arm) -> AlphaSearch:

@@ -176,12 +176,14 @@ def test_what_is_no_iterable_of_batches_is_refused(data, got):
     with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
         rejuvenate(sharpened(base), base, data)
     with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
-        rejuvenate(sharpened(base), base, data, alpha=0.5, loss=lambda m, b: m(**b).loss)
+        rejuvenate(sharpened(base), base, data, alpha=0.5, reset_fraction=0.1, loss=lambda m, b: m(**b).loss)
     with pytest.raises(TypeError, match=f"Expected the sampled {message}"):
         rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _model: data)
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "loss": lambda m, b: m(**b).loss}], ids=["", "loss"])
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha": 0.5, "reset_fraction": 0.1, "loss": lambda m, b: m(**b).loss}], ids=["", "loss"]
+)
 def test_reading_a_loader_leaves_the_random_state(options):
     """A DataLoader draws its order, and the seed of its workers, from the global random state."""
     base = tiny_llama()
@@ -286,7 +288,7 @@ def test_batches_of_another_loss_are_bounded():
 def test_a_fit_with_a_stream_without_end_says_so_and_goes_on(tmp_path):
     base = tiny_llama()
     loader = torch.utils.data.DataLoader(Stream(greedy_batch(base, rows=16)), batch_size=None)
-    callback = RejuvenationCallback(base, at_start=True, calibration=loader, alpha=0.5)
+    callback = RejuvenationCallback(base, at_start=True, calibration=loader, alpha=0.5, reset_fraction=0.1)
     with pytest.warns(UserWarning, match="calibration data hold more than 128 responses"):
         fit(Module(sharpened(base), base), callback, tmp_path=tmp_path, max_epochs=1)
     assert callback.report.alpha == 0.5

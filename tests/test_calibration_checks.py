@@ -40,7 +40,9 @@ def test_padding_beyond_the_context_is_not_what_counts():
     wide = {k: nn.functional.pad(v, (0, 20), value=-100 if k == "labels" else 0) for k, v in pairs(9).items()}
     flat = {k: v.reshape(1, -1) for k, v in pairs(9, rows=4).items()}
     flat["position_ids"] = torch.arange(9).repeat(4)[None]
-    found = rejuvenate(sharpened(base), base, [wide, flat], positions="entropy_gap", alpha=0.5)
+    found = rejuvenate(
+        sharpened(base), base, [wide, flat], positions="entropy_gap", alpha=0.5, reset_fraction=0.1
+    )
     assert found.comparison.entropy_after > 0
 
 
@@ -199,8 +201,12 @@ def test_a_model_that_takes_tokens_alone_is_not_given_a_mask():
     assert found.search.curve
 
 
-@pytest.mark.parametrize("options", [{}, {"reset_fraction": 0}], ids=["reset", "search"])
-def test_an_encoder_decoder_is_refused_and_can_be_fused(options):
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [({"reset_fraction": 0.1}, "Set `reset_fraction=0`"), ({}, "Pass a number for `alpha`")],
+    ids=["reset", "search"],
+)
+def test_an_encoder_decoder_is_refused_and_can_be_fused(options, advice):
     """Given tokens alone, BART makes a decoder's input of them: numbers that look right and are not."""
     from transformers import BartConfig, BartForConditionalGeneration
 
@@ -212,7 +218,7 @@ def test_an_encoder_decoder_is_refused_and_can_be_fused(options):
     base = BartForConditionalGeneration(config)
     sft = shifted(base)
     before = copy.deepcopy(sft.state_dict())
-    with pytest.raises((TypeError, ValueError), match="BartForConditionalGeneration.*`reset_fraction=0`"):
+    with pytest.raises((TypeError, ValueError), match=f"BartForConditionalGeneration.*{advice}"):
         rejuvenate(sft, base, [batch()], **options)
     assert all(torch.equal(value, before[name]) for name, value in sft.state_dict().items())
     report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0)

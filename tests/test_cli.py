@@ -37,6 +37,15 @@ def test_the_whole_way(tmp_path, capsys):
     assert main(["verify", out]) == 0
     assert "whole and loadable" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
+    assert (report["attribution"]["neurons_reset"], report["options"]["reset_fraction"]) == (0, 0.0)
+
+
+def test_a_reset_is_made_where_it_is_asked_for(tmp_path, capsys):
+    base, sft, calibration = map(str, known_pair(tmp_path))
+    command = ["rejuvenate", "--base", base, "--sft", sft, "--out", str(tmp_path / "out"), "--alpha", "0.4"]
+    assert main([*command, "--calibration", calibration, "--reset-fraction", "0.02"]) == 0
+    assert "neurons reset" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
     assert report["attribution"]["neurons_reset"] == round(0.02 * report["attribution"]["neurons"])
 
 

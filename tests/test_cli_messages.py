@@ -71,21 +71,20 @@ def flags():
         (
             (),
             3,
-            "Expected calibration data for the reset and for `--alpha auto` but got none, with "
-            "`--reset-fraction 0.02` and `--alpha auto`. Pass as `--calibration` a JSONL file with prompts and "
-            "responses as in SFT, or set `--reset-fraction 0` and a number for `--alpha`, and no `--refit-steps`, "
-            "for fusion alone.",
+            "Expected calibration data for `--alpha auto` but got none. Pass as `--calibration` a JSONL file with "
+            "prompts and responses as in SFT, or a number for `--alpha` (0.4, say), no `--reset-fraction` and no "
+            "`--refit-steps`: fusion alone needs none.",
         ),
         (
-            (*FUSION, "--refit-steps", "2"),
+            ("--reset-fraction", "0.02", "--refit-steps", "2"),
             3,
-            "with `--reset-fraction 0`, `--alpha 0.4` and `--refit-steps`. ",
+            "calibration data for `--alpha auto` and `--reset-fraction 0.02` and `--refit-steps` but got none.",
         ),
         (
             (*FUSION, *CALIBRATED, "--compute-dtype", "float32"),
             3,
-            "Expected no `--calibration`, `--compute-dtype` with `--reset-fraction 0` and a number for `--alpha`: it "
-            "would have no effect. Leave it out, or pass a `--reset-fraction` above 0.",
+            "Expected no `--calibration`, `--compute-dtype` with a number for `--alpha` and no reset: it would have no "
+            "effect. Leave it out, or pass `--alpha auto` or a `--reset-fraction` above 0.",
         ),
         (("--alpha", "2"), 3, "Expected `--alpha` to be a number in [0, 1], "),
         (("--alpha", "{root}/two.yaml"), 3, "Expected every value of `--alpha` to be a number in [0, 1] but"),
@@ -161,10 +160,10 @@ def test_what_only_python_takes_is_said_to_be(models, refusal, tmp_path, monkeyp
     monkeypatch.setattr(handoff, "diagnose", no_model_of_language)
     known = ("--base", str(models["base"]), "--sft", str(models["sft"]))
     text = refusal("rejuvenate", *known, "--out", str(tmp_path / "out"))
-    assert "Set `--reset-fraction 0` and a number for `--alpha` (fusion alone), or pass `loss`" in text
+    assert "Pass a number for `--alpha` (fusion alone), and `loss` for a reset." in text
     assert "`lightning_rejuv.rejuvenate` in Python takes `loss`; the command has no such option." in text
     text = refusal("diagnose", *known, "--calibration", str(models["calibration"]))
-    assert "`--reset-fraction` and `--alpha` are options of `lightning-rejuv rejuvenate`; " in text
+    assert "`--alpha` is an option of `lightning-rejuv rejuvenate`; " in text
     assert "without `--calibration` `lightning-rejuv diagnose` runs no model." in text
 
 

@@ -102,7 +102,7 @@ def test_figures_of_packed_and_unpacked_calibration_are_the_same():
     base = tiny_llama()
     sft = sharpened(base)
     plain, flat = (
-        rejuvenate(copy.deepcopy(sft), base, data, alpha=0.5, positions="entropy_gap")
+        rejuvenate(copy.deepcopy(sft), base, data, alpha=0.5, reset_fraction=0.1, positions="entropy_gap")
         for data in (documents(), [forms()["position_ids"]])
     )
     assert flat.neurons_reset == plain.neurons_reset

@@ -113,7 +113,8 @@ def test_a_sampler_that_leaves_the_model_in_training_spoils_nothing(sampler, mon
         model = copy.deepcopy(sft).train()
         model.model.layers[0].eval()
         model.lm_head.weight.requires_grad_(False)
-        found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], sampler=one))
+        options = {"reset_fraction": 0.1, "sampler": one}
+        found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], **options))
         assert torch.is_grad_enabled()
         assert [m.training for m in model.model.layers] == [False, True]
         assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["lm_head.weight"]
@@ -133,7 +134,8 @@ def test_a_verifier_that_leaves_the_model_in_training_spoils_nothing():
             leaves(model)
             return batch["input_ids"][:, -1] % 2 == 0
 
-        found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], sampler=sample, verifier=verifier))
+        options = {"reset_fraction": 0.1, "sampler": sample, "verifier": verifier}
+        found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], **options))
         assert torch.is_grad_enabled()
         assert all(p.requires_grad for p in model.parameters())
     assert found[0].comparison == found[1].comparison

@@ -162,11 +162,17 @@ def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
     [
         ({}, "Expected a number for `alpha` with `loss` but got 'auto', a rule that goes by the responses"),
         (
-            {"alpha": 1.0, "budget": "union", "quantity": "target_logit"},
+            {"alpha": 1.0, "reset_fraction": 0.1, "budget": "union", "quantity": "target_logit"},
             "Expected no `quantity`, `budget` with `loss`",
         ),
-        ({"alpha": 1.0, "positions": "entropy_gap"}, "Expected no `positions` with `loss`"),
-        ({"alpha": 1.0, "positions_per_response": 2}, "Expected no `positions_per_response` with `loss`"),
+        (
+            {"alpha": 1.0, "reset_fraction": 0.1, "positions": "entropy_gap"},
+            "Expected no `positions` with `loss`",
+        ),
+        (
+            {"alpha": 1.0, "reset_fraction": 0.1, "positions_per_response": 2},
+            "Expected no `positions_per_response` with `loss`",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_loss_is_refused_before_data_are_read(options, message):
@@ -186,16 +192,16 @@ def test_bad_losses_and_modules():
     sft = shifted(base)
     before = copy.deepcopy(sft.state_dict())
     with pytest.raises(ValueError, match="one number with a gradient but got"):
-        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]), alpha=0.5)
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]), alpha=0.5, reset_fraction=0.1)
     with pytest.raises(ValueError, match="one number with a gradient but got 1.0"):
-        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0, alpha=0.5)
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0, alpha=0.5, reset_fraction=0.1)
     with pytest.raises(ValueError, match="iterable is empty"):
-        rejuvenate(sft, base, [], loss=loss, alpha=0.5)
+        rejuvenate(sft, base, [], loss=loss, alpha=0.5, reset_fraction=0.1)
     with pytest.raises(ValueError, match="`calibration` batches for `loss`"):
-        rejuvenate(sft, base, loss=loss, alpha=0.5)
+        rejuvenate(sft, base, loss=loss, alpha=0.5, reset_fraction=0.1)
     norm = nn.LayerNorm(3)
     with pytest.raises(ValueError, match="have linear or convolutional layers"):
-        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss, alpha=0.5)
+        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss, alpha=0.5, reset_fraction=0.1)
     assert all(torch.equal(v, before[k]) for k, v in sft.state_dict().items())
 
 

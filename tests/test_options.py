@@ -64,7 +64,7 @@ class Kind(str, Enum):
 @pytest.mark.parametrize("value", REAL, ids=repr)
 @pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega"])
 def test_every_real_number_becomes_the_same_float(name, value):
-    got = getattr(Options(**{name: value}), name)
+    got = getattr(Options(**{"reset_fraction": 0.1, name: value}), name)
     assert type(got) is float
     assert got == float(value)
     if name == "alpha":
@@ -93,7 +93,7 @@ def test_what_is_no_share_is_refused_by_name(name, value):
 @pytest.mark.parametrize("value", [3, np.int32(3), np.array(3), torch.tensor(3)], ids=repr)
 @pytest.mark.parametrize("name", ["seed", "positions_per_response"])
 def test_every_integer_becomes_an_int(name, value):
-    got = getattr(Options(**{name: value}), name)
+    got = getattr(Options(**{name: value}, reset_fraction=0.1), name)
     assert type(got) is int
     assert got == 3
 
@@ -114,14 +114,39 @@ def test_what_is_no_integer_is_refused_by_name(name, value):
         Options(**{name: value})
 
 
+OF_THE_RESET = {
+    "omega": (1.0, 0.5),
+    "positions": ("sharpened", "entropy_gap"),
+    "positions_per_response": (1, 2),
+    "quantity": ("entropy_gradient", "target_logit"),
+    "rank_by": (None, "random"),
+    "scope": ("model", "layer"),
+    "budget": ("share", "union"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_RESET)
+def test_what_says_how_to_reset_is_refused_where_nothing_is_reset(name):
+    usual, other = OF_THE_RESET[name]
+    assert getattr(Options(**{name: usual}), name) == usual
+    for nothing in ({}, {"reset_fraction": 0}):
+        with pytest.raises(ValueError, match=f"no `{name}` without a reset.*`reset_fraction` above 0"):
+            Options(**{name: other}, **nothing)
+
+
+def test_all_that_says_how_to_reset_is_refused_at_once():
+    with pytest.raises(ValueError, match="no `positions`, `quantity`, `budget` without a reset"):
+        Options(positions="entropy_gap", quantity="target_logit", budget="union")
+
+
 def test_seeds_are_all_that_pytorch_takes():
     for seed in (-(2**63), 2**64 - 1):
         torch.Generator().manual_seed(Options(seed=seed).seed)
 
 
 def test_choices_become_plain_strings_and_what_is_none_of_them_is_refused():
-    assert type(Options(scope=Kind.layer).scope) is str
-    assert type(Options(positions=np.str_("entropy_gap")).positions) is str
+    assert type(Options(reset_fraction=0.1, scope=Kind.layer).scope) is str
+    assert type(Options(reset_fraction=0.1, positions=np.str_("entropy_gap")).positions) is str
     assert type(Options(alpha=np.str_("auto")).alpha) is str
     for wrong in (b"layer", 0, None, np.array(["layer"]), torch.ones(2)):
         with pytest.raises(ValueError, match="argument `scope` to be one of"):
@@ -131,7 +156,13 @@ def test_choices_become_plain_strings_and_what_is_none_of_them_is_refused():
 
 
 def test_options_are_json():
-    options = Options(alpha={"*": Fraction(1, 2)}, omega=np.float32(1), seed=np.int64(2), scope=Kind.layer)
+    options = Options(
+        alpha={"*": Fraction(1, 2)},
+        reset_fraction=Decimal("0.1"),
+        omega=np.float32(1),
+        seed=np.int64(2),
+        scope=Kind.layer,
+    )
     plain = json.loads(json.dumps(vars(options)))
     assert plain["alpha"] == {"*": 0.5}
     assert Options(**plain) == options

@@ -159,7 +159,7 @@ def test_modes_gradients_hooks_and_random_states_are_left_as_they_were(pair):
     modes = [m.training for m in sft.modules()]
     pointers = [p.data_ptr() for p in sft.parameters()]
     rng = torch.get_rng_state()
-    rejuvenate(sft, base, calibration(base), rank_by="random", alpha=0.5)
+    rejuvenate(sft, base, calibration(base), reset_fraction=0.1, rank_by="random", alpha=0.5)
     assert torch.equal(rng, torch.get_rng_state())
     assert modes == [m.training for m in sft.modules()]
     assert pointers == [p.data_ptr() for p in sft.parameters()]

@@ -35,12 +35,14 @@ BAD = [
     ({"alpha": "auto", "reset_fraction": 0, "calibration": None}, "calibration batches but got None"),
     ({"quantity": "loss"}, "`quantity`"),
     ({"budget": "all"}, "`budget`"),
-    ({"budget": "union", "scope": "layer"}, "paper's rule"),
+    ({"budget": "union", "scope": "layer", "reset_fraction": 0.1}, "paper's rule"),
+    ({"scope": "layer"}, "no `scope` without a reset"),
     ({"rounding": "down"}, "`rounding`"),
     ({"optimizer_state": "forget"}, "`optimizer_state`"),
-    ({"calibration": None}, "calibration batches but got None"),
-    ({"calibration": []}, "iterable is empty"),
-    ({"calibration": [{"input_ids": torch.ones(1, 3).long()}]}, "'labels'"),
+    ({"alpha": "auto", "calibration": []}, "iterable is empty"),
+    ({"reset_fraction": 0.1, "calibration": None}, "calibration batches but got None"),
+    ({"reset_fraction": 0.1, "calibration": []}, "iterable is empty"),
+    ({"reset_fraction": 0.1, "calibration": [{"input_ids": torch.ones(1, 3).long()}]}, "'labels'"),
 ]
 
 
@@ -58,7 +60,7 @@ def test_a_response_without_tokens_is_named(pair):
     empty = batch()
     empty["labels"][1] = -100
     with pytest.raises(ValueError, match=r"calibration batch 1 .* rows \[1\] have none"):
-        rejuvenate(sft, base, [batch(), empty], alpha=0.5)
+        rejuvenate(sft, base, [batch(), empty], alpha=0.5, reset_fraction=0.1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -83,7 +85,7 @@ def test_a_family_that_the_map_does_not_know_is_refused_for_reset_only():
     base = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     sft = shifted(base)
     with pytest.raises(ValueError, match="does not know the family None of Sequential"):
-        rejuvenate(sft, base, [batch()], alpha=0.5)
+        rejuvenate(sft, base, [batch()], alpha=0.5, reset_fraction=0.1)
     before, anchor = _state(sft), _state(base)
     rejuvenate(sft, base, reset_fraction=0, alpha=0.5)
     for name, parameter in sft.named_parameters():
@@ -101,12 +103,12 @@ def test_an_error_during_calibration_leaves_the_model_as_it_was(pair):
 
     failing = sft.model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        rejuvenate(sft, base, [batch(), shorter], alpha=0.5)
+        rejuvenate(sft, base, [batch(), shorter], alpha=0.5, reset_fraction=0.1)
     failing.remove()
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in sft.modules())
     with pytest.raises(ValueError, match="to lie in the model's vocabulary of 23"):
-        rejuvenate(sft, base, [batch(), batch(vocabulary=500)], alpha=0.5)
+        rejuvenate(sft, base, [batch(), batch(vocabulary=500)], alpha=0.5, reset_fraction=0.1)
 
 
 @pytest.mark.parametrize("error", [OSError("input/output error"), KeyboardInterrupt()], ids=repr)
@@ -168,7 +170,7 @@ def test_a_patched_model_whose_contributions_do_not_add_up_is_refused(pair):
         model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + 1.0)
     before = _state(sft)
     with pytest.raises(ValueError, match="add up to the target logits but the reconstruction error is"):
-        rejuvenate(sft, base, calibration(base), alpha=0.5, quantity="target_logit")
+        rejuvenate(sft, base, calibration(base), alpha=0.5, reset_fraction=0.1, quantity="target_logit")
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
@@ -182,10 +184,10 @@ def unasked(*_):
         ({"verifier": unasked}, r'no `verifier` without `alpha="auto"`, .* no effect\. Leave it out'),
         ({"verifier": unasked, "refit": Refit(2)}, "no `verifier` without"),
         ({"sampler": unasked}, r'no `sampler` without `alpha="auto"` or `refit`'),
-        ({"sampler": unasked, "reset_fraction": 0}, "no `sampler` without"),
-        ({"omega": 0.5, "reset_fraction": 0}, "no `omega` without a `reset_fraction` above 0"),
-        ({"omega": 0.5, "reset_fraction": 0, "alpha": "auto"}, "no `omega` without"),
-        ({"loss": unasked, "reset_fraction": 0}, "no `loss` without a `reset_fraction` above 0"),
+        ({"sampler": unasked, "reset_fraction": 0.1}, "no `sampler` without"),
+        ({"omega": 0.5}, "no `omega` without a reset"),
+        ({"omega": 0.5, "alpha": "auto"}, "no `omega` without a reset"),
+        ({"loss": unasked}, "no `loss` without a `reset_fraction` above 0"),
     ],
 )
 def test_what_would_have_no_effect_is_refused_by_name(pair, options, message):

@@ -229,7 +229,7 @@ def test_contributions_that_are_not_finite_are_refused_before_the_edit(pair):
     with pytest.raises(
         ValueError, match=r"finite contributions of the neurons but those of \['model.layers.0"
     ):
-        rejuvenate(sft, base, calibration(base), alpha=1.0)
+        rejuvenate(sft, base, calibration(base), alpha=1.0, reset_fraction=0.1)
     handle.remove()
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
 

@@ -138,7 +138,7 @@ def test_what_rank_zero_refuses_all_processes_refuse(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(model)
         data = [greedy_batch(base)] if rank else []
         with pytest.raises((ValueError, RuntimeError), match="iterable is empty"):
-            rejuvenate(wrapped, base, data, alpha=0.5)
+            rejuvenate(wrapped, base, data, alpha=0.5, reset_fraction=0.1)
         return all(torch.equal(p, q) for p, q in zip(model.parameters(), sft.parameters(), strict=True))
 
     assert run_in_processes(work, tmp_path) == [True, True]

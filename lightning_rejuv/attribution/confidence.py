@@ -44,8 +44,8 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
     if int(targets.max()) >= logits.shape[-1]:
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, with a logit for each token of its vocabulary, "
-            f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model set "
-            "`reset_fraction=0` and a number for `alpha` (fusion alone), or pass `loss` for the reset."
+            f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model pass "
+            "a number for `alpha` (fusion alone), and `loss` for a reset."
         )
     entropy, log_prob = [], []
     for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):

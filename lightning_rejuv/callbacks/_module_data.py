@@ -65,9 +65,8 @@ def _calibration_of(module: LightningModule, calibration: Any, options: Options)
     loader = getattr(module, "calibration_dataloader", None)
     if loader is None:
         raise MisconfigurationException(
-            f"`alpha={options.alpha!r}` with `reset_fraction={options.reset_fraction}`"
-            f"{'' if options.refit is None else ' and `refit`'} needs calibration data: pass `calibration=<batches>`, "
-            f"give {type(module).__name__} a `calibration_dataloader()` that returns them, or set `reset_fraction=0`, "
-            "a number for `alpha` and no `refit`."
+            f"Expected calibration data for {' and '.join(options.what_runs_the_model)} but got none. Pass "
+            f"`calibration=<batches>`, give {type(module).__name__} a `calibration_dataloader()` that returns them, or "
+            "pass a number for `alpha` (0.4, say), no `reset_fraction` and no `refit`: fusion alone needs none."
         )
     return loader()

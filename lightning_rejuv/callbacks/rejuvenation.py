@@ -73,8 +73,8 @@ class RejuvenationCallback(OncePerRun):
         name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
         alpha: weight of the SFT model in the fusion: "auto", 0.4 unless the data speak against it; or a
             number, 0 to 1; or one for each name pattern.
-        reset_fraction: share of all neurons that is reset to the base; 0 is fusion alone.
-        omega: weight of the base on a reset neuron.
+        reset_fraction: share of all neurons that is reset to the base; 0, the default, is fusion alone.
+        omega: weight of the base on a reset neuron; refused without a reset, as are ``positions`` to ``budget`` below.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
         positions: "sharpened" or "entropy_gap": where neurons are attributed.
         positions_per_response: at how many positions of a response, at most.
@@ -116,7 +116,7 @@ class RejuvenationCallback(OncePerRun):
         stop_after: bool = False,
         name: str | None = None,
         alpha: Alpha = "auto",
-        reset_fraction: float = 0.02,
+        reset_fraction: float = 0.0,
         omega: float = 1.0,
         calibration: Any = None,
         positions: PositionRule = "sharpened",

@@ -92,7 +92,7 @@ def merge_adapter(
         OSError: reading or writing failed.
     """
     given = check_given(alpha)
-    asked = Options(alpha=given, reset_fraction=0, rounding=rounding, seed=seed)
+    asked = Options(alpha=given, rounding=rounding, seed=seed)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))

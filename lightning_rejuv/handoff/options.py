@@ -11,11 +11,10 @@ import torch
 from lightning_rejuv.access.rounding import HALF_TYPES
 from lightning_rejuv.handoff.device import check_compute_dtype, check_device
 from lightning_rejuv.handoff.stream import DTYPES
-from lightning_rejuv.options import Options
+from lightning_rejuv.options import OF_THE_RESET, Options
 
-# What only a model that is run has, with the defaults; and the options that only the reset has.
+# What only a model that is run has, with the defaults.
 _OF_MODELS: Mapping[str, Any] = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
-_OF_THE_RESET = ("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget")
 
 
 def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
@@ -33,22 +32,19 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         raise ValueError(
             f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {beside['dtype']!r}."
         )
-    usual = Options()
-    idle = []
-    if not asked.reset_fraction:
-        idle = [name for name in _OF_THE_RESET if getattr(asked, name) != getattr(usual, name)]
     if not asked.runs_the_model:
-        idle += _given_of_models(beside)
+        idle = _given_of_models(beside)
         idle += ["seed"] if asked.seed and asked.rounding == "nearest" else []
-    alone = "" if asked.runs_the_model else " and a number for `alpha`"
-    _refuse_idle(idle, f"with `reset_fraction=0`{alone}", "pass a `reset_fraction` above 0")
+        _refuse_idle(
+            idle,
+            "with a number for `alpha` and no reset",
+            "pass `alpha='auto'` or a `reset_fraction` above 0",
+        )
     if asked.runs_the_model and beside["calibration"] is None:
-        joined = " and" if asked.refit is None else ","
         raise ValueError(
-            f"Expected calibration data for the reset and for `alpha='auto'` but got none, with "
-            f"`reset_fraction={asked.reset_fraction:g}`{joined} `alpha={asked.alpha!r}`"
-            f"{'' if asked.refit is None else ' and `refit`'}. Pass as `calibration` a JSONL file with prompts and "
-            "responses as in SFT, or set `reset_fraction=0` and a number for `alpha`, and no `refit`, for fusion alone."
+            f"Expected calibration data for {' and '.join(asked.what_runs_the_model)} but got none. Pass as "
+            "`calibration` a JSONL file with prompts and responses as in SFT, or a number for `alpha` (0.4, say), no "
+            "`reset_fraction` and no `refit`: fusion alone needs none."
         )
     if asked.refit is not None and beside["compute_dtype"] == "float16":
         raise ValueError(
@@ -118,7 +114,7 @@ def applied(asked: Options, beside: Mapping[str, Any], dtypes: Iterable[torch.dt
     """
     options = {**asdict(asked), **beside, "calibration": str(beside["calibration"])}
     del options["optimizer_state"]  # a checkpoint on disk has none
-    idle = () if asked.reset_fraction else _OF_THE_RESET
+    idle = () if asked.reset_fraction else OF_THE_RESET
     models = () if asked.runs_the_model else ("calibration", "device", "compute_dtype")
     exact = ("rounding",) if HALF_TYPES.isdisjoint(dtypes) else ()
     return {**options, **dict.fromkeys((*idle, *models, *exact))}

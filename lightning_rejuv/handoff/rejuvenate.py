@@ -41,7 +41,7 @@ def rejuvenate_checkpoint(
     out: PathLike,
     *,
     alpha: Alpha = "auto",
-    reset_fraction: float = 0.02,
+    reset_fraction: float = 0.0,
     omega: float = 1.0,
     positions: PositionRule = "sharpened",
     positions_per_response: int = 1,
@@ -58,7 +58,7 @@ def rejuvenate_checkpoint(
     refit: Refit | None = None,
     progress: Listener | None = None,
 ) -> HandoffReport:
-    """Write the rejuvenation of an SFT checkpoint: fusion with its base, then the targeted reset.
+    """Write the rejuvenation of an SFT checkpoint: fusion with its base, then a reset or a refit, if asked for.
 
     The output has the SFT model's names, shards, config, tokenizer, chat template and generation config. It
     appears under its name whole, or not at all; the inputs are never written to. Fusion streams: its memory
@@ -73,7 +73,7 @@ def rejuvenate_checkpoint(
         out: directory to write; must not exist.
         alpha: weight of the SFT model in the fusion: ``"auto"`` is 0.4 unless the calibration data speak against
             it; a number, 0 to 1; or one for each pattern of names on disk.
-        reset_fraction: share of the neurons that is reset, 0 to 1; 0 is fusion alone.
+        reset_fraction: share of the neurons that is reset, 0 to 1; 0, the default, is fusion alone.
         omega: weight of the base on a reset neuron.
         positions: at which positions neurons are attributed.
         positions_per_response: at how many of a response, at most.
@@ -111,9 +111,7 @@ def rejuvenate_checkpoint(
         ...     (root / name).mkdir()
         ...     _ = (root / name / "config.json").write_text("{}")
         ...     save_file({"weight": torch.full((2,), value)}, root / name / "model.safetensors")
-        >>> report = rejuvenate_checkpoint(
-        ...     root / "base", root / "sft", root / "out", alpha=0.25, reset_fraction=0
-        ... )
+        >>> report = rejuvenate_checkpoint(root / "base", root / "sft", root / "out", alpha=0.25)
         >>> load_file(root / "out" / "model.safetensors")["weight"]
         tensor([0.2500, 0.2500])
         >>> shutil.rmtree(root)

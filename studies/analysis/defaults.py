@@ -12,6 +12,7 @@ from studies.arms import ARMS
 Row = Mapping[str, Any]
 OPTIONS = Options()
 _TARGET = ARMS["auto_nll_100"].options["alpha_target"]
+_SHARE = f"{ARMS['auto_reset_entropy'].reset_fraction:g}"
 
 
 class Setting(NamedTuple):
@@ -43,20 +44,20 @@ SETTINGS = (
     Setting(
         "a reset at all",
         f"{OPTIONS.reset_fraction:.0%}",
-        ("auto_nll_100",),
-        "auto_reset_entropy",
+        ("auto_reset_entropy",),
+        "auto_nll_100",
         "The reset",
     ),
     Setting(
-        "`reset_fraction`",
-        f"{OPTIONS.reset_fraction}",
+        "`reset_fraction` where there is one",
+        _SHARE,
         ("auto_reset_entropy_4",),
         "auto_reset_entropy",
         "The reset",
     ),
     _rigid(
         "the same, alpha too large, against 0.04",
-        f"{OPTIONS.reset_fraction}",
+        _SHARE,
         "rigid_entropy_05",
         "rigid_entropy_1",
         "rigid_entropy_2",

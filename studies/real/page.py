@@ -22,8 +22,19 @@ from studies.analysis.markdown import (
     signed,
     table,
 )
+from studies.analysis.statistics import Difference
 from studies.analysis.statistics import mean as over_seeds
-from studies.real.analysis import ENOUGH_SEEDS, SUCCESS, Run, by_arm, differences, load, verdict
+from studies.real.analysis import (
+    ENOUGH_SEEDS,
+    QUESTIONS,
+    SUCCESS,
+    Run,
+    by_arm,
+    difference,
+    differences,
+    load,
+    verdict,
+)
 from studies.real.arms import ARMS, CORE
 from studies.real.recipes import RECIPES
 from studies.verdicts import ON_A_REAL_MODEL, confusion, confusion_table, of_real, wrong_about
@@ -48,6 +59,9 @@ HEADER = (
 # What README calls the recipes: the model that SFT starts from, and how far SFT goes.
 MODELS = {"V": "a base that was taught the skill first", "X": "the pretrained model as it is"}
 MODELS["W"] = f"{MODELS['V']}, SFT to the end"
+# Arms that reset neurons, and what is looked at of their starts.
+RESETS = ("fusion_reset", "fusion_random")
+BEFORE_RL = {"pass@1": "pass_at_1", "pass@8": "pass_at_k", "format": "format"}
 RESETS_HEADER = ("before RL", "neurons", "pass@1", "pass@8", "format", "worked out", "entropy")
 
 
@@ -55,12 +69,13 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
     """What stands between the marks of the page, by name."""
     if not runs:
         nothing = "No run has finished yet."
-        names = ("state", "table", "questions", "machines", "alphas", "worked")
+        names = ("state", "table", "questions", "starts", "machines", "alphas", "worked")
         return {**dict.fromkeys(names, nothing), "picture": ""}
     return {
         "state": _state(runs),
         "table": _table(runs),
         "questions": _questions(runs),
+        "starts": _starts(runs),
         "machines": _machines(runs),
         "alphas": _alphas(runs),
         "worked": _worked(runs),
@@ -139,13 +154,33 @@ def _questions(runs: Sequence[Run], primary_only: bool = False) -> str:
         if primary_only and not question.primary:
             continue
         n = end.estimate.n
-        tested = "" if end.p is None else f", p = {p_value(end.p)}"
         lines.append(
             f"- {question.text}: {signed(end.estimate._asdict())} pass@1 after RL "
-            f"({n} SFT seed{_s(n)}, {end.wins} above and {end.losses} below{tested}): {verdict(end)}. "
+            f"({n} SFT seed{_s(n)}, {_signs(end)}): {verdict(end)}. "
             f"Mean reward during RL: {signed(during.estimate._asdict())}."
         )
     return "\n".join(lines) or "No two arms share a run yet."
+
+
+def _signs(found: Difference) -> str:
+    tested = "" if found.p is None else f", p = {p_value(found.p)}"
+    return f"{found.wins} above and {found.losses} below{tested}"
+
+
+def _starts(runs: Sequence[Run]) -> str:
+    """What a reset does to the start: the differences that have one on one side, before RL."""
+    lines = []
+    for question in QUESTIONS:
+        if not {question.ours, question.theirs} & set(RESETS):
+            continue
+        said = []
+        for measure, name in BEFORE_RL.items():
+            found = difference(runs, question, lambda run, name=name: _at(run.start, "id", name))
+            if found is not None:
+                said.append(f"{measure} {signed(found.estimate._asdict())} ({_signs(found)})")
+        if said:
+            lines.append(f"- {question.text}: {'; '.join(said)}.")
+    return "\n".join(lines) or "No reset has been run yet."
 
 
 def _machines(runs: Sequence[Run]) -> str:
@@ -217,7 +252,10 @@ def made_of(root: Path) -> dict[str, str]:
     to_the_end = blocks(load(results / "real_to_the_end"))
     return {
         **blocks(load(results / "real")),
-        **{f"end {name}": to_the_end[name] for name in ("state", "table", "questions", "alphas", "worked")},
+        **{
+            f"end {name}": to_the_end[name]
+            for name in ("state", "table", "questions", "starts", "alphas", "worked")
+        },
         "verdicts": _verdicts(root),
         "resets": _resets(results / "real_resets"),
     }

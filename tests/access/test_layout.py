@@ -108,7 +108,7 @@ def test_a_reset_needs_a_model_that_can_be_built_again(tmp_path):
         model = tiny_llama()
         model.model.layers[0].mlp.extra = nn.Linear(2, 2)
         base = copy.deepcopy(model)
-        rejuvenate(fsdp2(model), base, [greedy_batch(tiny_llama())], alpha=0.5)
+        rejuvenate(fsdp2(model), base, [greedy_batch(tiny_llama())], alpha=0.5, reset_fraction=0.1)
 
     assert all("the model was changed after it was built" in text for text in refusals(tmp_path, changed))
 
@@ -120,7 +120,7 @@ def test_every_process_learns_of_a_failure_on_rank_zero(tmp_path):
         model = fsdp2(sharpened(base))
         before = whole(model)
         with pytest.raises((ValueError, RuntimeError)) as failure:
-            rejuvenate(model, base, [], alpha=0.5)
+            rejuvenate(model, base, [], alpha=0.5, reset_fraction=0.1)
         return str(failure.value), whole(model) == before
 
     (first, kept), (second, also_kept) = run_in_processes(attempt, tmp_path)

@@ -144,7 +144,7 @@ def test_what_is_missing_is_said_at_the_start(tmp_path):
     base = tiny_llama()
     only = {"alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
     callback = RejuvenationCallback(base, at_epoch=1, **only)
-    with pytest.raises(MisconfigurationException, match="and `refit` needs calibration data"):
+    with pytest.raises(MisconfigurationException, match="Expected calibration data for `refit` but got none"):
         fit(Module(sharpened(base), base), callback, tmp_path=tmp_path)
     frozen = Calibrated(sharpened(base), base)
     frozen.model.requires_grad_(False)

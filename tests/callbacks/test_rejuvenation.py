@@ -89,7 +89,7 @@ def test_a_module_that_verifies_has_the_alpha_that_was_found_checked(right, pair
 def test_an_anchor_on_disk_and_a_report_beside_the_logs(pair, tmp_path):
     base, sft = pair
     base.save_pretrained(tmp_path / "base")
-    callback = RejuvenationCallback(str(tmp_path / "base"), at_start=True, alpha=0.5)
+    callback = RejuvenationCallback(str(tmp_path / "base"), at_start=True, alpha=0.5, reset_fraction=0.1)
     logger = CSVLogger(tmp_path, name="logs")
     fit(Calibrated(sft, base), callback, tmp_path=tmp_path, max_epochs=1, logger=logger)
     report = json.loads((tmp_path / "logs" / "version_0" / "rejuvenation.json").read_text())
@@ -101,7 +101,7 @@ def test_an_anchor_on_disk_and_a_report_beside_the_logs(pair, tmp_path):
 def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
     base, sft = pair
     saver = ModelCheckpoint(tmp_path / "elsewhere")
-    callback = RejuvenationCallback(base, when=AtStep(2), alpha=0.5)
+    callback = RejuvenationCallback(base, when=AtStep(2), alpha=0.5, reset_fraction=0.1)
     with caplog.at_level("INFO"):
         fit(Calibrated(sft, base), callback, saver, tmp_path=tmp_path / "logs", max_epochs=1)
     names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
@@ -114,7 +114,7 @@ def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
 def test_a_progress_bar_names_the_phases(kind, pair, tmp_path, capsys, monkeypatch):
     """Two batches: through the base and the model, and once more for the attribution."""
     base, sft = pair
-    callbacks, shown = [RejuvenationCallback(base, at_start=True, alpha=0.5)], []
+    callbacks, shown = [RejuvenationCallback(base, at_start=True, alpha=0.5, reset_fraction=0.1)], []
     monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, mininterval=0))
     if kind == "tqdm":
         callbacks.append(TQDMProgressBar())
@@ -199,7 +199,7 @@ def test_a_resized_vocabulary_needs_leave(pair, tmp_path):
         fit(Calibrated(larger, base), RejuvenationCallback(base, at_start=True, alpha=0.5), tmp_path=tmp_path)
     new = larger.lm_head.weight[23:].clone()
     callback, snapshots = (
-        RejuvenationCallback(base, at_start=True, resize_vocabulary=True, alpha=0.5),
+        RejuvenationCallback(base, at_start=True, resize_vocabulary=True, alpha=0.5, reset_fraction=0.1),
         Snapshots(),
     )
     fit(Calibrated(larger, base), callback, snapshots, tmp_path=tmp_path, max_epochs=1)
@@ -247,12 +247,17 @@ REFUSED = {
         ValueError,
         "to lie in the model's vocabulary of 23 but got 4",
     ),
-    "no calibration": (Module, {"at_start": True}, MisconfigurationException, "needs calibration data"),
-    "no samples": (
+    "no calibration": (
         Module,
-        {"at_start": True, "reset_fraction": 0, "alpha": "auto"},
+        {"at_start": True},
         MisconfigurationException,
-        "needs calibration",
+        "Expected calibration data for `alpha='auto'` but",
+    ),
+    "no calibration for a reset": (
+        Module,
+        {"at_start": True, "alpha": 0.4, "reset_fraction": 0.1},
+        MisconfigurationException,
+        "Expected calibration data for `reset_fraction=0.1` but",
     ),
     "empty": (Calibrated, {"at_epoch": 2, "calibration": []}, ValueError, "iterable is empty"),
     "no responses": (

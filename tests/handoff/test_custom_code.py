@@ -81,7 +81,7 @@ def test_a_model_of_custom_code(tmp_path, model_type):
             load_model(sft, "cpu", torch.float32)
         with pytest.raises(ValueError, match="never run"):
             rejuvenate_checkpoint(
-                base, sft, tmp_path / "b", alpha=0.5, calibration=write_calibration(tmp_path / "c.jsonl")
+                base, sft, tmp_path / "b", calibration=write_calibration(tmp_path / "c.jsonl")
             )
         assert not (tmp_path / "b").exists()
     else:  # transformers has a class of that name: it is used, and it is not asked to be more

@@ -55,7 +55,8 @@ def test_tokens_that_sft_added_are_trained_with_the_others(tmp_path):
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     options = {"alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
     rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
-    expected, _ = rejuvenated_in_memory(base, sft, calibration, **options, resize_vocabulary=True)
+    in_memory = {**options, "positions": "sharpened", "resize_vocabulary": True}
+    expected, _ = rejuvenated_in_memory(base, sft, calibration, **in_memory)
     out = tensors(tmp_path / "out")
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(out[name], parameter.detach(), rtol=1e-6, atol=1e-7, msg=name)
@@ -197,7 +198,7 @@ def test_what_is_refused_leaves_nothing(options, message, tmp_path, capsys):
 def test_without_calibration_data_or_for_an_adapter_it_is_refused(tmp_path, capsys):
     base, sft = pair(tmp_path)
     with pytest.raises(
-        ValueError, match="Expected calibration data .* and `refit`. Pass as `calibration` a JSONL"
+        ValueError, match="Expected calibration data for `refit` but got none. Pass as `calibration` a JSONL"
     ):
         rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, refit=REFIT)
     (sft / "config.json").rename(sft / "adapter_config.json")

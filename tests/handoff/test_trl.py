@@ -20,7 +20,7 @@ def test_grpo_starts_from_the_written_directory_and_takes_a_few_steps(tmp_path):
 
     base, sft, calibration = known_pair(tmp_path)
     out = tmp_path / "out"
-    rejuvenate_checkpoint(base, sft, out, calibration=calibration, alpha=0.5)
+    rejuvenate_checkpoint(base, sft, out, calibration=calibration, alpha=0.5, reset_fraction=0.1)
     prompts = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": f"w{i} w{i + 1}"}]} for i in range(8)]
     )

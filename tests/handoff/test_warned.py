@@ -80,7 +80,9 @@ def test_the_command_tells_of_data_without_prompts_and_not_of_other_libraries(
         return load(*given, **options)
 
     monkeypatch.setattr(loading, "from_local", advising)
-    printed = command("rejuvenate", "--out", str(tmp_path / "out"), "--json", "--alpha", "0.4")
+    printed = command(
+        "rejuvenate", "--out", str(tmp_path / "out"), "--json", "--alpha", "0.4", "--reset-fraction", "0.1"
+    )
     told = json.loads(printed.out)["warnings"]
     assert [text[: len(UNMASKED)] for text in told] == [UNMASKED]
     printed = command("diagnose", "--json")

@@ -93,7 +93,8 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
             assert options["alpha"] in {*TARGETS, BARGAIN}
             assert options.pop("alpha_target", 1.0) > 0
             options["alpha"] = "auto"
-        checked = Options(**{**PINNED, **options})  # raises for what it does not know
+        pinned = PINNED if options["reset_fraction"] else {}
+        checked = Options(**{**pinned, **options})  # raises for what it does not know
         assert checked.reset_fraction == ARMS[arm].reset_fraction
     if "remedy" in recipe:
         task = get_task(name)

@@ -24,9 +24,10 @@ def _options(arm):
 
 
 def test_the_studys_default_is_the_librarys():
-    """But for the rule for alpha: the library has another one since."""
+    """But for the rule for alpha and for the reset: the library has another one since, and resets nothing unasked."""
     ours, library = _options(DEFAULT), Options()
-    for name in ("reset_fraction", "quantity", "positions", "positions_per_response", "scope"):
+    assert (ours["reset_fraction"], library.reset_fraction) == (0.02, 0.0)
+    for name in ("quantity", "positions", "positions_per_response", "scope"):
         assert ours[name] == getattr(library, name), name
     assert (ours["rank_by"], library.rank_by) == ("signed", None)
 
@@ -54,22 +55,22 @@ def test_every_default_has_its_row(tmp_path):
     found = rows(defaults_table(summarise(load(tmp_path / "docs" / "results" / "study"))))
     library = Options()
     shown = {name: row["default"] for name, row in found.items()}
-    assert shown["`reset_fraction`"] == f"{library.reset_fraction}"
-    assert shown["a reset at all"] == f"{library.reset_fraction:.0%}"
+    assert shown["a reset at all"] == f"{library.reset_fraction:.0%}" == "0%"
+    assert shown["`reset_fraction` where there is one"] == "0.02"
     assert shown["`quantity`"] == library.quantity
     assert shown["`rank_by`"] == "signed (of the entropy gradient)"
     assert found["`rank_by`"]["not told apart"] == "`rigid_entropy_absolute` not run"
 
 
 def test_alternatives_are_told_apart_whichever_way_round_they_are_kept(tmp_path):
-    """The reset's share and fusion alone are kept in opposite directions, of which the table shows one."""
+    """The reset and its quantity are kept in opposite directions, of which the table shows one."""
     for number_, seed in enumerate(range(1001, 1005)):
         noise = 0.01 * number_
         arms = {
-            "auto_nll_100": 0.5 + noise,  # below the default
-            DEFAULT: 0.8 - noise,
-            "auto_reset_entropy_4": 0.9 + noise,  # above it
-            "auto_reset": 0.8 - noise + (0.02 if number_ % 2 else -0.02),
+            "auto_nll_100": 0.5 + noise,
+            DEFAULT: 0.8 - noise,  # above it
+            "auto_reset_entropy_4": 0.9 + noise,
+            "auto_reset": 0.6 - noise + (0.02 if number_ % 2 else -0.02),
             "auto_nll_60": 0.5 + (noise if number_ % 2 else -noise),
         }
         write(tmp_path, "retail_desk", seed, {arm: record(end) for arm, end in arms.items()})
@@ -79,9 +80,9 @@ def test_alternatives_are_told_apart_whichever_way_round_they_are_kept(tmp_path)
     def told(name):
         return tuple(found[name][column] for column in columns)
 
-    assert told("a reset at all") == ("none", f"`auto_nll_100` {MINUS}0.27", "none")
-    assert told("`reset_fraction`") == ("`auto_reset_entropy_4` +0.13", "none", "none")
-    assert told("`quantity`") == ("none", "none", "`auto_reset` 0.00")
+    assert told("a reset at all") == (f"`{DEFAULT}` +0.27", "none", "none")
+    assert told("`reset_fraction` where there is one") == ("`auto_reset_entropy_4` +0.13", "none", "none")
+    assert told("`quantity`") == ("none", f"`auto_reset` {MINUS}0.20", "none")
     assert (
         told("target of the study's rule for alpha")[2]
         == f"`auto_nll_60` {MINUS}0.01, `auto_nll_150` not run"

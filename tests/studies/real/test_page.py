@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.analysis.markdown import DASH, fill_places, places
+from studies.analysis.markdown import DASH, MINUS, fill_places, places
 from studies.real import page
 from studies.real.analysis import QUESTIONS, SUCCESS, difference, differences, load
 from studies.real.arms import ARMS
@@ -38,13 +38,17 @@ def _write(
     rl_seeds=(201, 202),
     arms=tuple(ENDS),
     dtype="float32",
+    starts=None,
 ) -> None:
     for recipe in recipes:
         for sft_seed in sft_seeds:
             record = Record(root, RECIPES[recipe], sft_seed)
             for arm in arms:
                 start = Job("start", recipe, sft_seed, ARMS[arm].start)
-                record.add(start, {"edit": {"alpha": 0.4 + sft_seed / 10000}, **_scores(0.05)})
+                record.add(
+                    start,
+                    {"edit": {"alpha": 0.4 + sft_seed / 10000}, **_scores((starts or {}).get(arm, 0.05))},
+                )
                 for rl_seed in rl_seeds:
                     noise = random.Random(f"{recipe} {sft_seed} {rl_seed} {arm}").uniform(-0.05, 0.05)
                     value = ENDS[arm] + noise + (0.2 if recipe == "X" else 0.0)
@@ -113,6 +117,22 @@ def test_differences_pair_seeds_and_average_over_those_of_rl(tmp_path):
     text = blocks(runs)["questions"]
     assert text.splitlines()[0].startswith("- Fusion against excessive SFT: **+0.4")
     assert "6 SFT seeds, 6 above and 0 below, p = 0.031): above." in text.splitlines()[0]
+
+
+def test_what_a_reset_does_to_the_start_is_counted_once_for_each_sft_seed(tmp_path):
+    _write(tmp_path, starts={"fusion": 0.3, "fusion_reset": 0.2, "fusion_random": 0.35, "excessive": 0.9})
+    lines = blocks(load(tmp_path))["starts"].splitlines()
+    # Six SFT seeds, two RL seeds each; the made-up pass@8 is twice pass@1, and the format is the same everywhere.
+    assert lines[0] == (
+        "- The targeted reset on top of fusion, against fusion alone: "
+        f"pass@1 **{MINUS}0.10 ± 0.00** (0 above and 6 below, p = 0.031); "
+        f"pass@8 **{MINUS}0.20 ± 0.00** (0 above and 6 below, p = 0.031); "
+        "format 0.00 ± 0.00 (0 above and 0 below, p = 1.000)."
+    )
+    assert f"pass@1 **{MINUS}0.15 ± 0.00**" in lines[1]
+    assert "pass@1 **+0.05 ± 0.00**" in lines[2]
+    assert len(lines) == 3
+    assert blocks([])["starts"] == "No run has finished yet."
 
 
 def test_partial_results_say_how_many_there_are(tmp_path):
