@@ -143,7 +143,7 @@ def fusion(record: Record, base: LlamaForCausalLM, batch: Batch) -> None:
     record.case("bare torch._foreach_lerp_, first call", bare, parameters_b=parameters)
     record.case("bare torch._foreach_lerp_", bare)
     for rounding in ("nearest", "stochastic"):
-        run = partial(rejuvenate, sft, base, alpha=0.99, reset_fraction=0, rounding=rounding)
+        run = partial(rejuvenate, sft, base, alpha=0.99, rounding=rounding)
         record.case(f"fusion, {rounding}, first call", run)
         record.case(f"fusion, {rounding}", run)
     record.case("forward and backward, first call", forward_backward)
@@ -174,7 +174,7 @@ def anchor_elsewhere(record: Record, size: str) -> None:
     for call in (", first call", ""):
         record.case(
             f"fusion, float32 with a bfloat16 anchor on the CPU{call}",
-            lambda: rejuvenate(sft, anchor, alpha=0.5, reset_fraction=0),
+            lambda: rejuvenate(sft, anchor, alpha=0.5),
             parameters_b=round(sum(p.numel() for p in base.parameters()) / 1e9, 2),
         )
 

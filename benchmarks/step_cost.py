@@ -127,9 +127,7 @@ def main() -> None:
         variants: dict[str, list[L.Callback]] = {NONE: [], EMPTY: [L.Callback() for _ in range(COPIES)]}
         for trigger_name, trigger in TRIGGERS.items():
             variants[trigger_name] = [
-                RejuvenationCallback(
-                    anchor, when=trigger, reset_fraction=0.0, name=f"{len(variants)}-{copy}", alpha=0.5
-                )
+                RejuvenationCallback(anchor, when=trigger, name=f"{len(variants)}-{copy}", alpha=0.5)
                 for copy in range(COPIES)
             ]
         module = Blocks(variants, options.rounds, options.block)

@@ -44,12 +44,14 @@ class AlphaPoint:
         demonstrations: negative log-likelihood of held-out demonstrations, nats per response.
         base_samples: the same of responses that the base sampled.
         format: probability of the format that the demonstrations share and the base did not know, 0 to 1.
+        entropy: mean token entropy on the demonstrations, nats; NaN where it was not measured.
     """
 
     alpha: float
     demonstrations: float
     base_samples: float
     format: float
+    entropy: float = math.nan
 
 
 @dataclass(frozen=True)

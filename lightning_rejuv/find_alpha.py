@@ -79,7 +79,7 @@ def find_alpha(
             base = base or found
             sampled = nll_per_response([confidence(model, batch) for batch in batches])
             form = format_probability(demonstrations, found, base)
-            curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form))
+            curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form, mean_entropy(found)))
     taught, responses = (sum(len(batch.response) for batch in some) for some in (demonstrations, batches))
     search = replace(choose_alpha(curve), responses=responses, unfinished=unfinished)
     if judge is not None and sampler is not None:
@@ -96,10 +96,8 @@ def find_alpha(
                 return _right(samples, judge)
 
         search = with_rollouts(search, right_at)
-    nll, entropy = (
-        (curve[0].demonstrations, curve[-1].demonstrations),
-        (mean_entropy(base), mean_entropy(found)),
-    )
+    first, last = curve[0], curve[-1]
+    nll, entropy = (first.demonstrations, last.demonstrations), (first.entropy, last.entropy)
     doubts = (
         *doubt_swapped(nll, entropy),
         *doubt_seen(mean_nll(found), entropy),

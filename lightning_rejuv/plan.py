@@ -186,12 +186,14 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 assert data.loss is not None
                 assert data.calibration is not None  # not by its truth: a stream has no length
                 attribution = attribute_loss(model, groups, data.calibration, data.loss)
+            elif search:
+                comparison = Comparison([], search.curve[0].entropy, search.curve[-1].entropy)
     plan = Plan(
         alpha=search.alpha if search else given,
         alphas=alphas,
         resets=_select(groups, attribution, options) if attribution else [],
         drift=drift,
-        batches=batches if decoder or options.refit is not None else [],
+        batches=batches if comparison or options.refit is not None else [],
         comparison=comparison,
         attribution=attribution,
         search=search,

@@ -82,7 +82,7 @@ class ComparisonReport:
     """The calibration set before and after.
 
     Attributes:
-        rule: which positions were selected.
+        rule: which positions were selected; None, like the next two, without a reset.
         sharpened: how many of them are sharpened: the base already knew the token.
         learned: how many of them are learned: the token is new to the base.
         entropy_base: mean token entropy of the anchor on the calibration responses, nats.
@@ -90,9 +90,9 @@ class ComparisonReport:
         entropy_after: the same after it; None where it could not be measured.
     """
 
-    rule: str
-    sharpened: int
-    learned: int
+    rule: str | None
+    sharpened: int | None
+    learned: int | None
     entropy_base: float
     entropy_before: float
     entropy_after: float | None
@@ -112,7 +112,7 @@ class RejuvenationReport:
         tensors: a report per parameter.
         neurons: a report per neuron group, also of those that hold no adapter; empty for fusion alone.
         attribution: how neurons were chosen; None for fusion alone.
-        comparison: the calibration set; None without a language model or for fusion alone.
+        comparison: the calibration set; None without a language model, and for fusion alone by a number for ``alpha``.
         search: how alpha was found; None where it was given.
         refit: the training steps after the edit; None without them.
         rounding: how parameters of half types were rounded, ``"stochastic"`` or ``"nearest"``.
@@ -241,10 +241,11 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
         )
     comparison = None
     if plan.comparison is not None:
+        selected = plan.comparison.positions
         comparison = ComparisonReport(
-            rule=options.positions,
-            sharpened=sum(p.sharpened for p in plan.comparison.positions),
-            learned=sum(p.learned for p in plan.comparison.positions),
+            rule=options.positions if selected else None,
+            sharpened=sum(p.sharpened for p in selected) if selected else None,
+            learned=sum(p.learned for p in selected) if selected else None,
             entropy_base=plan.comparison.entropy_base,
             entropy_before=plan.comparison.entropy_sft,
             entropy_after=None,

@@ -139,7 +139,6 @@ class Stage:
             load_model(self.checkpoints[arm.start]).to(run.device),
             self.checkpoints["base"],
             self.measures.calibration,
-            reset_fraction=0,
             seed=run.seed,
             sampler=lambda m: [sampled_batch(respond(m, run.task, run.settings, run.seed))],
         )
@@ -160,7 +159,11 @@ class Stage:
 
         reset = {f"{g.layer}.{g.kind}": g.reset for g in report.neurons if g.reset} if report else {}
         compared = report.comparison if report else None
-        positions = {"sharpened": compared.sharpened, "learned": compared.learned} if compared else None
+        positions = (
+            {"sharpened": compared.sharpened, "learned": compared.learned}
+            if compared and compared.rule
+            else None
+        )
         at_start = evaluation.start["id"]
         first = {
             "pass_at_8_minus_1": at_start["pass_at_k"] - at_start["pass_at_1"],

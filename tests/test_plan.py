@@ -76,16 +76,25 @@ def test_the_top_share_of_a_position_is_rounded(fraction, count):
     assert report.neurons_reset == count
 
 
-def test_a_model_in_training_mode_is_measured_without_its_dropout():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 0.5, "reset_fraction": 0.1},
+        {"sampler": lambda _: [greedy_batch(tiny_llama(), seed=1)]},
+        {"sampler": lambda _: [greedy_batch(tiny_llama(), seed=1)], "reset_fraction": 0.1},
+    ],
+    ids=["reset", "search", "both"],
+)
+def test_a_model_in_training_mode_is_measured_without_its_dropout(options):
     base = tiny_llama(attention_dropout=0.5)
     sft = sharpened(base)
-    data = greedy_batch(base, rows=4)
+    data = greedy_batch(sft, rows=4)
     with torch.no_grad():
         entropies, response = _entropies(sft, data)
         (of_the_base, _) = _entropies(base, data)
     sft.train()
     base.train()
-    report = rejuvenate(sft, base, [data], alpha=0.5, reset_fraction=0.1)
+    report = rejuvenate(sft, base, [data], **options)
     assert sft.training
     assert base.training
     with torch.no_grad():
@@ -98,3 +107,5 @@ def test_a_model_in_training_mode_is_measured_without_its_dropout():
         (found.entropy_after, after),
     ):
         assert got == pytest.approx(float(values[response].mean()), rel=1e-5)
+    assert (found.rule is None) == (found.sharpened is None) == ("reset_fraction" not in options)
+    assert f"token entropy {found.entropy_before:.3f} -> {found.entropy_after:.3f} nats" in report.summary()

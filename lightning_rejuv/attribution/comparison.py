@@ -23,7 +23,7 @@ class Comparison:
     """What the calibration set says about an SFT model beside its anchor.
 
     Attributes:
-        positions: for each batch the selected positions.
+        positions: for each batch the selected positions; empty without a reset.
         entropy_base: mean token entropy of the anchor on the responses, nats.
         entropy_sft: mean token entropy of the SFT model, nats.
     """

@@ -99,6 +99,7 @@ def plan_on_disk(
         found["positions"] = plan.attribution.positions
         if plan.attribution.reconstructs:
             found["reconstruction_error"] = plan.attribution.error
+    if plan.comparison:
         found["entropy_sft"] = plan.comparison.entropy_sft
         found["entropy_base"] = plan.comparison.entropy_base
     return DiskPlan(

@@ -206,6 +206,8 @@ def _plain(report: RejuvenationReport) -> Result:
         "neurons_reset": report.neurons_reset,
         "neurons_total": report.neurons_total,
         "resets": {f"{group.layer}.{group.kind}": group.reset for group in report.neurons if group.reset},
-        "positions": {"sharpened": compared.sharpened, "learned": compared.learned} if compared else None,
+        "positions": {"sharpened": compared.sharpened, "learned": compared.learned}
+        if compared and compared.rule
+        else None,
         "rejuvenation_seconds": report.seconds,
     }
