@@ -160,8 +160,8 @@ def rejuvenation(record: Record, size: str) -> None:
     base = sure(size, record.device)
     batch = demonstrations(base, rows=16, length=64)
     fusion(record, base, batch)
-    reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4)
-    reset(record, base, batch, "alpha auto and reset of 2 %", alpha="auto")
+    reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4, reset_fraction=0.02)
+    reset(record, base, batch, "alpha auto and reset of 2 %", alpha="auto", reset_fraction=0.02)
     paper = {"quantity": "target_logit", "positions": "entropy_gap", "budget": "union"}
     reset(record, base, batch, "alpha 0.4 and the paper's reset", alpha=0.4, reset_fraction=0.01, **paper)
 

@@ -91,7 +91,7 @@ def commands(base: Path, sft: Path, out: Path, mergekit: str | None) -> dict[str
         str(sft),
     ]
     # The others round to nearest.
-    fusion = ["--reset-fraction", "0", "--alpha", "0.5", "--rounding", "nearest"]
+    fusion = ["--alpha", "0.5", "--rounding", "nearest"]
     found = {
         "bare lerp": [sys.executable, "-m", "benchmarks.handoff", "--bare", str(base), str(sft), str(out)],
         "lightning-rejuv": [*rejuv, "--out", str(out), *fusion, "--quiet"],

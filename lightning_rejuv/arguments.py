@@ -22,7 +22,7 @@ Rejuvenation (arXiv 2606.09932) writes
 
     alpha * SFT model + (1 - alpha) * base
 
-and then returns the neurons that push hardest on over-confident tokens to the base. The output is an ordinary
+and, if asked to, returns the neurons that push hardest on over-confident tokens to the base. The output is an ordinary
 Hugging Face directory with the SFT model's tokenizer, chat template and generation config; any RL trainer
 starts from it."""
 
@@ -66,7 +66,7 @@ itself, and a search for alpha between the two. A verifier makes the verdict muc
 _REJUVENATE = """\
 write a checkpoint that RL can start from
 
-The output appears whole under its name, or not at all; inputs are never written to. Fusion alone
+The output appears whole under its name, or not at all; inputs are never written to. Fusion by a number
 (`--alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
 memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, by 0.4 where `--alpha` is not given,
 and the base is not even read. An option that would have no effect is refused by name."""
@@ -224,13 +224,13 @@ def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
         "--reset-fraction",
         type=float,
         metavar="F",
-        help="share of all neurons that is reset after the fusion (default 0, fusion alone; the study's is 0.02)",
+        help="share of all neurons that is reset after the fusion (default 0, none)",
     )
     command.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE.jsonl",
-        help=_CALIBRATION + "; for the reset, `--alpha auto` and a refit",
+        help=_CALIBRATION + "; for `--alpha auto`, a reset and a refit",
     )
     command.add_argument(
         "--refit-steps",

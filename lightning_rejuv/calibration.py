@@ -92,8 +92,8 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     """
     if calibration is None:
         raise ValueError(
-            f"Expected {what} batches but got None. Pass batches with `input_ids` and `labels` "
-            "(-100 outside the response), or a number for `alpha` (0.4, say) and no `reset_fraction` for fusion alone."
+            f"Expected {what} batches but got None. Pass batches with `input_ids` and `labels`, -100 outside the "
+            "response."
         )
     check_batches(calibration, what)
     batches: list[Batch] = []

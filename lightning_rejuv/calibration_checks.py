@@ -98,12 +98,12 @@ def _check_language_model(model: nn.Module) -> None:
     if name.endswith(("Classification", "QuestionAnswering")):
         raise TypeError(
             f"Expected a language model, which returns logits [batch, time, vocabulary], but got {name}. Pass a "
-            "number for `alpha` (fusion alone), and `loss` for a reset."
+            "number for `alpha`, no `reset_fraction` and no `refit`; or `loss` for a reset."
         )
     if getattr(getattr(language_model(model), "config", None), "is_encoder_decoder", False):
         raise TypeError(
-            f"Expected a decoder-only language model but got {name}, an encoder-decoder. Pass a number for `alpha` "
-            "(fusion alone), and `loss` for a reset."
+            f"Expected a decoder-only language model but got {name}, an encoder-decoder. Pass a number for `alpha`, no "
+            "`reset_fraction` and no `refit`; or `loss` for a reset."
         )
 
 
@@ -113,7 +113,8 @@ def _check_inputs(model: nn.Module, batch: Batch) -> None:
         if takes(model, key):
             raise ValueError(
                 f"Expected {batch.where} to hold text alone but it has a tensor {key!r}, which {name} takes and which "
-                "is not supported here. Bring pairs without it, or pass a number for `alpha` and no `reset_fraction`."
+                "is not supported here. Bring pairs without it, or pass a number for `alpha`, no "
+                "`reset_fraction` and no `refit`."
             )
     if "position_ids" in batch.inputs and not takes(model, "position_ids"):
         raise ValueError(

@@ -179,8 +179,8 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     if logits.dim() != 3 or logits.shape[:2] != (batch, time):
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, which returns logits [batch, time, vocabulary], "
-            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model pass a number for `alpha` "
-            "(fusion alone), and `loss` for a reset."
+            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model pass a number for `alpha`, "
+            "no `reset_fraction` and no `refit`; or `loss` for a reset."
         )
     return logits
 

@@ -152,7 +152,7 @@ class Options:
         if idle and not self.reset_fraction:
             raise ValueError(
                 f"Expected no {', '.join(f'`{name}`' for name in idle)} without a reset, but `reset_fraction` is 0: it "
-                "would have no effect. Leave it out, or pass a `reset_fraction` above 0, such as 0.02."
+                "would have no effect. Leave it out, or pass a `reset_fraction` above 0."
             )
         if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
             raise ValueError(
@@ -183,6 +183,21 @@ class Options:
         asked = [f"`alpha={self.alpha!r}`"] if self.searches_alpha else []
         asked += [f"`reset_fraction={self.reset_fraction:g}`"] if self.reset_fraction else []
         return [*asked, *(["`refit`"] if self.refit is not None else [])]
+
+    def without_calibration(self, how: str) -> str:
+        """Say that calibration data are missing.
+
+        Args:
+            how: how they are brought, after "Expected … but got none.".
+
+        >>> print(Options(alpha=0.4, refit=Refit()).without_calibration("Pass a file"))
+        Expected calibration data for `refit` but got none. Pass a file, or a number for `alpha` (0.4, say), no
+        `reset_fraction` and no `refit`: fusion by a number needs none.
+        """
+        return (
+            f"Expected calibration data for {' and '.join(self.what_runs_the_model)} but got none. {how}, or a number "
+            "for `alpha` (0.4, say), no `reset_fraction` and no `refit`: fusion by a number needs none."
+        )
 
 
 def alpha_by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[str, float]:

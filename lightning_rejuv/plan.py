@@ -142,13 +142,15 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         _check_search(model, data, options)
     if resets_neurons and data.loss is not None:
         _check_beside_loss(options)
-    batches: list[Batch] = []
-    if decoder or samples_the_base:
-        batches = batches_for(model, data.calibration)
-    elif resets_neurons and data.calibration is None:
+    if options.runs_the_model and data.calibration is None:
         raise ValueError(
-            "Expected `calibration` batches for `loss` but got None. Bring them, or pass no `reset_fraction`."
+            options.without_calibration(
+                "Pass as `calibration` batches with `input_ids` and `labels`, -100 outside the response"
+                if data.loss is None
+                else "Pass as `calibration` batches for `loss`"
+            )
         )
+    batches = batches_for(model, data.calibration) if decoder or samples_the_base else []
     sampler = base_sampler = data.sampler if samples_the_base else None
     if samples_the_base and sampler is None:
         sampler = sample_with_generate(batches, options.seed)

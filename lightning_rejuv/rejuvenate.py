@@ -67,15 +67,14 @@ def rejuvenate(
         anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
             adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
-            and perhaps ``attention_mask``, or the rows of a dataset; not needed for fusion alone with a number for
-            ``alpha``.
+            and perhaps ``attention_mask``, or the rows of a dataset; refused where nothing needs them: for fusion by a
+            number without a refit.
         alpha: weight of the SFT model. ``"auto"`` is 0.4, unless the likelihoods of the calibration responses and of
             responses that the base samples speak against it, see :func:`lightning_rejuv.alpha.choose_alpha`. Or a
             number, 0 to 1; 1 is no fusion. Or a mapping of name patterns to numbers
             (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
         reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
-            are reset where fewer have a positive score, and the report says so. 0, the default, is fusion alone;
-            the study's is 0.02.
+            are reset where fewer have a positive score, and the report says so. 0, the default, resets none.
         omega: weight of the base on a reset neuron; 1 overwrites it. This and the next six are refused without a reset.
         positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
             are not un-taught; or ``"entropy_gap"``, the paper's rule.
@@ -178,7 +177,11 @@ def _check_effect(data: Data, options: Options) -> None:
     idle = {
         "sampler": (data.sampler is not None and not samples, '`alpha="auto"` or `refit`'),
         "verifier": (data.verifier is not None and not options.searches_alpha, '`alpha="auto"`'),
-        "loss": (data.loss is not None and not (samples or resets), "a `reset_fraction` above 0"),
+        "loss": (data.loss is not None and not resets, "a `reset_fraction` above 0 and a number for `alpha`"),
+        "calibration": (
+            data.calibration is not None and not options.runs_the_model,
+            '`alpha="auto"`, a `reset_fraction` above 0 or `refit`',
+        ),
     }
     for name, (without_effect, needed) in idle.items():
         if without_effect:

@@ -127,8 +127,8 @@ class Stage:
                 lambda m: sampled_batch(respond(m, run.task, run.settings, run.seed)),
                 target,
             )
-        base, calibration = self.checkpoints["base"], self.measures.calibration
-        pinned = PINNED if arm.reset_fraction else {}
+        base = self.checkpoints["base"]
+        calibration, pinned = (self.measures.calibration, PINNED) if arm.reset_fraction else (None, {})
         report = rejuvenate(model, base, calibration, seed=run.seed, **{**pinned, **options})
         return model, replace(report, search=search)
 

@@ -73,7 +73,7 @@ def flags():
             3,
             "Expected calibration data for `--alpha auto` but got none. Pass as `--calibration` a JSONL file with "
             "prompts and responses as in SFT, or a number for `--alpha` (0.4, say), no `--reset-fraction` and no "
-            "`--refit-steps`: fusion alone needs none.",
+            "`--refit-steps`: fusion by a number needs none.",
         ),
         (
             ("--reset-fraction", "0.02", "--refit-steps", "2"),
@@ -83,8 +83,8 @@ def flags():
         (
             (*FUSION, *CALIBRATED, "--compute-dtype", "float32"),
             3,
-            "Expected no `--calibration`, `--compute-dtype` with a number for `--alpha` and no reset: it would have no "
-            "effect. Leave it out, or pass `--alpha auto` or a `--reset-fraction` above 0.",
+            "Expected no `--calibration`, `--compute-dtype` with a number for `--alpha`, no reset and no refit: it "
+            "would have no effect. Leave it out, or pass `--alpha auto`, a `--reset-fraction` above 0 or `--refit-steps`.",
         ),
         (("--alpha", "2"), 3, "Expected `--alpha` to be a number in [0, 1], "),
         (("--alpha", "{root}/two.yaml"), 3, "Expected every value of `--alpha` to be a number in [0, 1] but"),
@@ -160,10 +160,16 @@ def test_what_only_python_takes_is_said_to_be(models, refusal, tmp_path, monkeyp
     monkeypatch.setattr(handoff, "diagnose", no_model_of_language)
     known = ("--base", str(models["base"]), "--sft", str(models["sft"]))
     text = refusal("rejuvenate", *known, "--out", str(tmp_path / "out"))
-    assert "Pass a number for `--alpha` (fusion alone), and `loss` for a reset." in text
+    assert (
+        "Pass a number for `--alpha`, no `--reset-fraction` and no `--refit-steps`; or `loss` for a reset."
+        in text
+    )
     assert "`lightning_rejuv.rejuvenate` in Python takes `loss`; the command has no such option." in text
     text = refusal("diagnose", *known, "--calibration", str(models["calibration"]))
-    assert "`--alpha` is an option of `lightning-rejuv rejuvenate`; " in text
+    assert (
+        "`--alpha` and `--reset-fraction` and `--refit-steps` are options of `lightning-rejuv rejuvenate`; "
+        in text
+    )
     assert "without `--calibration` `lightning-rejuv diagnose` runs no model." in text
 
 

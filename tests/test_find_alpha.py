@@ -285,5 +285,5 @@ def test_a_list_does_as_an_answer(pair):
 
 
 def test_a_search_needs_demonstrations_even_with_a_sampler(pair):
-    with pytest.raises(ValueError, match="calibration batches but got None"):
-        rejuvenate(pair[1], pair[0], alpha="auto", reset_fraction=0, sampler=sample)
+    with pytest.raises(ValueError, match="Expected calibration data for `alpha='auto'` but got none"):
+        rejuvenate(pair[1], pair[0], alpha="auto", sampler=sample)

@@ -160,7 +160,11 @@ def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Expected a number for `alpha` with `loss` but got 'auto', a rule that goes by the responses"),
+        ({}, "no `loss` without a `reset_fraction` above 0 and a number for `alpha`"),
+        (
+            {"reset_fraction": 0.1},
+            "Expected a number for `alpha` with `loss` but got 'auto', a rule that goes by the responses",
+        ),
         (
             {"alpha": 1.0, "reset_fraction": 0.1, "budget": "union", "quantity": "target_logit"},
             "Expected no `quantity`, `budget` with `loss`",

@@ -135,7 +135,8 @@ def test_python_of_the_quickstart(tmp_path, monkeypatch, capsys):
     page = ROOT / "docs" / "quickstart.md"
     names = _run(_blocks(page, "python"), page, {})
     assert names["rejuvenation"].report.search.rule == "auto"
-    assert names["callback"].report.neurons_reset > 0
+    assert names["callback"].report.search.rule == "auto"
+    assert names["callback"].report.comparison.entropy_after > 0
     assert "plasticity/pass_at_8" in names["trainer"].callback_metrics
     assert {path.name for path in tmp_path.iterdir()} >= {"base", "sft", "rejuvenated"}
     assert "token_entropy" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_it_is_plain_adamw_after_the_edit(edit, size, seed):
     calibration, samples = data_of(base)
     rows = rows_of(calibration) + rows_of(samples)
     expected = copy.deepcopy(sft)
-    rejuvenate(expected, base, calibration, **edit)
+    rejuvenate(expected, base, calibration if edit["reset_fraction"] else None, **edit)
     before = [mean_nll(expected, part) for part in (rows[:5], rows[5:], rows)]
     by_hand(expected, rows, 4, RATE, min(size, len(rows)), seed)
     refit = Refit(steps=4, learning_rate=RATE, batch_size=size)
@@ -120,7 +120,7 @@ def test_the_search_for_alpha_and_the_refit_see_the_same_samples():
 
     model = sharpened(base)
     calibration = [greedy_batch(model, rows=5)]
-    report = rejuvenate(model, base, calibration, refit=Refit(2), sampler=sampler)
+    report = rejuvenate(model, base, calibration, reset_fraction=0.1, refit=Refit(2), sampler=sampler)
     assert len(calls) == 1
     assert report.search is not None
     assert report.refit.base_samples == 7
@@ -193,7 +193,7 @@ def test_frozen_parameters_stay_bitwise():
     calibration, samples = data_of(base)
     options = {"alpha": 0.4, "reset_fraction": 0}
     fused = copy.deepcopy(sft)
-    rejuvenate(fused, base, calibration, **options)
+    rejuvenate(fused, base, **options)
     report = rejuvenate(sft, base, calibration, refit=Refit(2, RATE), sampler=lambda _: samples, **options)
     for (name, ours), theirs in zip(sft.named_parameters(), fused.parameters(), strict=True):
         assert torch.equal(ours, theirs) == ("mlp" not in name), name
@@ -205,7 +205,8 @@ def test_tied_weights_stay_tied():
     base = tiny_llama(tie_word_embeddings=True)
     sft = sharpened(base)
     calibration, samples = data_of(base)
-    rejuvenate(sft, base, calibration, alpha=1.0, refit=Refit(2, RATE), sampler=lambda _: samples)
+    options = {"alpha": 1.0, "reset_fraction": 0.1, "sampler": lambda _: samples}
+    rejuvenate(sft, base, calibration, refit=Refit(2, RATE), **options)
     assert sft.lm_head.weight is sft.model.embed_tokens.weight
     assert not torch.equal(sft.lm_head.weight, base.lm_head.weight)
 
@@ -223,7 +224,7 @@ def test_only_the_adapter_is_trained():
     model.set_adapter("default")
     calibration, samples = data_of(base)
     before, expected = state(model), copy.deepcopy(model)
-    rejuvenate(expected, None, calibration, alpha=0.5, reset_fraction=0)
+    rejuvenate(expected, None, alpha=0.5)
     rows = rows_of(calibration) + rows_of(samples)
     by_hand(expected, rows, 3, 2e-4, len(rows))  # the rate of adapters, where none is named
     options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(3), "sampler": lambda _: samples}
@@ -307,7 +308,7 @@ def test_what_optimizers_hold_follows(dtype):
     options = {"alpha": 0.5, "reset_fraction": 0}
     fused = copy.deepcopy(sft)
     plain = Lookahead(fused.parameters())
-    rejuvenate(fused, base, calibration, **options, optimizer=plain)
+    rejuvenate(fused, base, **options, optimizer=plain)
     optimizer = Lookahead(sft.parameters())
     options |= {"refit": Refit(3, RATE), "sampler": lambda _: samples}
     rejuvenate(sft, base, calibration, **options, optimizer=optimizer)
@@ -366,9 +367,9 @@ REFUSED = {
         lambda m: m.half(),
         "trained weights in bfloat16 or float32 for `refit` but .* in float16",
     ),
-    "no calibration": ({"calibration": None}, None, "Expected calibration batches but got None"),
+    "no calibration": ({"calibration": None}, None, "Expected calibration data for `refit` but got none"),
     "no samples": ({"sampler": lambda _: []}, None, "at least one sampled batch"),
-    "a loss": ({"loss": lambda m, b: m(**b).loss}, None, "no `refit` with `loss`"),
+    "a loss": ({"reset_fraction": 0.1, "loss": lambda m, b: m(**b).loss}, None, "no `refit` with `loss`"),
     "not a Refit": ({"refit": 20}, None, "`refit` to be a `Refit` or None but got 20"),
 }
 
@@ -436,7 +437,8 @@ def test_an_interrupt_in_the_midst_leaves_the_model_as_it_was(monkeypatch):
     real = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(KeyboardInterrupt):
-        rejuvenate(model, base, calibration, alpha=0.5, refit=Refit(3, RATE), sampler=lambda _: samples)
+        options = {"alpha": 0.5, "reset_fraction": 0.1, "sampler": lambda _: samples}
+        rejuvenate(model, base, calibration, refit=Refit(3, RATE), **options)
     assert unchanged(model, before)
 
 

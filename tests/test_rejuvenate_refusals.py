@@ -32,15 +32,15 @@ BAD = [
     ({"alpha": {"*.mlp.*": 0.5}}, "no pattern fits"),
     ({"alpha": {"*": 0.5, "*.lora.*": 0.5}}, r"no parameter fits \['\*.lora.\*'\]"),
     ({"alpha": {"*": 2.0}}, "every value of `alpha`"),
-    ({"alpha": "auto", "reset_fraction": 0, "calibration": None}, "calibration batches but got None"),
+    ({"alpha": "auto", "reset_fraction": 0, "calibration": None}, "calibration data for `alpha='auto'` but"),
     ({"quantity": "loss"}, "`quantity`"),
     ({"budget": "all"}, "`budget`"),
     ({"budget": "union", "scope": "layer", "reset_fraction": 0.1}, "paper's rule"),
-    ({"scope": "layer"}, "no `scope` without a reset"),
+    ({"scope": "layer", "reset_fraction": 0}, "no `scope` without a reset"),
     ({"rounding": "down"}, "`rounding`"),
     ({"optimizer_state": "forget"}, "`optimizer_state`"),
     ({"alpha": "auto", "calibration": []}, "iterable is empty"),
-    ({"reset_fraction": 0.1, "calibration": None}, "calibration batches but got None"),
+    ({"reset_fraction": 0.1, "calibration": None}, "calibration data for `reset_fraction=0.1` but"),
     ({"reset_fraction": 0.1, "calibration": []}, "iterable is empty"),
     ({"reset_fraction": 0.1, "calibration": [{"input_ids": torch.ones(1, 3).long()}]}, "'labels'"),
 ]
@@ -51,7 +51,9 @@ def test_bad_options_change_nothing(pair, options, message):
     base, sft = pair
     before = _state(sft)
     with pytest.raises(ValueError, match=message):
-        rejuvenate(sft, base, **{"calibration": calibration(base), "alpha": 0.5, **options})
+        rejuvenate(
+            sft, base, **{"calibration": calibration(base), "alpha": 0.5, "reset_fraction": 0.1, **options}
+        )
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
@@ -187,6 +189,7 @@ def unasked(*_):
         ({"sampler": unasked, "reset_fraction": 0.1}, "no `sampler` without"),
         ({"omega": 0.5}, "no `omega` without a reset"),
         ({"omega": 0.5, "alpha": "auto"}, "no `omega` without a reset"),
+        ({}, r'no `calibration` without `alpha="auto"`, a `reset_fraction` above 0 or `refit`'),
         ({"loss": unasked}, "no `loss` without a `reset_fraction` above 0"),
     ],
 )

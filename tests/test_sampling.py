@@ -324,11 +324,14 @@ def test_padded_calibration_finds_the_alpha_of_unpadded(side):
         }
         for b in data(base)
     ]
-    found = [rejuvenate(sharpened(base), base, batches) for batches in (data(base), padded)]
+    found = [
+        rejuvenate(sharpened(base), base, batches, reset_fraction=0.1) for batches in (data(base), padded)
+    ]
     assert 0 < found[0].alpha < 1
     assert found[0].alpha == pytest.approx(found[1].alpha)
     curves = [[value for point in report.search.curve for value in astuple(point)] for report in found]
     assert curves[0] == pytest.approx(curves[1])
+    assert sum(g.reset for g in found[0].neurons) > 0
     assert [g.reset for g in found[0].neurons] == [g.reset for g in found[1].neurons]
 
 
@@ -338,7 +341,7 @@ def test_no_pass_is_larger_than_the_callers_batches():
     rows = [{k: v[i : i + 1] for k, v in greedy_batch(base, rows=12).items()} for i in range(12)]
     seen = []
     sft.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    rejuvenate(sft, base, rows)
+    rejuvenate(sft, base, rows, reset_fraction=0.1)
     assert max(shape[0] for shape in seen) == 1
     # Many rows of a few tokens beside a few rows of many: neither rows nor tokens are multiplied, but in `generate`.
     seen.clear()
@@ -354,7 +357,7 @@ def test_no_pass_is_larger_than_the_callers_batches():
     sft.generate = generate_apart
     long = greedy_batch(base, rows=2, length=40)
     long["labels"][:, :38] = -100
-    rejuvenate(sft, base, [greedy_batch(base, rows=20, length=5), *[long] * 5])
+    rejuvenate(sft, base, [greedy_batch(base, rows=20, length=5), *[long] * 5], reset_fraction=0.1)
     assert max(shape[0] for shape in (*seen, *sampling)) <= 20
     assert max(shape.numel() for shape in seen) <= 100
     assert max(shape.numel() for shape in sampling) <= 400

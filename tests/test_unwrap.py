@@ -39,10 +39,11 @@ def test_a_lightning_module_is_its_language_model(wrap, options):
     sft = sharpened(base)
     module = wrap(copy.deepcopy(sft))
     value = module.value.weight.clone()
-    expected = rejuvenate(sft, base, _data(base), alpha=0.5, **options)
+    data = _data(base) if options["reset_fraction"] else None
+    expected = rejuvenate(sft, base, data, alpha=0.5, **options)
     for anchor in (base, Policy(base)):
         inside = copy.deepcopy(module)
-        report = rejuvenate(inside, anchor, _data(base), alpha=0.5, **options)
+        report = rejuvenate(inside, anchor, data, alpha=0.5, **options)
         assert all(
             torch.equal(p, q) for p, q in zip(inside.model.parameters(), sft.parameters(), strict=True)
         )
@@ -67,14 +68,14 @@ def test_fabrics_wrapper_and_its_optimizer():
     base = tiny_llama()
     sft = sharpened(base)
     expected = copy.deepcopy(sft)
-    summary = rejuvenate(expected, base, _data(base), alpha=0.5).summary()
+    summary = rejuvenate(expected, base, _data(base), alpha=0.5, reset_fraction=0.1).summary()
     fabric = Fabric(accelerator="cpu", devices=1)
     optimizer = torch.optim.AdamW(sft.parameters(), lr=0.0)
     model, optimizer = fabric.setup(sft, optimizer)
     assert unwrap(model)[1] is sft
     model(**batch()).loss.backward()
     optimizer.step()
-    report = rejuvenate(model, base, _data(base), alpha=0.5, optimizer=optimizer)
+    report = rejuvenate(model, base, _data(base), alpha=0.5, reset_fraction=0.1, optimizer=optimizer)
     assert report.summary() == summary
     assert all(torch.equal(p, q) for p, q in zip(sft.parameters(), expected.parameters(), strict=True))
     state = optimizer.state[sft.lm_head.weight]
@@ -148,13 +149,14 @@ def test_a_bare_module_is_planned_where_it_is(tmp_path):
     """One process alone may rejuvenate a model of its own: nothing waits for the others."""
     base = tiny_llama()
     sft = sharpened(base)
+    options = {"alpha": 0.5, "reset_fraction": 0.1}
 
     def work(rank):
         if rank:
             return None
-        return rejuvenate(copy.deepcopy(sft), base, _data(base), alpha=0.5).summary()
+        return rejuvenate(copy.deepcopy(sft), base, _data(base), **options).summary()
 
     assert (
         run_in_processes(work, tmp_path)[0]
-        == rejuvenate(copy.deepcopy(sft), base, _data(base), alpha=0.5).summary()
+        == rejuvenate(copy.deepcopy(sft), base, _data(base), **options).summary()
     )

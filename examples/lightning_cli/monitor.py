@@ -16,7 +16,7 @@ class HeldOutMonitor(PlasticityMonitor):
     Args:
         anchor: directory of the base.
         task: whose demonstrations.
-        seed: of the demonstrations; the stage's own, so that they are those that the reset is calibrated on.
+        seed: of the demonstrations; the stage's own, so that they are those that the rejuvenation is calibrated on.
         held_out: how many.
         pass_at: the values of k for the RL stage's pass@k.
     """

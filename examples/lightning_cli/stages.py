@@ -69,7 +69,7 @@ class SFTStage(Stage, SupervisedFineTuning):
         task: whose demonstrations.
         seed: of the demonstrations and their order.
         demonstrations: how many there are; a batch is 32.
-        held_out: how many others the reset is calibrated on.
+        held_out: how many others the rejuvenation is calibrated on.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class SFTStage(Stage, SupervisedFineTuning):
         return self.demonstrations.train_dataloader()
 
     def calibration_dataloader(self) -> DataLoader:
-        """Held-out demonstrations on which `RejuvenationCallback` attributes what SFT sharpened."""
+        """Held-out demonstrations on which `RejuvenationCallback` checks alpha and chooses neurons."""
         return DataLoader(held_out_demonstrations(self.task, self.held_out, self.seed), batch_size=None)
 
 
@@ -107,7 +107,7 @@ class RLStage(Stage, GRPO):
         rl_steps: steps of the epoch.
         prompts: prompts a step.
         group: samples a prompt.
-        held_out: demonstrations on which the reset is calibrated.
+        held_out: demonstrations on which the rejuvenation is calibrated.
         responses: prompts on which the base is sampled to find alpha.
     """
 

@@ -127,7 +127,7 @@ class GRPO(L.LightningModule):
         return batch
 
     def calibration_dataloader(self) -> DataLoader:
-        """Held-out demonstrations on which `RejuvenationCallback` attributes what SFT sharpened."""
+        """Held-out demonstrations on which `RejuvenationCallback` checks alpha and chooses neurons."""
         batches = held_out_demonstrations(self.task, self.settings.held_out, self.seed)
         return DataLoader(batches, batch_size=None)
 

@@ -41,7 +41,8 @@ def blank(model: nn.Module, layout: Layout) -> nn.Module:
         ValueError: not a Hugging Face model, or one whose modules were exchanged after it was built.
     """
     advice = (
-        "Pass a number for `alpha` and no `reset_fraction`, or rejuvenate the checkpoint: `lightning-rejuv`."
+        "Pass a number for `alpha`, no `reset_fraction` and no `refit`, or rejuvenate the checkpoint: "
+        "`lightning-rejuv`."
     )
     if isinstance(model, FSDP):
         model = model.module
@@ -85,7 +86,7 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
     if added := set(targets.buffers.fused).difference(name for name, _ in built.named_buffers()):
         raise ValueError(
             f"Expected the buffers that the config of {type(model).__name__} describes but got {listing(added)} as "
-            "well. Pass a number for `alpha` and no `reset_fraction`."
+            "well. Pass a number for `alpha`, no `reset_fraction` and no `refit`."
         )
     chief = dist.get_rank() == 0
     if chief:

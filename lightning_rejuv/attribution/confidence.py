@@ -45,7 +45,7 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, with a logit for each token of its vocabulary, "
             f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model pass "
-            "a number for `alpha` (fusion alone), and `loss` for a reset."
+            "a number for `alpha`, no `reset_fraction` and no `refit`; or `loss` for a reset."
         )
     entropy, log_prob = [], []
     for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):

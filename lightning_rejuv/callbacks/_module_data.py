@@ -65,8 +65,9 @@ def _calibration_of(module: LightningModule, calibration: Any, options: Options)
     loader = getattr(module, "calibration_dataloader", None)
     if loader is None:
         raise MisconfigurationException(
-            f"Expected calibration data for {' and '.join(options.what_runs_the_model)} but got none. Pass "
-            f"`calibration=<batches>`, give {type(module).__name__} a `calibration_dataloader()` that returns them, or "
-            "pass a number for `alpha` (0.4, say), no `reset_fraction` and no `refit`: fusion alone needs none."
+            options.without_calibration(
+                f"Give {type(module).__name__} a `calibration_dataloader()` that returns batches, or pass "
+                "`calibration=<batches>`"
+            )
         )
     return loader()

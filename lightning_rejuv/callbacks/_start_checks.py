@@ -29,7 +29,7 @@ from lightning_rejuv.refit import check_refit
 
 
 def check_arguments(
-    anchor: Any, trigger: Trigger, stop_after: bool, name: str | None, calibration: Any
+    anchor: Any, trigger: Trigger, stop_after: bool, name: str | None, calibration: Any, options: Options
 ) -> None:
     """Refuse, at construction, arguments that do not go together.
 
@@ -50,6 +50,11 @@ def check_arguments(
         raise MisconfigurationException(
             'Expected a later moment than `at_start=True` with `anchor="init"`: there the model is its own anchor, and '
             "there is nothing to pull back. Pass the base as `anchor`."
+        )
+    if calibration is not None and not options.runs_the_model:
+        raise MisconfigurationException(
+            'Expected no `calibration` without `alpha="auto"`, a `reset_fraction` above 0 or `refit`: it would have no '
+            "effect. Leave it out, or pass one of them."
         )
     if isinstance(calibration, Iterator):
         raise MisconfigurationException(

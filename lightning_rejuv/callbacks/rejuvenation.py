@@ -51,8 +51,8 @@ class RejuvenationCallback(OncePerRun):
     none beside the logs, the report is written to ``rejuvenation.json``; its figures go to the loggers
     under ``rejuvenation/``. A LightningModule brings the data along, in methods of its own:
 
-    - ``calibration_dataloader()`` returns (prompt, response) batches for the reset, where the callback
-      is not given ``calibration``;
+    - ``calibration_dataloader()`` returns (prompt, response) batches, on which alpha is checked, neurons are
+      chosen and a refit trains, where the callback is not given ``calibration``;
     - ``sample_responses(model)`` returns responses that the language model it is given samples, as batches
       of the same form, to find alpha; without it the model's ``generate`` samples from the calibration
       prompts;
@@ -73,7 +73,7 @@ class RejuvenationCallback(OncePerRun):
         name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
         alpha: weight of the SFT model in the fusion: "auto", 0.4 unless the data speak against it; or a
             number, 0 to 1; or one for each name pattern.
-        reset_fraction: share of all neurons that is reset to the base; 0, the default, is fusion alone.
+        reset_fraction: share of all neurons that is reset to the base; 0, the default, resets none.
         omega: weight of the base on a reset neuron; refused without a reset, as are ``positions`` to ``budget`` below.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
         positions: "sharpened" or "entropy_gap": where neurons are attributed.
@@ -94,8 +94,8 @@ class RejuvenationCallback(OncePerRun):
         rejuvenated_at: for each time it was done in this run, how many updates had been made.
 
     Raises:
-        MisconfigurationException: not exactly one of ``at_start``, ``at_epoch``, ``at_end`` and ``when``; at the
-            start of the fit: a moment that can never come, no calibration data, no sampler, a
+        MisconfigurationException: not exactly one of ``at_start``, ``at_epoch``, ``at_end`` and ``when``, or data that
+            nothing needs; at the start of the fit: a moment that can never come, no calibration data, no sampler, a
             ``StochasticWeightAveraging`` beside it.
         ValueError: an argument out of range; at the start of the fit: an anchor that does not match or
             is not finite, an optimizer that holds weights where they cannot be edited.
@@ -132,7 +132,6 @@ class RejuvenationCallback(OncePerRun):
         refit: Refit | None = None,
     ) -> None:
         trigger = one_trigger(at_start, at_epoch, at_end, when)
-        check_arguments(anchor, trigger, stop_after, name, calibration)
         super().__init__(trigger, name)
         self.report: RejuvenationReport | None = None
         self._anchor = anchor
@@ -154,6 +153,7 @@ class RejuvenationCallback(OncePerRun):
             seed=seed,
             refit=refit,
         )
+        check_arguments(anchor, trigger, stop_after, name, calibration, self._options)
         self._resize_vocabulary = resize_vocabulary
         self._accumulation = Accumulation()
         self._new_file: dict[str, str] | None = None  # of initial weights

@@ -33,18 +33,16 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
             f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {beside['dtype']!r}."
         )
     if not asked.runs_the_model:
-        idle = _given_of_models(beside)
-        idle += ["seed"] if asked.seed and asked.rounding == "nearest" else []
         _refuse_idle(
-            idle,
-            "with a number for `alpha` and no reset",
-            "pass `alpha='auto'` or a `reset_fraction` above 0",
+            _given_of_models(beside),
+            "with a number for `alpha`, no reset and no refit",
+            "pass `alpha='auto'`, a `reset_fraction` above 0 or `refit`",
         )
     if asked.runs_the_model and beside["calibration"] is None:
         raise ValueError(
-            f"Expected calibration data for {' and '.join(asked.what_runs_the_model)} but got none. Pass as "
-            "`calibration` a JSONL file with prompts and responses as in SFT, or a number for `alpha` (0.4, say), no "
-            "`reset_fraction` and no `refit`: fusion alone needs none."
+            asked.without_calibration(
+                "Pass as `calibration` a JSONL file with prompts and responses as in SFT"
+            )
         )
     if asked.refit is not None and beside["compute_dtype"] == "float16":
         raise ValueError(

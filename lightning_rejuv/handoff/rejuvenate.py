@@ -73,7 +73,7 @@ def rejuvenate_checkpoint(
         out: directory to write; must not exist.
         alpha: weight of the SFT model in the fusion: ``"auto"`` is 0.4 unless the calibration data speak against
             it; a number, 0 to 1; or one for each pattern of names on disk.
-        reset_fraction: share of the neurons that is reset, 0 to 1; 0, the default, is fusion alone.
+        reset_fraction: share of the neurons that is reset, 0 to 1; 0, the default, resets none.
         omega: weight of the base on a reset neuron.
         positions: at which positions neurons are attributed.
         positions_per_response: at how many of a response, at most.

@@ -33,7 +33,7 @@ class HandoffReport:
         unused: tensors that only the base has.
         warnings: what deserves a look, and what this library warned of while it worked.
         reset: number of weights that were reset, by name on disk.
-        attribution: how neurons were chosen, and the search for alpha; None for fusion alone.
+        attribution: how neurons were chosen, and the search for alpha; None where no model was run.
         refit: the training steps after the edit; None without them.
     """
 

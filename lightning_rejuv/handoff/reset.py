@@ -90,7 +90,9 @@ def plan_on_disk(
         "calibration": str(calibration),
         "dialogues": sum(len(batch["input_ids"]) for batch in read.batches),
         "neurons": neurons,
-        "neurons_asked": count_of(options.reset_fraction, neurons) if options.budget == "share" else None,
+        "neurons_asked": count_of(options.reset_fraction, neurons)
+        if options.reset_fraction and options.budget == "share"
+        else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
         "neurons_by_layer": by_layer((r.group.layer, r.group.kind, len(r.index)) for r in plan.resets),
         "search": plan.search,

@@ -86,6 +86,12 @@ def _read(root: Path) -> Iterator[Run]:
                 yield Run(content["recipe"], arm, content["sft_seed"], int(rl_seed), start, end)
 
 
+def starts(root: Path) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """What was measured of every start before RL, by recipe and SFT seed, whether RL has been run from it or not."""
+    contents = [json.loads(path.read_text()) for path in sorted(root.glob("*/seed_*.json"))]
+    return {(content["recipe"], content["sft_seed"]): content["starts"] for content in contents}
+
+
 def by_arm(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """Runs by recipe and arm."""
     found: dict[tuple[str, str], list[Run]] = defaultdict(list)
@@ -117,7 +123,18 @@ def difference(runs: Sequence[Run], question: Question, value: Callable[[Run], f
     ours_of, theirs_of = (
         {seed: fmean(pair[side] for pair in pairs) for seed, pairs in shared.items()} for side in (0, 1)
     )
-    found = paired(ours_of, theirs_of, test=True)
+    return between(ours_of, theirs_of)
+
+
+def between(
+    ours: Mapping[tuple[str, int], float], theirs: Mapping[tuple[str, int], float]
+) -> Difference | None:
+    """The mean difference of values by recipe and SFT seed, where both have one.
+
+    Returns:
+        None if they share no SFT seed; without interval and p below `ENOUGH_SEEDS`.
+    """
+    found = paired(ours, theirs, test=True)
     if found is None or found.estimate.n >= ENOUGH_SEEDS:
         return found
     return found._replace(estimate=found.estimate._replace(low=None, high=None), p=None)

@@ -29,10 +29,11 @@ from studies.real.analysis import (
     QUESTIONS,
     SUCCESS,
     Run,
+    between,
     by_arm,
-    difference,
     differences,
     load,
+    starts,
     verdict,
 )
 from studies.real.arms import ARMS, CORE
@@ -69,13 +70,12 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
     """What stands between the marks of the page, by name."""
     if not runs:
         nothing = "No run has finished yet."
-        names = ("state", "table", "questions", "starts", "machines", "alphas", "worked")
+        names = ("state", "table", "questions", "machines", "alphas", "worked")
         return {**dict.fromkeys(names, nothing), "picture": ""}
     return {
         "state": _state(runs),
         "table": _table(runs),
         "questions": _questions(runs),
-        "starts": _starts(runs),
         "machines": _machines(runs),
         "alphas": _alphas(runs),
         "worked": _worked(runs),
@@ -167,16 +167,19 @@ def _signs(found: Difference) -> str:
     return f"{found.wins} above and {found.losses} below{tested}"
 
 
-def _starts(runs: Sequence[Run]) -> str:
+def _starts(directory: Path) -> str:
     """What a reset does to the start: the differences that have one on one side, before RL."""
-    lines = []
+    lines, found_starts = [], starts(directory)
     for question in QUESTIONS:
         if not {question.ours, question.theirs} & set(RESETS):
             continue
         said = []
         for measure, name in BEFORE_RL.items():
-            found = difference(runs, question, lambda run, name=name: _at(run.start, "id", name))
-            if found is not None:
+            ours, theirs = (
+                {seed: _at(of, arm, "id", name) for seed, of in found_starts.items() if arm in of}
+                for arm in (question.ours, question.theirs)
+            )
+            if (found := between(ours, theirs)) is not None:
                 said.append(f"{measure} {signed(found.estimate._asdict())} ({_signs(found)})")
         if said:
             lines.append(f"- {question.text}: {'; '.join(said)}.")
@@ -252,10 +255,9 @@ def made_of(root: Path) -> dict[str, str]:
     to_the_end = blocks(load(results / "real_to_the_end"))
     return {
         **blocks(load(results / "real")),
-        **{
-            f"end {name}": to_the_end[name]
-            for name in ("state", "table", "questions", "starts", "alphas", "worked")
-        },
+        **{f"end {name}": to_the_end[name] for name in ("state", "table", "questions", "alphas", "worked")},
+        "starts": _starts(results / "real"),
+        "end starts": _starts(results / "real_to_the_end"),
         "verdicts": _verdicts(root),
         "resets": _resets(results / "real_resets"),
     }

@@ -135,11 +135,14 @@ class Stages:
             from lightning_rejuv import Refit
 
             options["refit"] = Refit(steps=edit.refit_steps, learning_rate=recipe.sft.learning_rate)
-        pairs = demonstrations(tokenizer, recipe.sft.parts, f"{recipe.name} calibration", sft_seed)
+        calibration = None
+        if alpha == "auto" or edit.reset_fraction or edit.refit_steps:
+            pairs = demonstrations(tokenizer, recipe.sft.parts, f"{recipe.name} calibration", sft_seed)
+            calibration = batches(pairs, end_of(tokenizer))
         report = rejuvenate(
             model,
             self.workspace.base(recipe),
-            batches(pairs, end_of(tokenizer)),
+            calibration,
             seed=sft_seed,
             **options,
         )

@@ -19,7 +19,8 @@ OPTIONS = {
     "fusion": {"alpha": 0.4, "reset_fraction": 0},
     "reset alone": {"alpha": 1.0, "reset_fraction": 0.1},
     "both": {"alpha": {"*.mlp.*": 0.3, "*": 0.6}, "reset_fraction": 0.1, "omega": 0.7},
-    "a search": {"alpha": "auto", "reset_fraction": 0.05},
+    "a search": {"alpha": "auto"},
+    "a search and a reset": {"alpha": "auto", "reset_fraction": 0.05},
 }
 # By name: what the optimizer forgets, and alpha.
 MEMORIES = {
@@ -126,7 +127,7 @@ def test_buffers_that_every_process_holds_are_fused_alike(layout, options, tmp_p
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
     expected = copy.deepcopy(sft)
-    data = [batch(vocabulary=61)]
+    data = [batch(vocabulary=61)] if options["reset_fraction"] else None
     report = rejuvenate(expected, base, data, **options)
     assert len(report.buffers_fused) == 1
 

@@ -49,7 +49,7 @@ def test_alone_in_a_directory_it_is_refused(planted):
 def test_functions(planted, base):
     sft = sharpened(base)
     before = sft.lm_head.weight.detach().clone()
-    rejuvenate(sft, planted, [batch()], **OPTIONS)
+    rejuvenate(sft, planted, **OPTIONS)
     torch.testing.assert_close(sft.lm_head.weight, (before + base.lm_head.weight) / 2)
     rejuvenate(sharpened(base), planted, [batch()], alpha=0.5, reset_fraction=0.1)
 
@@ -81,7 +81,7 @@ def test_adapters(planted, base, tmp_path):
             if "lora_B" in name or "modules_to_save" in name:
                 p.add_(0.1)
     model.save_pretrained(tmp_path / "adapter")
-    rejuvenate(model, planted, [batch()], **OPTIONS)
+    rejuvenate(model, planted, **OPTIONS)
     rejuvenate_adapter(tmp_path / "adapter", tmp_path / "scaled", base=planted, alpha=0.5)
     merge_adapter(planted, tmp_path / "adapter", tmp_path / "merged", alpha=0.5)
 

@@ -230,6 +230,8 @@ def test_options_are_checked_at_construction():
         RejuvenationCallback("base", at_start=True, aplha=0.5)
     with pytest.raises(MisconfigurationException, match=r"read more than once.* Pass `list\(…\)` of it"):
         RejuvenationCallback("base", at_start=True, calibration=(batch for batch in []))
+    with pytest.raises(MisconfigurationException, match="no `calibration` without .* no effect"):
+        RejuvenationCallback("base", at_start=True, alpha=0.4, calibration=[])
 
 
 EMPTY = {"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.full((1, 4), -100)}

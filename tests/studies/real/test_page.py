@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 from pathlib import Path
@@ -121,7 +122,11 @@ def test_differences_pair_seeds_and_average_over_those_of_rl(tmp_path):
 
 def test_what_a_reset_does_to_the_start_is_counted_once_for_each_sft_seed(tmp_path):
     _write(tmp_path, starts={"fusion": 0.3, "fusion_reset": 0.2, "fusion_random": 0.35, "excessive": 0.9})
-    lines = blocks(load(tmp_path))["starts"].splitlines()
+    # Of the third SFT seed RL has not been run.
+    for recipe in "VX":
+        path = tmp_path / recipe / "seed_103.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "arms": {}}))
+    lines = page._starts(tmp_path).splitlines()
     # Six SFT seeds, two RL seeds each; the made-up pass@8 is twice pass@1, and the format is the same everywhere.
     assert lines[0] == (
         "- The targeted reset on top of fusion, against fusion alone: "
@@ -132,7 +137,7 @@ def test_what_a_reset_does_to_the_start_is_counted_once_for_each_sft_seed(tmp_pa
     assert f"pass@1 **{MINUS}0.15 ± 0.00**" in lines[1]
     assert "pass@1 **+0.05 ± 0.00**" in lines[2]
     assert len(lines) == 3
-    assert blocks([])["starts"] == "No run has finished yet."
+    assert page._starts(tmp_path / "nowhere") == "No reset has been run yet."
 
 
 def test_partial_results_say_how_many_there_are(tmp_path):
