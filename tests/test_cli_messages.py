@@ -84,7 +84,8 @@ def flags():
             (*FUSION, *CALIBRATED, "--compute-dtype", "float32"),
             3,
             "Expected no `--calibration`, `--compute-dtype` with a number for `--alpha`, no reset and no refit: it "
-            "would have no effect. Leave it out, or pass `--alpha auto`, a `--reset-fraction` above 0 or `--refit-steps`.",
+            "would have no effect. Leave it out, or pass `--alpha auto`, a `--reset-fraction` above 0 or "
+            "`--refit-steps`.",
         ),
         (("--alpha", "2"), 3, "Expected `--alpha` to be a number in [0, 1], "),
         (("--alpha", "{root}/two.yaml"), 3, "Expected every value of `--alpha` to be a number in [0, 1] but"),
