@@ -16,7 +16,7 @@ from tests.processes import run_in_processes
 from tests.sharding import LAYOUTS, whole
 
 OPTIONS = {
-    "fusion": {"alpha": 0.4, "reset_fraction": 0},
+    "fusion": {"alpha": 0.4},
     "reset alone": {"alpha": 1.0, "reset_fraction": 0.1},
     "both": {"alpha": {"*.mlp.*": 0.3, "*": 0.6}, "reset_fraction": 0.1, "omega": 0.7},
     "a search": {"alpha": "auto"},
@@ -63,14 +63,15 @@ def test_the_edit_is_that_of_a_single_process(layout, options, tmp_path):
     (size, shard), options = LAYOUTS[layout], OPTIONS[options]
     base = tiny_llama()
     sft = sharpened(base)
-    data = [greedy_batch(base)]
+    tokens = greedy_batch(base)
+    data = None if options == OPTIONS["fusion"] else [tokens]
     expected = copy.deepcopy(sft)
     report = rejuvenate(expected, base, data, **options)
 
     def edit(rank):
         model = shard(copy.deepcopy(sft))
         with torch.no_grad():
-            model(**data[0])  # leaves the root group of FSDP2 unsharded
+            model(**tokens)  # leaves the root group of FSDP2 unsharded
         ours = rejuvenate(model, base, data, **options)
         return whole(model), ours.to_dict()
 
@@ -127,7 +128,7 @@ def test_buffers_that_every_process_holds_are_fused_alike(layout, options, tmp_p
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
     expected = copy.deepcopy(sft)
-    data = [batch(vocabulary=61)] if options["reset_fraction"] else None
+    data = None if options == OPTIONS["fusion"] else [batch(vocabulary=61)]
     report = rejuvenate(expected, base, data, **options)
     assert len(report.buffers_fused) == 1
 
