@@ -60,7 +60,7 @@ class Batch:
         ).amax(1)
 
 
-def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> list[Batch]:
+def as_batches(calibration: Iterable[Any], what: str = "calibration") -> list[Batch]:
     """Check calibration data and bring it into one form.
 
     Padding is left out wherever it stands, and rows into which several documents are packed are taken apart, as
@@ -90,11 +90,6 @@ def as_batches(calibration: Iterable[Any] | None, what: str = "calibration") -> 
     >>> batch.targets, batch.response
     (tensor([[0, 7, 8]]), tensor([[False,  True,  True]]))
     """
-    if calibration is None:
-        raise ValueError(
-            f"Expected {what} batches but got None. Pass batches with `input_ids` and `labels`, -100 outside the "
-            "response."
-        )
     check_batches(calibration, what)
     batches: list[Batch] = []
     masked = False

@@ -13,7 +13,7 @@ from lightning_rejuv.calibration import Batch, as_batches
 from lightning_rejuv.forward import device_of, takes
 
 
-def batches_for(model: nn.Module, data: Iterable[Any] | None, what: str = "calibration") -> list[Batch]:
+def batches_for(model: nn.Module, data: Iterable[Any], what: str = "calibration") -> list[Batch]:
     """Check data as :func:`lightning_rejuv.calibration.as_batches` does, and against a model.
 
     Args:

@@ -33,6 +33,8 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 # What only a reset has.
 OF_THE_RESET = ("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget")
+# What calibration data are for, in messages.
+USES_OF_CALIBRATION = '`alpha="auto"`, a `reset_fraction` above 0 or `refit`'
 _ANY = float("inf")
 _LONGEST = 200  # characters of a value in a message
 # What PyTorch takes as a seed.

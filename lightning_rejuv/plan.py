@@ -150,7 +150,9 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 else "Pass as `calibration` batches for `loss`"
             )
         )
-    batches = batches_for(model, data.calibration) if decoder or samples_the_base else []
+    batches: list[Batch] = []
+    if data.calibration is not None and (decoder or samples_the_base):
+        batches = batches_for(model, data.calibration)
     sampler = base_sampler = data.sampler if samples_the_base else None
     if samples_the_base and sampler is None:
         sampler = sample_with_generate(batches, options.seed)

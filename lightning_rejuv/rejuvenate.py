@@ -18,7 +18,15 @@ from lightning_rejuv.apply_plan import apply_plan, edited_parts, edited_whole, f
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
 from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
-from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding
+from lightning_rejuv.options import (
+    USES_OF_CALIBRATION,
+    Alpha,
+    Budget,
+    Options,
+    Quantity,
+    Refit,
+    Rounding,
+)
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
@@ -178,10 +186,7 @@ def _check_effect(data: Data, options: Options) -> None:
         "sampler": (data.sampler is not None and not samples, '`alpha="auto"` or `refit`'),
         "verifier": (data.verifier is not None and not options.searches_alpha, '`alpha="auto"`'),
         "loss": (data.loss is not None and not resets, "a `reset_fraction` above 0 and a number for `alpha`"),
-        "calibration": (
-            data.calibration is not None and not options.runs_the_model,
-            '`alpha="auto"`, a `reset_fraction` above 0 or `refit`',
-        ),
+        "calibration": (data.calibration is not None and not options.runs_the_model, USES_OF_CALIBRATION),
     }
     for name, (without_effect, needed) in idle.items():
         if without_effect:

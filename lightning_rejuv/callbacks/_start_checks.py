@@ -23,7 +23,7 @@ from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
 from lightning_rejuv.drift import check_finite
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.options import Options, alpha_by_name
+from lightning_rejuv.options import USES_OF_CALIBRATION, Options, alpha_by_name
 from lightning_rejuv.plan import check_pulls
 from lightning_rejuv.refit import check_refit
 
@@ -53,8 +53,8 @@ def check_arguments(
         )
     if calibration is not None and not options.runs_the_model:
         raise MisconfigurationException(
-            'Expected no `calibration` without `alpha="auto"`, a `reset_fraction` above 0 or `refit`: it would have no '
-            "effect. Leave it out, or pass one of them."
+            f"Expected no `calibration` without {USES_OF_CALIBRATION}: it would have no effect. Leave it out, or pass "
+            "one of them."
         )
     if isinstance(calibration, Iterator):
         raise MisconfigurationException(

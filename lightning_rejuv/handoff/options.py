@@ -11,7 +11,7 @@ import torch
 from lightning_rejuv.access.rounding import HALF_TYPES
 from lightning_rejuv.handoff.device import check_compute_dtype, check_device
 from lightning_rejuv.handoff.stream import DTYPES
-from lightning_rejuv.options import OF_THE_RESET, Options
+from lightning_rejuv.options import OF_THE_RESET, USES_OF_CALIBRATION, Options
 
 # What only a model that is run has, with the defaults.
 _OF_MODELS: Mapping[str, Any] = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
@@ -36,7 +36,7 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         _refuse_idle(
             _given_of_models(beside),
             "with a number for `alpha`, no reset and no refit",
-            "pass `alpha='auto'`, a `reset_fraction` above 0 or `refit`",
+            f"pass {USES_OF_CALIBRATION}",
         )
     if asked.runs_the_model and beside["calibration"] is None:
         raise ValueError(
