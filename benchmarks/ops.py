@@ -22,8 +22,8 @@ from ops_measure import Bench
 from torch import Tensor, nn
 
 from lightning_rejuv import ops
-from lightning_rejuv.access import edit
 from lightning_rejuv.ops import reference
+from lightning_rejuv.weights import edit
 
 BF16 = torch.bfloat16
 Run = Callable[[], object]

@@ -19,8 +19,8 @@ import torch
 from models import LLAMA_3_8B, Shape, demonstrations, llama, moved
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.access.edit import lerp_
-from lightning_rejuv.options import QUANTITIES
+from lightning_rejuv.config import QUANTITIES
+from lightning_rejuv.weights.edit import lerp_
 
 SIZES = {
     "tiny": Shape(256, 704, 4, 4096, 4, 2),

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from lightning_rejuv.anchor import Anchor
     from lightning_rejuv.apply_plan import RejuvenationError
     from lightning_rejuv.callbacks import PlasticityCallback, RejuvenationCallback
+    from lightning_rejuv.config import Refit
     from lightning_rejuv.metrics import PlasticityMonitor
-    from lightning_rejuv.options import Refit
     from lightning_rejuv.rejuvenate import rejuvenate
     from lightning_rejuv.report import RejuvenationReport
 
@@ -34,7 +34,7 @@ _LATER = {
     "Anchor": "lightning_rejuv.anchor",
     "PlasticityCallback": "lightning_rejuv.callbacks",
     "PlasticityMonitor": "lightning_rejuv.metrics",
-    "Refit": "lightning_rejuv.options",
+    "Refit": "lightning_rejuv.config",
     "RejuvenationCallback": "lightning_rejuv.callbacks",
     "RejuvenationError": "lightning_rejuv.apply_plan",
     "RejuvenationReport": "lightning_rejuv.report",
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "callbacks", "functional", "handoff", "metrics"})
+    return sorted({*globals(), *__all__, "callbacks", "functional", "checkpoints", "metrics"})
 
 
 def _version() -> str:

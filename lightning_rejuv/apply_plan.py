@@ -10,15 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_rejuv.access.edit import lerp_, lerp_measuring_, reset_neurons, shift_
-from lightning_rejuv.access.optimizer_checks import check_optimizer_weights
-from lightning_rejuv.access.optimizer_state import check_optimizer_state
-from lightning_rejuv.access.optimizer_weights import WeightCopies
-from lightning_rejuv.access.rounding import random_stream
-from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.config import Options
 from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.neurons import NeuronGroup
-from lightning_rejuv.options import Options
+from lightning_rejuv.weights.edit import lerp_, lerp_measuring_, reset_neurons, shift_
+from lightning_rejuv.weights.optimizer_checks import check_optimizer_weights
+from lightning_rejuv.weights.optimizer_state import check_optimizer_state
+from lightning_rejuv.weights.optimizer_weights import WeightCopies
+from lightning_rejuv.weights.rounding import random_stream
+from lightning_rejuv.weights.targets import Targets
 
 if TYPE_CHECKING:
     from lightning_rejuv.plan import Plan
@@ -61,7 +61,7 @@ def apply_plan(
 
     Returns:
         What rounding did to the fusion of the half-precision parameters: the numbers of
-        :func:`lightning_rejuv.access.edit.rounding_sums`.
+        :func:`lightning_rejuv.weights.edit.rounding_sums`.
 
     Raises:
         RejuvenationError: an anchor's tensor could not be read or written.

@@ -60,11 +60,11 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
             warnings.simplefilter("ignore")
         try:
             with interruption.waiting():
-                from lightning_rejuv import handoff
+                from lightning_rejuv import checkpoints
 
             command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
             with standard_output_kept(), _progress(parsed, interruption) as progress:
-                report, code = command(parsed, handoff, progress)
+                report, code = command(parsed, checkpoints, progress)
         except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
             raise RuntimeError(f"a library ended the process with SystemExit({error.code!r})") from error
     if parsed.json:
@@ -108,8 +108,8 @@ def _answer(
     return f"{kind}: {text[:600]} (this {hint})", _REFUSED
 
 
-def _rejuvenate(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tuple[Any, int]:
-    adapter = handoff.is_adapter(parsed.sft)
+def _rejuvenate(parsed: argparse.Namespace, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    adapter = checkpoints.is_adapter(parsed.sft)
     if not adapter:
         _check_device(parsed.device)
         if parsed.base is None:
@@ -124,16 +124,16 @@ def _rejuvenate(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tupl
     }
     refit = _refit(parsed)
     if adapter:
-        return _adapter(parsed, handoff, _said(given), progress), 0
+        return _adapter(parsed, checkpoints, _said(given), progress), 0
     only = ("reset_fraction", "calibration", "device", "compute_dtype")
     given |= {name: getattr(parsed, name) for name in only} | {"refit": refit}
-    return handoff.rejuvenate_checkpoint(
+    return checkpoints.rejuvenate_checkpoint(
         parsed.base, parsed.sft, parsed.out, progress=progress, **_said(given)
     ), 0
 
 
 def _refit(parsed: argparse.Namespace) -> Any:
-    from lightning_rejuv.options import Refit
+    from lightning_rejuv.config import Refit
 
     if parsed.refit_steps is None:
         _refuse(parsed, ("refit_learning_rate",), "without `--refit-steps` nothing is trained")
@@ -141,7 +141,7 @@ def _refit(parsed: argparse.Namespace) -> Any:
     return Refit(steps=parsed.refit_steps, learning_rate=parsed.refit_learning_rate)
 
 
-def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], progress: Any) -> Any:
+def _adapter(parsed: argparse.Namespace, checkpoints: Any, given: dict[str, Any], progress: Any) -> Any:
     asked = ["`--alpha auto`"] if isinstance(given.get("alpha"), str) else []
     # Not a number, too, is not 0.
     asked += ["`--reset-fraction`"] if parsed.reset_fraction not in (None, 0) else []
@@ -156,22 +156,22 @@ def _adapter(parsed: argparse.Namespace, handoff: Any, given: dict[str, Any], pr
     if not parsed.merge:
         needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
         _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
-        return handoff.rejuvenate_adapter(parsed.sft, parsed.out, base=parsed.base, **given)
+        return checkpoints.rejuvenate_adapter(parsed.sft, parsed.out, base=parsed.base, **given)
     if parsed.base is None:
         raise ValueError("Expected `--base` to merge the adapter into.")
-    return handoff.merge_adapter(parsed.base, parsed.sft, parsed.out, progress=progress, **given)
+    return checkpoints.merge_adapter(parsed.base, parsed.sft, parsed.out, progress=progress, **given)
 
 
-def _diagnose(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tuple[Any, int]:
+def _diagnose(parsed: argparse.Namespace, checkpoints: Any, progress: Any) -> tuple[Any, int]:
     _check_device(parsed.device)
     if parsed.calibration is None:
         _refuse(parsed, ("device", "compute_dtype"), "without `--calibration` no model is run")
     given = {name: getattr(parsed, name) for name in ("calibration", "verifier", "device", "compute_dtype")}
-    return handoff.diagnose(parsed.base, parsed.sft, progress=progress, **_said(given)), 0
+    return checkpoints.diagnose(parsed.base, parsed.sft, progress=progress, **_said(given)), 0
 
 
-def _verify(parsed: argparse.Namespace, handoff: Any, progress: Any) -> tuple[Any, int]:
-    verification = handoff.verify(parsed.directory, progress)
+def _verify(parsed: argparse.Namespace, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    verification = checkpoints.verify(parsed.directory, progress)
     return verification, 0 if verification else _FAULTS
 
 
@@ -189,7 +189,7 @@ def _refuse(parsed: argparse.Namespace, names: Sequence[str], why: str) -> None:
 def _check_device(device: str | None) -> None:
     if device is None:
         return
-    from lightning_rejuv.handoff.device import check_device
+    from lightning_rejuv.checkpoints.device import check_device
 
     try:
         check_device(device)
@@ -198,7 +198,7 @@ def _check_device(device: str | None) -> None:
 
 
 def _alpha(text: str) -> Any:
-    from lightning_rejuv.handoff import read_alphas
+    from lightning_rejuv.checkpoints import read_alphas
 
     if text == "auto":
         return text

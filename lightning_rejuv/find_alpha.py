@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.alpha import (
     GRID,
     AlphaPoint,
@@ -32,6 +31,7 @@ from lightning_rejuv.doubts import doubt_few, doubt_seen, doubt_swapped, doubt_u
 from lightning_rejuv.forward import lent
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import are_right, ask
+from lightning_rejuv.weights.edit import Blend
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
 Verifier = Callable[[Mapping[str, Tensor]], Tensor]

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.access.buffers import check_finite_buffers
-from lightning_rejuv.access.edit import Blend
-from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution import (
     Attribution,
@@ -26,7 +23,7 @@ from lightning_rejuv.attribution import (
 )
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.drift import Drift, check_finite
+from lightning_rejuv.config import Options, alpha_by_name
 from lightning_rejuv.find_alpha import (
     Sampler,
     Verifier,
@@ -38,11 +35,14 @@ from lightning_rejuv.find_alpha import (
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
-from lightning_rejuv.options import Options, alpha_by_name
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import Refitted, check_refit, try_refit
 from lightning_rejuv.sampling import sample_with_generate
 from lightning_rejuv.verifier import check_verifier
+from lightning_rejuv.weights.buffers import check_finite_buffers
+from lightning_rejuv.weights.drift import Drift, check_finite
+from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.weights.targets import Targets
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_rejuv.access.layout import Layout
-from lightning_rejuv.access.replica import Replica, make_replica
-from lightning_rejuv.access.targets import Targets
-from lightning_rejuv.options import Options
+from lightning_rejuv.config import Options
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.refit import check_refit
+from lightning_rejuv.weights.layout import Layout
+from lightning_rejuv.weights.replica import Replica, make_replica
+from lightning_rejuv.weights.targets import Targets
 
 T = TypeVar("T")
 

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.access.edit import putting_back
-from lightning_rejuv.access.lora import is_adapted
-from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts, refit_stream, shift_all
 from lightning_rejuv.attribution import confidence, nll_per_response
+from lightning_rejuv.config import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Options
 from lightning_rejuv.doubts import doubt_unfinished
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
-from lightning_rejuv.options import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Options
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
 from lightning_rejuv.regroup import Pool
 from lightning_rejuv.warned import warn
+from lightning_rejuv.weights.edit import putting_back
+from lightning_rejuv.weights.lora import is_adapted
+from lightning_rejuv.weights.targets import Targets
 
 if TYPE_CHECKING:
     from lightning_rejuv.plan import Plan

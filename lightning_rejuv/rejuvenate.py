@@ -10,15 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_rejuv._compat import unwrap
-from lightning_rejuv.access.optimizer_state import OptimizerState, edit_optimizer_state
-from lightning_rejuv.access.replica import Replica
-from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.apply_plan import apply_plan, edited_parts, edited_whole, find_copies
 from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
-from lightning_rejuv.find_alpha import Sampler, Verifier
-from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
-from lightning_rejuv.options import (
+from lightning_rejuv.config import (
     USES_OF_CALIBRATION,
     Alpha,
     Budget,
@@ -27,10 +22,15 @@ from lightning_rejuv.options import (
     Refit,
     Rounding,
 )
+from lightning_rejuv.find_alpha import Sampler, Verifier
+from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
 from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
 from lightning_rejuv.warned import warn
+from lightning_rejuv.weights.optimizer_state import OptimizerState, edit_optimizer_state
+from lightning_rejuv.weights.replica import Replica
+from lightning_rejuv.weights.targets import Targets, open_targets
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ def rejuvenate(
             activation of the loss (with adapters, the rows that they change), and ``alpha`` is a number.
         optimizer: the optimizers that hold a state of the model, if any.
         optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
-            :func:`lightning_rejuv.access.optimizer_state.edit_optimizer_state`.
+            :func:`lightning_rejuv.weights.optimizer_state.edit_optimizer_state`.
         resize_vocabulary: where SFT added tokens: fuse the common rows by token index, keep the new ones.
         rounding: how parameters in bfloat16 and float16 are rounded: ``"stochastic"``, which keeps alpha on average,
             or ``"nearest"``, which does not where SFT has moved weights by a step or two of their dtype.

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution.selection import count_of
-from lightning_rejuv.drift import Drift, pooled
-from lightning_rejuv.options import Options, Rounding
+from lightning_rejuv.config import Options, Rounding
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report_layers import by_layer
 from lightning_rejuv.report_table import lines, measured
+from lightning_rejuv.weights.drift import Drift, pooled
+from lightning_rejuv.weights.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RejuvenationReport:
         rounding_shift: by how much rounding the fusion to half types shifted alpha: how far the rounded weights lie
             from the exact fusion along the line between model and anchor, in parts of that line, positive toward the
             model; of large parameters by every eighth row. None where nothing of a half type was fused. See
-            :func:`lightning_rejuv.access.edit.rounding_sums`.
+            :func:`lightning_rejuv.weights.edit.rounding_sums`.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         buffers_fused: floating buffers that were fused like the parameters.
         buffers_kept: floating buffers that stay the model's, since the anchor does not hold them.
@@ -294,7 +294,7 @@ def finish_report(
         targets: what was changed.
         drift: from the anchor, by tensor; None where it could not be measured.
         entropy: mean token entropy on the calibration set, nats; None without one.
-        rounding: what :func:`lightning_rejuv.access.edit.rounding_sums` says of all parameters together.
+        rounding: what :func:`lightning_rejuv.weights.edit.rounding_sums` says of all parameters together.
         unsliced: parameters whose optimizer state could not be edited.
         seconds: wall time.
     """

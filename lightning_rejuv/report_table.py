@@ -103,7 +103,7 @@ def rounding(shift: float, remedy: str) -> str:
     """Say what rounding to a half type did to a fusion, and whether there is anything to do about it.
 
     Args:
-        shift: of alpha, see :func:`lightning_rejuv.access.edit.rounding_sums`.
+        shift: of alpha, see :func:`lightning_rejuv.weights.edit.rounding_sums`.
         remedy: what keeps alpha.
 
     >>> print(rounding(-0.292, "`--rounding stochastic`"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
-from lightning_rejuv.access.edit import Blend
-from lightning_rejuv.access.targets import open_targets
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.forward import evaluation_mode
+from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.weights.targets import open_targets
 from studies.measures import Sampled, verify
 
 TARGETS = {"auto": 1.0, "support_retention": 2.0, "kl_balance": 0.0, "entropy_ratio": 0.5}

@@ -13,8 +13,8 @@ from lightning_rejuv import RejuvenationCallback, rejuvenate
 from lightning_rejuv.calibration_checks import batches_for, context_length
 from lightning_rejuv.cli import main
 from tests.callbacks.modules import Module, fit
+from tests.checkpoints.directories import edit_config, known_pair
 from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
-from tests.handoff.checkpoints import edit_config, known_pair
 from tests.test_sampling import gpt2
 
 

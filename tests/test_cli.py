@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import lightning_rejuv
-from lightning_rejuv import handoff
+from lightning_rejuv import checkpoints
 from lightning_rejuv.cli import main
-from tests.handoff.checkpoints import edit_config, known_pair, pair, tensors
+from tests.checkpoints.directories import edit_config, known_pair, pair, tensors
 
 
 @pytest.fixture
@@ -241,14 +241,14 @@ def test_a_full_disk_and_an_interrupt(models, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lightning_rejuv.handoff.writer.os.write", full)
+    monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", full)
     assert main([*fuse, "--out", str(tmp_path / "out")]) == 4
     assert "No space left" in capsys.readouterr().err
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_rejuv.handoff.stream.lerp_", interrupt)
+    monkeypatch.setattr("lightning_rejuv.checkpoints.stream.lerp_", interrupt)
     assert main([*fuse, "--out", str(tmp_path / "out")]) == 130
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
 
@@ -319,7 +319,7 @@ def test_every_error_is_one_line_and_a_documented_exit_code(error, code, text, c
         warnings.warn("a library's advice", stacklevel=1)
         raise error
 
-    monkeypatch.setattr(handoff, "verify", fail)
+    monkeypatch.setattr(checkpoints, "verify", fail)
     assert main(["verify", "x"]) == code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -346,7 +346,7 @@ def test_a_signal_stops_it_even_where_a_library_swallows_it(number, models, tmp_
             os.kill(os.getpid(), number)
             time.sleep(5)
 
-    monkeypatch.setattr("lightning_rejuv.handoff.rejuvenate.check_room", swallowing)
+    monkeypatch.setattr("lightning_rejuv.checkpoints.rejuvenate.check_room", swallowing)
     assert main(fuse) == 128 + number
     assert "interrupted: nothing is left under the output's name" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
@@ -397,7 +397,7 @@ def test_help_teaches(capsys):
 
 def test_an_adapter_in_and_out_and_merged(tmp_path, capsys):
     pytest.importorskip("peft", reason="peft is not installed (it comes with the dev extra's trl)")
-    from tests.handoff.test_adapter import write_adapter
+    from tests.checkpoints.test_adapter import write_adapter
 
     base, adapter = map(str, write_adapter(tmp_path, "lora"))
     out = str(tmp_path / "out")

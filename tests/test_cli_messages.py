@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import lightning_rejuv
-from lightning_rejuv import handoff, rejuvenate
+from lightning_rejuv import checkpoints, rejuvenate
 from lightning_rejuv.calibration_checks import _check_language_model
 from lightning_rejuv.cli import main
-from tests.handoff.checkpoints import known_pair, pair, tensors
+from tests.checkpoints.directories import known_pair, pair, tensors
 
 # What a function in Python is given: a message of the command names none of these as they are called there.
 ARGUMENTS = {
-    *(inspect.signature(rejuvenate).parameters.keys() | inspect.signature(handoff.diagnose).parameters),
-    *inspect.signature(handoff.rejuvenate_checkpoint).parameters,
+    *(inspect.signature(rejuvenate).parameters.keys() | inspect.signature(checkpoints.diagnose).parameters),
+    *inspect.signature(checkpoints.rejuvenate_checkpoint).parameters,
 }
 CALIBRATED = ("--calibration", "{calibration}")
 FUSION = ("--alpha", "0.4", "--reset-fraction", "0")
@@ -157,8 +157,8 @@ def test_what_only_python_takes_is_said_to_be(models, refusal, tmp_path, monkeyp
     def no_model_of_language(*_, **__):
         _check_language_model(type("LlamaForSequenceClassification", (torch.nn.Module,), {})())
 
-    monkeypatch.setattr(handoff, "rejuvenate_checkpoint", no_model_of_language)
-    monkeypatch.setattr(handoff, "diagnose", no_model_of_language)
+    monkeypatch.setattr(checkpoints, "rejuvenate_checkpoint", no_model_of_language)
+    monkeypatch.setattr(checkpoints, "diagnose", no_model_of_language)
     known = ("--base", str(models["base"]), "--sft", str(models["sft"]))
     text = refusal("rejuvenate", *known, "--out", str(tmp_path / "out"))
     assert (
@@ -196,8 +196,8 @@ def test_no_message_of_the_package_leaves_a_python_argument(flags, refusal, monk
         def refuse(*_, text=text, **__):
             raise ValueError(text)
 
-        monkeypatch.setattr(handoff, "rejuvenate_checkpoint", refuse)
-        monkeypatch.setattr(handoff, "diagnose", refuse)
+        monkeypatch.setattr(checkpoints, "rejuvenate_checkpoint", refuse)
+        monkeypatch.setattr(checkpoints, "diagnose", refuse)
         for command, more in (("rejuvenate", ("--out", "x")), ("diagnose", ("--calibration", "x"))):
             said = refusal(command, "--base", "b", "--sft", "s", *more)
             python = said.partition(" in Python takes ")[2]
@@ -238,7 +238,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
 @pytest.fixture
 def adapter(tmp_path):
     pytest.importorskip("peft", reason="peft is not installed (it comes with the dev extra's trl)")
-    from tests.handoff.test_adapter import write_adapter
+    from tests.checkpoints.test_adapter import write_adapter
 
     (tmp_path / "a run").mkdir()
     return write_adapter(tmp_path / "a run", "lora")
@@ -301,15 +301,15 @@ def test_in_python_an_adapter_is_merged_first_by_the_function(adapter, tmp_path)
     base, sft = adapter
     call = r"`merge_adapter\(base, sft, out, alpha=1\)`"
     with pytest.raises(ValueError, match=call):
-        handoff.diagnose(base, sft)
+        checkpoints.diagnose(base, sft)
     with pytest.raises(ValueError, match=call):
-        handoff.rejuvenate_checkpoint(base, sft, tmp_path / "o", alpha=0.4, reset_fraction=0)
+        checkpoints.rejuvenate_checkpoint(base, sft, tmp_path / "o", alpha=0.4, reset_fraction=0)
     with pytest.raises(ValueError, match=call):
-        handoff.rejuvenate_adapter(sft, tmp_path / "o", alpha="auto")
+        checkpoints.rejuvenate_adapter(sft, tmp_path / "o", alpha="auto")
 
 
 def test_messages_of_the_functions_name_no_flags(tmp_path):
     base, sft = pair(tmp_path, dtype=torch.float32)
     with pytest.raises(ValueError, match="Expected calibration data") as refused:
-        handoff.rejuvenate_checkpoint(base, sft, tmp_path / "out")
+        checkpoints.rejuvenate_checkpoint(base, sft, tmp_path / "out")
     assert "--" not in str(refused.value)

@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, rejuvenate
 from lightning_rejuv.forward import evaluation_mode, forward_logits
 from tests.callbacks.modules import Module, fit
+from tests.checkpoints.families import tiny
 from tests.conftest import greedy_batch, sharpened, tiny_llama
-from tests.handoff.families import tiny
 
 BF16 = torch.bfloat16
 

@@ -24,9 +24,9 @@ def test_lightning_is_imported_only_where_it_is_needed():
 import sys
 import lightning_rejuv
 assert "torch" not in sys.modules
-from lightning_rejuv import Anchor, RejuvenationError, RejuvenationReport, handoff, rejuvenate
+from lightning_rejuv import Anchor, RejuvenationError, RejuvenationReport, checkpoints, rejuvenate
 assert "lightning" not in sys.modules and "torchmetrics" not in sys.modules
-for name in ("functional", "metrics", "callbacks", "handoff"):
+for name in ("functional", "metrics", "callbacks", "checkpoints"):
     getattr(lightning_rejuv, name)
 from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback
 """)
@@ -69,7 +69,7 @@ _ORDERS = [
     "from lightning_rejuv.rejuvenate import carry_out",
     "import lightning_rejuv.rejuvenate",
     "import lightning_rejuv.callbacks",
-    "from lightning_rejuv import RejuvenationError, handoff",
+    "from lightning_rejuv import RejuvenationError, checkpoints",
 ]
 
 
@@ -102,7 +102,7 @@ def test_names_that_are_not_there():
     with pytest.raises(AttributeError, match="has no attribute 'rejuvenated'"):
         _ = lightning_rejuv.rejuvenated  # type: ignore[attr-defined]
     assert not hasattr(lightning_rejuv, "__wrapped__")
-    assert {*lightning_rejuv.__all__, "handoff", "metrics"} <= set(dir(lightning_rejuv))
+    assert {*lightning_rejuv.__all__, "checkpoints", "metrics"} <= set(dir(lightning_rejuv))
 
 
 def test_the_version_is_the_installed_one_and_never_fails(monkeypatch):

@@ -271,10 +271,10 @@ def test_the_papers_union_is_the_brute_force_set(pair):
 
 def test_the_entropy_gradient_predicts_what_a_reset_does_to_the_entropy(pair):
     """First order: moving one neuron a little toward the base changes the entropy by its score."""
-    from lightning_rejuv.access.edit import lerp_
     from lightning_rejuv.attribution import attribute_entropy
     from lightning_rejuv.attribution.positions import Positions
     from lightning_rejuv.calibration import as_batches
+    from lightning_rejuv.weights.edit import lerp_
 
     base = float64_llama()
     sft = sharpened(base)

@@ -185,9 +185,9 @@ def test_the_share_that_was_asked_for_is_reset_in_every_scope(pair, scope, fract
 
 def test_a_neuron_whose_reset_lowers_the_entropy_is_never_chosen_and_the_report_says_so(pair):
     """Against the entropy itself: each neuron's score is checked by a small step toward the base."""
-    from lightning_rejuv.access.edit import Blend
     from lightning_rejuv.attribution import attribute_entropy, compare
     from lightning_rejuv.neurons import take_apart
+    from lightning_rejuv.weights.edit import Blend
 
     base, sft = pair
     data = calibration(base)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.access.edit import reset_neurons
-from lightning_rejuv.access.rounding import random_stream
-from lightning_rejuv.access.shard import Shard
 from lightning_rejuv.neurons import NeuronGroup
+from lightning_rejuv.weights.edit import reset_neurons
+from lightning_rejuv.weights.rounding import random_stream
+from lightning_rejuv.weights.shard import Shard
 
 SIZE = 4096
 

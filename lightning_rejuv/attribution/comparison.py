@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lightning_rejuv.access.edit import Blend
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy
 from lightning_rejuv.attribution.positions import PositionRule, Positions, select_positions
 from lightning_rejuv.attribution.scores import Attribution
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.forward import evaluation_mode
+from lightning_rejuv.weights.edit import Blend
 
 # Largest reconstruction error, relative to the logit, with which the contributions still mean something.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -12,9 +12,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_rejuv.access.layout import Layout, layout_of
-from lightning_rejuv.access.lora import is_adapted
-from lightning_rejuv.handoff.header import build_header
+from lightning_rejuv.checkpoints.header import build_header
+from lightning_rejuv.weights.layout import Layout, layout_of
+from lightning_rejuv.weights.lora import is_adapted
 
 INIT = "init"
 _CHUNK = 1 << 24

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_rejuv.access.targets import Targets
+from lightning_rejuv.weights.targets import Targets
 
 _STEPS = 10
 _SAMPLE = 512

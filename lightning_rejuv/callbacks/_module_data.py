@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.options import Options
+from lightning_rejuv.config import Options
 from lightning_rejuv.plan import Data
 
 

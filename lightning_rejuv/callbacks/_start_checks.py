@@ -12,20 +12,20 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_rejuv.access.buffers import check_finite_buffers
-from lightning_rejuv.access.replica import blank
-from lightning_rejuv.access.targets import Targets
 from lightning_rejuv.apply_plan import find_copies
 from lightning_rejuv.callbacks._averages import check_averages
 from lightning_rejuv.callbacks._initial_weights import INIT
 from lightning_rejuv.callbacks._module_data import check_module_data
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
-from lightning_rejuv.drift import check_finite
+from lightning_rejuv.config import USES_OF_CALIBRATION, Options, alpha_by_name
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.options import USES_OF_CALIBRATION, Options, alpha_by_name
 from lightning_rejuv.plan import check_pulls
 from lightning_rejuv.refit import check_refit
+from lightning_rejuv.weights.buffers import check_finite_buffers
+from lightning_rejuv.weights.drift import check_finite
+from lightning_rejuv.weights.replica import blank
+from lightning_rejuv.weights.targets import Targets
 
 
 def check_arguments(

@@ -14,9 +14,6 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_rejuv._compat import fast_dev_run, language_model
-from lightning_rejuv.access.optimizer_state import OptimizerState
-from lightning_rejuv.access.replica import Replica
-from lightning_rejuv.access.targets import Targets, open_targets
 from lightning_rejuv.apply_plan import apply_plan, find_copies
 from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.callbacks._accumulation import Accumulation
@@ -30,11 +27,14 @@ from lightning_rejuv.callbacks._rejuvenation_log import announce, check_report_p
 from lightning_rejuv.callbacks._start_checks import check_arguments, check_neighbours, check_start
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
-from lightning_rejuv.options import Alpha, Budget, Options, Quantity, Refit, Rounding
+from lightning_rejuv.config import Alpha, Budget, Options, Quantity, Refit, Rounding
 from lightning_rejuv.plan import Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
 from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report import RejuvenationReport
+from lightning_rejuv.weights.optimizer_state import OptimizerState
+from lightning_rejuv.weights.replica import Replica
+from lightning_rejuv.weights.targets import Targets, open_targets
 
 
 class RejuvenationCallback(OncePerRun):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import language_model
-from lightning_rejuv.access.layout import Layout, layout_of
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.metrics._adapters import (
     NotMergeable,
@@ -23,6 +22,7 @@ from lightning_rejuv.metrics._adapters import (
 )
 from lightning_rejuv.metrics._probe import Substituted
 from lightning_rejuv.ops.drift_sums import all_drift_sums
+from lightning_rejuv.weights.layout import Layout, layout_of
 
 #: Anchors the monitor to the weights at the start of a fit.
 INIT = "init"

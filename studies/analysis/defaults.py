@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lightning_rejuv.options import Options
+from lightning_rejuv.config import Options
 from studies.analysis.markdown import number, table
 from studies.arms import ARMS
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from lightning_rejuv import PlasticityMonitor, rejuvenate
 from lightning_rejuv.anchor import Anchor, match
-from lightning_rejuv.handoff import rejuvenate_checkpoint
+from lightning_rejuv.checkpoints import rejuvenate_checkpoint
+from tests.checkpoints.families import FAMILIES, tiny
+from tests.checkpoints.multimodal import MULTIMODAL, tiny_multimodal
 from tests.conftest import shifted
-from tests.handoff.families import FAMILIES, tiny
-from tests.handoff.multimodal import MULTIMODAL, tiny_multimodal
 
 # Experts stacked, stacked and transposed, with another root; parts of a model under other names.
 _QUICK = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "llama", "Llava", "Qwen2_5_VL", "Mllama")
@@ -137,7 +137,7 @@ def test_constants_of_older_releases_and_multi_token_prediction_may_stand_in_the
 def test_the_layer_after_the_last_is_for_multi_token_prediction_where_the_config_says_so(
     said, fits, tmp_path
 ):
-    from tests.handoff.checkpoints import edit_config
+    from tests.checkpoints.directories import edit_config
 
     model = make("deepseek_v3", 0)
     model.save_pretrained(tmp_path)
@@ -152,7 +152,7 @@ def test_the_layer_after_the_last_is_for_multi_token_prediction_where_the_config
 
 
 def test_an_untied_model_of_a_tied_base_takes_the_head_from_its_embedding(tmp_path):
-    from tests.handoff.checkpoints import edit_config
+    from tests.checkpoints.directories import edit_config
 
     base, sft = tiny("llama", 0, torch.float32, tie_word_embeddings=True), make("llama", 1)
     base.save_pretrained(tmp_path)
@@ -176,7 +176,7 @@ def test_what_does_not_match_says_how_to_pass_the_base(tmp_path):
 
 
 def test_a_base_in_float8_is_refused_where_its_experts_are_put_together(tmp_path):
-    from tests.handoff.checkpoints import resave
+    from tests.checkpoints.directories import resave
 
     model = tiny("mixtral", dtype=torch.float32)
     model.save_pretrained(tmp_path)

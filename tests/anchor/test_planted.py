@@ -10,11 +10,11 @@ import torch
 
 from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, rejuvenate
 from lightning_rejuv.anchor import Anchor
-from lightning_rejuv.handoff import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
+from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
 from tests.anchor.planted import plant
 from tests.callbacks.modules import Calibrated
+from tests.checkpoints.directories import known_pair
 from tests.conftest import batch, sharpened, tiny_llama
-from tests.handoff.checkpoints import known_pair
 
 OPTIONS = {"alpha": 0.5, "reset_fraction": 0}
 
@@ -86,7 +86,7 @@ def test_adapters(planted, base, tmp_path):
     merge_adapter(planted, tmp_path / "adapter", tmp_path / "merged", alpha=0.5)
 
 
-def test_handoff(tmp_path):
+def test_a_checkpoint_on_disk(tmp_path):
     base, sft, calibration = known_pair(tmp_path)
     for path in (base, sft):
         shapes = json.loads((path / "config.json").read_text())

@@ -9,9 +9,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_rejuv import RejuvenationCallback
-from tests.access.test_optimizer_weights import Hidden
 from tests.callbacks.modules import Calibrated, fit
 from tests.conftest import sharpened, tiny_llama
+from tests.weights.test_optimizer_weights import Hidden
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lightning_rejuv import functional as F
-from lightning_rejuv.drift import Drift
 from lightning_rejuv.metrics import PassAtK, ZeroVarianceProbability
+from lightning_rejuv.weights.drift import Drift
 
 F64 = torch.float64
 RATES = [0.0, 1e-12, 0.1, 0.3, 1 / 3, 0.7, 1 - 1e-9, 1.0]

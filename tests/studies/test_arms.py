@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from examples.sft_to_rl.tasks import get_task
-from lightning_rejuv.options import Options
+from lightning_rejuv.config import Options
 from studies.arms import (
     ARMS,
     BARGAIN,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rejuv.options import Options
+from lightning_rejuv.config import Options
 from studies.analysis.checks import DEFAULT
 from studies.analysis.defaults import SETTINGS, defaults_table
 from studies.analysis.markdown import MINUS

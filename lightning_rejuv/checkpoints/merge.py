@@ -1,0 +1,293 @@
+"""Adapter in, whole model out: base + alpha * update, computed in float32 and rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv import __version__
+from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.anchor.tensors import is_head
+from lightning_rejuv.checkpoints.adapt import base_names
+from lightning_rejuv.checkpoints.adapter import (
+    Adapter,
+    Lora,
+    check_given,
+    check_trained,
+    for_base,
+    open_adapter,
+)
+from lightning_rejuv.checkpoints.checkpoint import (
+    ADAPTER,
+    INDEX,
+    Checkpoint,
+    PathLike,
+    Reader,
+    left_out,
+    open_checkpoint,
+    reading,
+)
+from lightning_rejuv.checkpoints.directory import check_free, new_directory, write_file
+from lightning_rejuv.checkpoints.header import Entry
+from lightning_rejuv.checkpoints.models import CustomCode
+from lightning_rejuv.checkpoints.options import check_seed
+from lightning_rejuv.checkpoints.pairing import Pair, embedding_names
+from lightning_rejuv.checkpoints.provenance import Hasher
+from lightning_rejuv.checkpoints.record import a_second_time, find_record
+from lightning_rejuv.checkpoints.refusals import check_fusable
+from lightning_rejuv.checkpoints.report import CheckpointReport
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_files
+from lightning_rejuv.checkpoints.stream import (
+    DTYPES,
+    FusionStream,
+    Recipe,
+    output_dtypes,
+    output_size,
+    rows_of,
+)
+from lightning_rejuv.checkpoints.tied_head import check_still_tied, tied_embedding
+from lightning_rejuv.checkpoints.vocabulary import token_ids
+from lightning_rejuv.checkpoints.write_report import check_apart, check_room, write_report
+from lightning_rejuv.checkpoints.writer import FileWriter
+from lightning_rejuv.config import Options, Rounding, alpha_by_name
+from lightning_rejuv.names import listing
+from lightning_rejuv.progress import Listener, reporting
+from lightning_rejuv.weights.rounding import HALF_TYPES
+
+
+def merge_adapter(
+    base: PathLike,
+    sft: PathLike,
+    out: PathLike,
+    *,
+    alpha: float | Mapping[str, float] = USUAL_ALPHA,
+    dtype: str | None = None,
+    rounding: Rounding = "stochastic",
+    seed: int = 0,
+    progress: Listener | None = None,
+) -> CheckpointReport:
+    """Write the fusion of a LoRA-SFT model with its base as a whole model, in the base's layout.
+
+    LoRA, rank-stabilised LoRA and DoRA, on linear layers, embeddings and Conv1D; ``modules_to_save`` and
+    trained biases. The update is never rounded by itself. Tokenizer and chat template are the adapter's
+    where it has them.
+
+    Args:
+        base: directory of the base.
+        sft: directory of the adapter.
+        out: directory to write; must not exist.
+        alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
+            fusion.
+        dtype: of the output; by default the base's.
+        rounding: see :func:`rejuvenate_checkpoint`; an update below half a step is lost to nearest here, too.
+        seed: of stochastic rounding; refused with any other, and where no weight is written in a half type.
+        progress: see :func:`rejuvenate_checkpoint`.
+
+    Raises:
+        ValueError: the base does not hold a weight that the adapter updates, in its shape.
+        FileExistsError: the output exists.
+        OSError: reading or writing failed.
+    """
+    given = check_given(alpha)
+    asked = Options(alpha=given, rounding=rounding, seed=seed)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
+    root, source, target = (Path(path).expanduser() for path in (base, sft, out))
+    check_free(target)
+    check_apart(target, root, source)
+    adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
+    check_fusable(theirs, "base")
+    adapter = for_base(adapter, theirs)
+    warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
+    before, _ = find_record(adapter.files, theirs)
+    if given != 1.0:
+        warnings = (*warnings, *a_second_time(before))
+    touched, heads = _touched(adapter, theirs)
+    _check_tied(adapter, theirs, touched, heads)
+    check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
+    _check_tokens(source, theirs)
+    recipe = Recipe(
+        alpha_by_name(given, list(touched)),
+        DTYPES[dtype] if dtype else None,
+        asked.rounding == "stochastic",
+        asked.seed,
+    )
+    dtypes = output_dtypes(theirs, recipe.dtype).values()
+    check_seed(asked, dtypes)
+    pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
+    size = output_size(theirs, recipe.dtype)
+    check_room(target, size)
+    inputs = {"base": (root, list(theirs.shards)), "sft": (source, [ADAPTER])}
+    with new_directory(target) as partial, Hasher(inputs) as hasher:
+        with FileWriter(partial) as writer, reading(theirs, adapter.files) as (base_reader, files):
+            rows = _MergedRows(touched, base_reader, files)
+            stream = FusionStream(theirs, theirs, pairs, recipe, rows)
+            with reporting(progress):
+                stream.write(writer)
+        own = [str(file) for file in sidecar_files(source)]
+        copy_sidecar(source, partial, None)
+        copy_sidecar(
+            root, partial, recipe.dtype, without=(*own, *_TOKENIZER) if "tokenizer_config.json" in own else ()
+        )
+        if theirs.index is not None:
+            same = recipe.dtype is None
+            write_file(partial / INDEX, index_bytes(root) if same else new_index(theirs.index, size))
+        report = CheckpointReport(
+            version=__version__,
+            output=str(target),
+            form="model",
+            inputs={
+                role: {
+                    "path": str(p),
+                    "sha256": hasher.digests()[role],
+                    **({"rejuvenated": before.to_dict()} if before and role == "sft" else {}),
+                }
+                for role, (p, _) in inputs.items()
+            },
+            outputs=writer.digests,
+            options={
+                "alpha": given,
+                "reset_fraction": 0.0,
+                "dtype": dtype,
+                "rounding": None if HALF_TYPES.isdisjoint(dtypes) else asked.rounding,
+                "seed": asked.seed,
+            },
+            alpha=given,
+            tensors=stream.measured,
+            warnings=warnings,
+        )
+        write_report(partial, source, report)
+    return report
+
+
+# One tokenizer is never put together from two: where the adapter has its own, none of the base's files is used.
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+class _MergedRows:
+    """Rows of the SFT model's weights: the base's plus the adapter's update, in float32 or better."""
+
+    def __init__(self, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
+        self._files, self._touched = files, touched
+        self._base_rows = rows_of(base)
+        self._held: tuple[str, dict[str, Tensor]] = ("", {})
+
+    def __call__(self, entry: Entry, start: int, stop: int) -> Tensor:
+        update = self._touched[entry.name]
+        columns = entry.shape[-1] if len(entry.shape) > 1 else 1
+        if isinstance(update, str):
+            return self._files.read(update, start * columns, (stop - start) * columns).view(-1, columns)
+        base = self._base_rows(entry, start, stop)
+        exact = torch.promote_types(base.dtype, torch.float32)
+        parts = self._parts(update, exact)
+        if update.embedding or update.transposed:
+            delta: Tensor = parts["A"][:, start:stop].T @ parts["B"].T
+        else:
+            delta = parts["B"][start:stop] @ parts["A"]
+        merged: Tensor = base.to(exact) + update.scale * delta
+        if update.dora:
+            merged = merged * (parts["magnitude"][start:stop] / merged.norm(dim=1))[:, None]
+        return merged
+
+    def _parts(self, lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
+        if self._held[0] != lora.module:
+            prefix = "lora_embedding_" if lora.embedding else "lora_"
+            parts = {part: self._files.tensor(lora.parts[prefix + part]).to(dtype) for part in "AB"}
+            if lora.dora:
+                parts["magnitude"] = (
+                    self._files.tensor(lora.parts["lora_magnitude_vector"]).to(dtype).flatten()
+                )
+            self._held = lora.module, parts
+        return self._held[1]
+
+
+def _check_tied(
+    adapter: Adapter, base: Checkpoint, touched: dict[str, Lora | str], heads: list[tuple[str, Lora | str]]
+) -> None:
+    name = tied_embedding(base)
+    if name is None or (name not in touched and not heads):
+        return
+    with reading(base, adapter.files) as (reader, files):
+
+        def rows(update: Lora | str | None) -> _MergedRows | None:
+            return None if update is None else _MergedRows({name: update}, reader, files)
+
+        head = heads[0][1] if heads else None
+        saved = any(is_head(f"{module}.weight") for module in adapter.config.get("modules_to_save") or ())
+        alone = name not in touched and (isinstance(head, Lora) or saved)
+        check_still_tied(
+            base, reader, name, {"embedding": rows(touched.get(name)), "head": rows(head)}, alone
+        )
+
+
+def _touched(
+    adapter: Adapter, base: Checkpoint
+) -> tuple[dict[str, Lora | str], list[tuple[str, Lora | str]]]:
+    """For every tensor of the base that SFT changed: the update, or the name of what replaces it.
+
+    Apart from them, with the embedding's name, those of a head that the base ties to its embedding.
+    """
+    wanted = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
+    names = base_names(wanted, base)
+    touched: dict[str, Lora | str] = {}
+    heads: list[tuple[str, Lora | str]] = []
+    for module, lora in adapter.loras.items():
+        name = names[f"{module}.weight"]
+        if "lora_B.bias" in lora.parts or (lora.dora and (lora.embedding or lora.transposed)):
+            raise ValueError(
+                f"The update of {module!r} has a bias or is a transposed DoRA: merge it with PEFT."
+            )
+        prefix = "lora_embedding_" if lora.embedding else "lora_"
+        rows = adapter.files.entry(lora.parts[prefix + "B"]).shape[0]
+        columns = adapter.files.entry(lora.parts[prefix + "A"]).shape[1]
+        shape = (columns, rows) if lora.embedding or lora.transposed else (rows, columns)
+        _check_shape(name, shape, base)
+        if is_head(f"{module}.weight") and not is_head(name):
+            heads.append((name, lora))
+        else:
+            touched[name] = lora
+    for name, stored in adapter.whole.items():
+        _check_shape(names[name], adapter.files.entry(stored).shape, base)
+        if is_head(name) and not is_head(names[name]):
+            heads.append((names[name], stored))
+        else:
+            touched[names[name]] = stored
+    return touched, heads
+
+
+def _check_shape(name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
+    if base.entry(name).shape != shape:
+        raise ValueError(
+            f"Expected the base's {name!r} to have the shape {shape} of the adapter's update but it has "
+            f"{base.entry(name).shape}. Pass the base that the adapter was trained on; if SFT resized the "
+            "vocabulary, merge with PEFT and pass the merged model."
+        )
+
+
+def _check_tokens(source: Path, base: Checkpoint) -> None:
+    try:
+        ids = token_ids(source)
+    except CustomCode:  # an embedding of another size is refused by its shape
+        return
+    rows = min((base.entry(name).shape[0] for name in embedding_names(base)), default=None)
+    beyond = [token for token, number in (ids or {}).items() if rows is not None and number >= rows]
+    if beyond:
+        raise ValueError(
+            f"The adapter's tokenizer has tokens {listing(beyond)} beyond the base's {rows} embedding "
+            "rows: SFT "
+            "resized the vocabulary. Merge with PEFT and pass the merged model."
+        )

@@ -1,0 +1,148 @@
+"""What was written to disk, from what and how: ``rejuvenation.json``, and a section of the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_rejuv.checkpoints.statistics import TensorStatistics, pooled
+from lightning_rejuv.names import printable
+from lightning_rejuv.refit import RefitReport
+from lightning_rejuv.report_layers import table, where
+from lightning_rejuv.report_table import refit_rows, rounding, search_rows
+
+_BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """A rejuvenation from disk to disk. ``print(report)`` is a table.
+
+    Attributes:
+        version: of lightning_rejuv.
+        output: the directory.
+        form: ``"model"`` or ``"adapter"``.
+        inputs: for each role its path and the SHA-256 of its files.
+        outputs: the SHA-256 of every weight file.
+        options: those that were applied; None for one that nothing was done with.
+        alpha: weight of the SFT model in the fusion; or one for each pattern of names.
+        tensors: what was measured, by name on disk; empty where the base was not read.
+        vocabulary: rows that are shared, moved and new in the SFT model; None where nothing differs.
+        unused: tensors that only the base has.
+        warnings: what deserves a look, and what this library warned of while it worked.
+        reset: number of weights that were reset, by name on disk.
+        attribution: how neurons were chosen, and the search for alpha; None where no model was run.
+        refit: the training steps after the edit; None without them.
+    """
+
+    version: str
+    output: str
+    form: str
+    inputs: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, str]
+    options: Mapping[str, Any]
+    alpha: float | Mapping[str, float]
+    tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    vocabulary: Mapping[str, int] | None = None
+    unused: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    reset: Mapping[str, int] = field(default_factory=dict)
+    attribution: Mapping[str, Any] | None = None
+    refit: RefitReport | None = None
+
+    @property
+    def total(self) -> TensorStatistics:
+        """All tensors as one vector."""
+        return pooled(self.tensors.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, dicts, strings and numbers that JSON has."""
+        plain = {**asdict(self), "total": row(self.total), "unused": list(self.unused)}
+        plain["tensors"] = {name: row(statistics) for name, statistics in self.tensors.items()}
+        return {**plain, "warnings": list(self.warnings)}
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self, tables: bool = True) -> Iterator[str]:
+        total = self.total
+        yield f"Rejuvenated {self.form} in {self.output}"
+        given = self.alpha if isinstance(self.alpha, Mapping) else f"{self.alpha:.3f}"
+        yield f"  alpha            {given}  (weight of the SFT model)"
+        if self.tensors:
+            yield f"  drift            {total.drift:#.3g}  (‖sft - base‖ / ‖base‖, {total.count:,} weights)"
+            yield f"  changed by SFT   {total.changed_share:.1%} of the weights"
+            nearest = self.options.get("rounding") == "nearest"
+            remedy = "`--rounding stochastic` or `--dtype float32`" if nearest else "`--dtype float32`"
+            yield f"  rounding         {rounding(total.rounding_shift, remedy)}"
+        if self.reset:
+            yield f"  reset            {sum(self.reset.values()):,} weights in {len(self.reset)} tensors"
+        if self.attribution:
+            yield from self._attributed(self.attribution, tables)
+        searched = bool(self.attribution and self.attribution.get("search"))
+        for title, text in refit_rows(self.refit, not searched) if self.refit else ():
+            yield f"  {title:<17}{text}"
+        if self.options.get("compute_dtype"):
+            yield f"  models ran       on {self.options['device']} in {self.options['compute_dtype']}"
+        if self.vocabulary:
+            yield "  vocabulary       " + ", ".join(f"{n} {what}" for what, n in self.vocabulary.items())
+        if self.unused:
+            yield f"  unused           {len(self.unused)} tensors that only the base has"
+        for warning in self.warnings:
+            yield f"  warning          {warning}"
+
+    def _attributed(self, found: Mapping[str, Any], tables: bool) -> Iterator[str]:
+        if found.get("neurons"):
+            share = found["neurons_reset"] / found["neurons"]
+            yield f"  neurons reset    {found['neurons_reset']} of {found['neurons']} ({share:.2%})"
+            asked = found.get("neurons_asked")
+            if asked not in (None, found["neurons_reset"]):
+                yield f"    asked for      {asked}; only those with a positive score are reset"
+            if found["neurons_reset"]:
+                yield f"  reset in         {where(found['neurons_by_layer'])}"
+                for title, text in table(found["neurons_by_layer"]) if tables else ():
+                    yield f"    {title:<15}{text}"
+        if "entropy_sft" in found:
+            entropies = f"{found['entropy_sft']:.4f} nats, the base's {found['entropy_base']:.4f}"
+            yield f"  token entropy    {entropies}, before the fusion, teacher-forced"
+        for title, text in search_rows(found["search"], tables) if found.get("search") else ():
+            yield f"  {title:<17}{text}"
+
+    def card(self, existing: str) -> str:
+        """Return a model card with a section on the rejuvenation; one that is there is replaced."""
+        before, found, rest = existing.partition(_BEGIN)
+        after = rest.partition(_END)[2] if found else ""
+        lines = [f"- {printable(line.strip())}" for line in list(self._lines(tables=False))[1:]]
+        section = [
+            _BEGIN,
+            "## Rejuvenation",
+            "",
+            f"Written by `lightning-rejuv` {self.version}: base-anchored fusion"
+            + (" and attribution-targeted reset" if self.reset else "")
+            + " of the SFT model with its base ([arXiv 2606.09932](https://arxiv.org/abs/2606.09932)), to be",
+            "trained further with reinforcement learning."
+            + (" A few steps of training followed." if self.refit else "")
+            + " Inputs, hashes and options: `rejuvenation.json`.",
+            "",
+            *lines,
+            _END,
+        ]
+        return (
+            before.rstrip("\n")
+            + ("\n\n" if before.strip() else "")
+            + "\n".join(section)
+            + "\n"
+            + after.lstrip("\n")
+        )
+
+
+def row(statistics: TensorStatistics) -> dict[str, float | int | None]:
+    """Return what was measured as JSON can hold it; an infinite drift is null."""
+    return {
+        "drift": statistics.drift if math.isfinite(statistics.drift) else None,
+        "weights": statistics.count,
+        "changed": statistics.changed_share,
+        "rounding_shift": statistics.rounding_shift,
+    }

@@ -1,0 +1,185 @@
+"""Which weights on disk the attribution-targeted reset returns to the base, and what a refit moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rejuv.anchor import Anchor, match
+from lightning_rejuv.anchor.config import context_length, vocabulary_size
+from lightning_rejuv.anchor.files import GENERATION
+from lightning_rejuv.attribution.selection import count_of
+from lightning_rejuv.checkpoints.checkpoint import INDEX, Checkpoint
+from lightning_rejuv.checkpoints.checks import check_ends
+from lightning_rejuv.checkpoints.dialogues import Calibration, read_calibration
+from lightning_rejuv.checkpoints.directory import write_file
+from lightning_rejuv.checkpoints.disk_names import moves_on_disk, on_disk
+from lightning_rejuv.checkpoints.models import load_model, load_tokenizer
+from lightning_rejuv.checkpoints.pairing import Pair, Pairing
+from lightning_rejuv.checkpoints.pattern import Pattern
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar
+from lightning_rejuv.checkpoints.stream import FusionStream, Recipe
+from lightning_rejuv.checkpoints.writer import FileWriter
+from lightning_rejuv.config import Options
+from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.progress import phase
+from lightning_rejuv.refit import RefitReport
+from lightning_rejuv.report_layers import by_layer
+from lightning_rejuv.weights.targets import open_targets
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """What a loaded model says is to be done to its checkpoint.
+
+    Attributes:
+        alpha: the alpha that was found; None where it was given.
+        resets: the weights to reset, by name on disk.
+        attribution: how they were chosen, in numbers.
+        moves: what a refit adds, by name on disk.
+        refit: what its steps did; None without one.
+        warnings: what the calibration data say of the checkpoint.
+    """
+
+    alpha: float | None
+    resets: Mapping[str, Pattern]
+    attribution: dict[str, Any]
+    moves: Mapping[str, Tensor]
+    refit: RefitReport | None
+    warnings: tuple[str, ...] = ()
+
+
+def plan_on_disk(
+    sft: Checkpoint,
+    base: Checkpoint,
+    pairing: Pairing,
+    options: Options,
+    calibration: Path,
+    device: str,
+    dtype: torch.dtype,
+    scratch: Path,
+) -> DiskPlan:
+    """Load the SFT model, attribute, select, and find the selected neurons on disk.
+
+    Args:
+        sft: the SFT model.
+        base: its base.
+        pairing: which of their tensors belong together.
+        options: alpha, fraction, rule and ranking.
+        calibration: JSONL, see :func:`~lightning_rejuv.checkpoints.dialogues.read_dialogues`.
+        device: where models are run.
+        dtype: in which dtype.
+        scratch: an empty directory for a copy of the base in the SFT model's layout, if one is needed.
+
+    Raises:
+        ValueError: what :func:`lightning_rejuv.rejuvenate` refuses, or a neuron that has no place on disk.
+    """
+    # Before the model, which takes minutes to load: a line that is refused is refused at once.
+    read = calibration_for(sft, calibration)
+    model = load_model(loadable(sft, scratch), device, dtype)
+    targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
+    plan = make_plan(model, targets, Data(read.batches), options)
+    neurons = sum(reset.group.count for reset in plan.resets)
+    found: dict[str, Any] = {
+        "calibration": str(calibration),
+        "dialogues": sum(len(batch["input_ids"]) for batch in read.batches),
+        "neurons": neurons,
+        "neurons_asked": count_of(options.reset_fraction, neurons)
+        if options.reset_fraction and options.budget == "share"
+        else None,
+        "neurons_reset": sum(len(reset.index) for reset in plan.resets),
+        "neurons_by_layer": by_layer((r.group.layer, r.group.kind, len(r.index)) for r in plan.resets),
+        "search": plan.search,
+    }
+    if plan.comparison and plan.attribution:
+        found["positions"] = plan.attribution.positions
+        if plan.attribution.reconstructs:
+            found["reconstruction_error"] = plan.attribution.error
+    if plan.comparison:
+        found["entropy_sft"] = plan.comparison.entropy_sft
+        found["entropy_base"] = plan.comparison.entropy_base
+    return DiskPlan(
+        plan.search.alpha if plan.search else None,
+        on_disk(model, sft, masks(model, plan)),
+        found,
+        moves_on_disk(model, sft, plan.refitted.moves) if plan.refitted else {},
+        plan.refitted.report if plan.refitted else None,
+        tuple(finding.detail for finding in check_ends(sft, read)),
+    )
+
+
+def calibration_for(sft: Checkpoint, calibration: Path) -> Calibration:
+    """Read calibration data with the SFT model's tokenizer.
+
+    Raises:
+        ValueError: a line is malformed, too long or of tokens that the model lacks, or there is no tokenizer.
+        OSError: the file cannot be read.
+    """
+    return read_calibration(
+        calibration, load_tokenizer(sft.path), context_length(sft.config), vocabulary_size(sft.config)
+    )
+
+
+def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Return the neurons that a plan resets as masks of the model's parameters."""
+    selected: dict[str, Tensor] = {}
+    for reset in plan.resets:
+        if not reset.index.numel():
+            continue
+        group = reset.group
+        for name, dim in ((group.parameter, group.dim), (group.bias, 0)):
+            if name is None:
+                continue
+            if name not in selected:
+                selected[name] = torch.zeros(model.get_parameter(name).shape, dtype=torch.bool)
+            group.matrix(selected[name]).index_fill_(dim, reset.index.cpu(), True)
+    return selected
+
+
+def loadable(sft: Checkpoint, scratch: Path) -> Path:
+    """Return the directory of the SFT model, or of a copy under names that load where it was renamed."""
+    if not sft.renamed:
+        return sft.path
+    _write(sft, sft, {name: Pair(name, None) for name in sft.place}, scratch / "sft")
+    return scratch / "sft"
+
+
+def anchor_for(
+    model: nn.Module, sft: Checkpoint, base: Checkpoint, pairing: Pairing, dtype: torch.dtype, scratch: Path
+) -> Anchor:
+    """Open the base's files where transformers would load them into the model, else a copy that it would."""
+    anchor = Anchor.open(base.path).read_as(model)
+    try:
+        match(model, anchor)
+        plain = pairing.rows is None or pairing.rows.identity
+    except ValueError:
+        plain = False
+    if plain:
+        return anchor
+    # The base with the SFT model's names, vocabulary and tying: a fusion with alpha 0.
+    _write(sft, base, pairing.pairs, scratch / "base", without=(GENERATION,))
+    ends: list[int] = list(anchor.end_tokens)
+    content = {"eos_token_id": pairing.rows.of_sft(ends) if pairing.rows else ends}
+    write_file(scratch / "base" / GENERATION, json.dumps(content).encode())
+    return Anchor.open(load_model(scratch / "base", "cpu", dtype))
+
+
+def _write(
+    sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path, without: tuple[str, ...] = ()
+) -> None:
+    """Write what the SFT model's names stand for in the base, or in itself where they have no pair.
+
+    Beside it stand the SFT model's own files, ``without`` some.
+    """
+    target.mkdir()
+    with FileWriter(target) as writer, phase(f"copying the {target.name} to scratch", sft.nbytes):
+        FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer)
+    copy_sidecar(sft.path, target, None, without)
+    if sft.index is not None:
+        write_file(target / INDEX, json.dumps(sft.index).encode())

@@ -1,0 +1,142 @@
+"""Writes weight files while the next tensor is computed: one thread, a short queue, synced and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv.checkpoints.directory import OPEN_DIRECTORY
+
+_QUEUED = 4
+_flush = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_PATIENCE = 2.0  # seconds
+# Bytes between two syncs: the disk then works while tensors are computed, not after the last one.
+_SYNC_EVERY = 64 << 20
+
+
+class FileWriter:
+    """Writes one file after the other in a thread of its own.
+
+    A context manager; leaving it waits until everything is on the disk, or, with an error, until the thread has
+    let go of the files. An error of the thread (a full disk) is raised by the next call.
+
+    An interrupt (Ctrl-C) may end any of these calls anywhere in Python's own code. ``queue.Queue`` does not bear
+    that: where it strikes between the two steps of its ``notify``, the next wake-up is lost, and the thread waits for
+    ever for what has been put. The two queues here are ``SimpleQueue``, whose ``put`` is one step that cannot be
+    interrupted: one brings the thread what it has to write, the other gives back the places that became free.
+
+    Attributes:
+        digests: SHA-256 of every file, by name, once it is closed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tasks: SimpleQueue[tuple[str, memoryview] | None] = SimpleQueue()
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_QUEUED):
+            self._places.put(None)
+        self._stopped = False
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="lightning-rejuv-writer", daemon=True)
+        self.digests: dict[str, str] = {}
+
+    def __enter__(self) -> FileWriter:
+        try:
+            self._thread.start()
+        except BaseException:
+            self._stopped = True
+            self._tasks.put(None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stopped = error is not None
+            self._tasks.put(None)
+            self._thread.join()
+        except BaseException:
+            self._stopped = True
+            self._tasks.put(None)
+            self._thread.join(_PATIENCE)  # so that it lets go of the files before they are removed
+            raise
+        if error is None:
+            self._check()
+
+    def write(self, file: str, content: bytes | Tensor) -> None:
+        """Append to a file; a file is complete when the next one begins. Contiguous tensors, not kept.
+
+        Raises:
+            OSError: an earlier write failed.
+        """
+        self._check()
+        view = memoryview(content) if isinstance(content, bytes) else _bytes_of(content)
+        self._places.get()
+        self._tasks.put((file, view))
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+
+    def _work(self) -> None:
+        """Write until there is nothing more to write; after an error only take, so that nobody waits."""
+        folder = descriptor = -1
+        name, digest, pending = "", hashlib.sha256(), 0
+        try:
+            # The directory itself: not what may stand at its name later.
+            folder = os.open(self._directory, OPEN_DIRECTORY)
+            while (item := self._next()) is not None and not self._stopped:
+                file, view = item
+                if file != name:
+                    done, descriptor = descriptor, -1
+                    self._close(name, done, digest)
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                    descriptor = os.open(file, flags, 0o666, dir_fd=folder)
+                    name, digest, pending = file, hashlib.sha256(), 0
+                digest.update(view)
+                pending += len(view)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                if pending >= _SYNC_EVERY:
+                    _flush(descriptor)
+                    pending = 0
+                self._places.put(None)
+            if not self._stopped:
+                done, descriptor = descriptor, -1
+                self._close(name, done, digest)
+        except BaseException as error:
+            self._failed = error
+            for _ in range(_QUEUED):  # whoever writes on finds a place, and then the error
+                self._places.put(None)
+        finally:
+            for opened in (descriptor, folder):
+                if opened >= 0:
+                    os.close(opened)
+
+    def _next(self) -> tuple[str, memoryview] | None:
+        while True:
+            try:
+                return self._tasks.get(timeout=_PATIENCE)
+            except Empty:  # an interrupt before the first line of `__exit__` tells the thread nothing
+                if not self._directory.exists():
+                    return None
+
+    def _close(self, name: str, descriptor: int, digest: hashlib._Hash) -> None:
+        if name:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self.digests[name] = digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

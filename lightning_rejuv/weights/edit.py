@@ -1,0 +1,298 @@
+"""The one place where weights change: a lerp toward the anchor, of a tensor or of some rows or columns; a shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_rejuv.forward import without_autocast_cache
+from lightning_rejuv.weights.rounding import HALF_TYPES, random_stream, round_stochastically
+from lightning_rejuv.weights.shard import Shard
+
+if TYPE_CHECKING:
+    from lightning_rejuv.neurons import NeuronGroup
+
+# Tensors whose dtypes differ or that are rounded stochastically are lerped through float32 in pieces, so that no
+# second copy of a large tensor is ever held; on a CPU in pieces that its cache holds.
+_PIECE, _PIECE_ON_CPU = 1 << 20, 1 << 16
+
+# What rounding does is added up of every how many rows, of tensors with more than so many elements.
+SAMPLED_ROWS, _SAMPLED = 8, 1 << 16
+
+
+@torch.no_grad()
+def lerp_(
+    param: Tensor,
+    base: Tensor,
+    weight: float,
+    *,
+    dim: int = 0,
+    index: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Move a parameter toward its base in place: ``param + weight * (base - param)``.
+
+    Computed in float32 or better and rounded once to the parameter's dtype. ``weight=0`` leaves every
+    bit as it is; ``weight=1`` copies the base, bit for bit where the dtypes agree.
+
+    Args:
+        param: the parameter, any shape, floating point.
+        base: tensor of the same shape, on any device and of any floating dtype; never changed.
+        weight: the share of the base, 0 to 1.
+        dim: with ``index``, the dimension that it counts along: 0 for rows, 1 for columns.
+        index: 1-D int64; only these rows or columns are moved. None moves the whole tensor.
+        generator: with one, a bfloat16 or float16 result is rounded stochastically: up or down with the
+            probability that makes its expectation exact. Other dtypes are rounded to nearest.
+
+    Returns:
+        ``param``.
+
+    Raises:
+        ValueError: the shapes differ or the weight lies outside [0, 1].
+
+    >>> w = torch.zeros(2, 2)
+    >>> lerp_(w, torch.ones(2, 2), 1.0, dim=1, index=torch.tensor([0]))
+    tensor([[1., 0.],
+            [1., 0.]])
+    """
+    if param.shape != base.shape:
+        raise ValueError(f"Expected `base` to have shape {tuple(param.shape)} but got {tuple(base.shape)}.")
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"Expected argument `weight` to lie in [0, 1] but got {weight}.")
+    if weight == 0.0 or param.numel() == 0:
+        return param
+    if index is None:
+        _lerp_whole(param, base, weight, generator)
+    elif index.numel():
+        rows = param.index_select(dim, index.to(param.device))
+        _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight, generator)
+        param.index_copy_(dim, index.to(param.device), rows)
+    return param
+
+
+def shift_(param: Tensor, move: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Move a parameter in place by what a training of it found: ``param + move``.
+
+    Computed in float32 or better and rounded once to the parameter's dtype.
+
+    Args:
+        param: the parameter, any shape, floating point.
+        move: tensor of the same shape, in float32 or better, on any device.
+        generator: as in :func:`lerp_`.
+
+    Returns:
+        ``param``.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> shift_(torch.ones(2), torch.tensor([0.5, -1.0]))
+    tensor([1.5000, 0.0000])
+    """
+    if param.shape != move.shape:
+        raise ValueError(f"Expected `move` to have shape {tuple(param.shape)} but got {tuple(move.shape)}.")
+    exact = torch.promote_types(param.dtype, move.dtype)
+    return lerp_(param, param.detach().to(exact) + move.to(param.device, exact), 1.0, generator=generator)
+
+
+@contextmanager
+def putting_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Hold a copy of some tensors, and on exit, also after an error or an interrupt, put it back bit for bit.
+
+    Args:
+        tensors: parameters and buffers, by name; whatever is written into them meanwhile is gone afterwards.
+    """
+    kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    try:
+        yield
+    finally:
+        _put_back(tensors, kept)
+
+
+@torch.no_grad()
+def _put_back(tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Copy what was kept into some tensors, all of it: an interrupt in the midst is raised afterwards."""
+    waiting, interrupt = list(kept), None
+    while waiting:
+        try:
+            while waiting:
+                tensors[waiting[-1]].copy_(kept[waiting[-1]])
+                waiting.pop()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None) -> None:
+    stochastic = generator is not None and param.dtype in HALF_TYPES
+    if weight == 1.0 and (param.dtype == base.dtype or not stochastic):
+        param.copy_(base)
+    elif param.dtype == base.dtype and not stochastic:
+        param.lerp_(base.to(param.device), weight)  # PyTorch computes half types in float32 here
+    else:
+        if not param.dim():
+            param, base = param[None], base[None]
+        rows = _rows_of_a_piece(param)
+        for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
+            exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
+            value = torch.lerp(piece.to(exact), base_piece.to(param.device, exact), weight)
+            if stochastic and generator is not None:
+                value = round_stochastically(value, param.dtype, generator)
+            piece.copy_(value)
+
+
+def _rows_of_a_piece(param: Tensor) -> int:
+    """Return how many rows are computed with at a time, so that no wide copy of the whole is made."""
+    size = _PIECE_ON_CPU if param.device.type == "cpu" else _PIECE
+    return max(1, size // max(1, param[:1].numel()))
+
+
+def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
+    """Add up what rounding did to a fusion along the line from a parameter to its base.
+
+    The first sum over the second is the shift of alpha, the weight that the parameter has in the fusion: how far from
+    the exact fusion the rounded one lies along that line, in parts of the line. An SFT update of one unit in the last
+    place, for instance, cannot be halved: to nearest every alpha below one half becomes 0 there. The length of the
+    error would not tell that: stochastic rounding, which keeps alpha, makes the longer one.
+
+    Args:
+        param: the parameter before the fusion.
+        base: the anchor's tensor, of the same shape.
+        exact: the fusion before it was rounded.
+        rounded: the fusion.
+
+    Returns:
+        ⟨base - param, exact - rounded⟩ and ‖base - param‖².
+
+    >>> w, b = torch.tensor([1.0]).bfloat16(), torch.tensor([1.0078125]).bfloat16()  # the next one after 1
+    >>> gap, line = rounding_sums(w, b, 0.4 * w.float() + 0.6 * b.float(), lerp_(w.clone(), b, 0.6))
+    >>> round(gap / line, 3)
+    -0.4
+    """
+    wide = torch.float32 if param.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    line = base.to(param.device, wide) - param.to(wide)
+    error = exact.to(wide) - rounded.to(wide)
+    gap, length = torch.stack([(line * error).sum(), (line * line).sum()]).tolist()
+    return gap, length
+
+
+@torch.no_grad()
+def lerp_measuring_(
+    param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None = None
+) -> tuple[float, float]:
+    """Fuse a parameter as :func:`lerp_` does, and add up what rounding did to it; of a large one to every eighth row.
+
+    Args:
+        param: the parameter, fused in place.
+        base: the anchor's tensor, of the same shape.
+        weight: the share of the base.
+        generator: of stochastic rounding.
+
+    Returns:
+        The numbers of :func:`rounding_sums`; zeros where rounding does next to nothing: in float32 and wider, and where
+        ``weight`` is 0 or 1.
+    """
+    if param.dtype.itemsize >= 4 or weight in (0.0, 1.0) or param.dim() == 0:
+        lerp_(param, base, weight, generator=generator)
+        return 0.0, 0.0
+    step = SAMPLED_ROWS if param.numel() > _SAMPLED else 1
+    before = param[::step].clone()
+    lerp_(param, base, weight, generator=generator)
+    gap = line = 0.0
+    rows = _rows_of_a_piece(param)
+    pieces = (tensor.split(rows) for tensor in (before, base[::step], param[::step]))
+    for ours, theirs, rounded in zip(*pieces, strict=True):
+        exact = torch.lerp(ours.float(), theirs.to(ours.device, torch.float32), weight)
+        sums = rounding_sums(ours, theirs, exact, rounded)
+        gap, line = gap + sums[0], line + sums[1]
+    return gap, line
+
+
+def reset_neurons(
+    shard: Shard,
+    anchor: Tensor,
+    group: NeuronGroup,
+    dim: int,
+    index: Tensor,
+    omega: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Return neurons to the base: rows or columns of a weight, or entries of a bias.
+
+    Args:
+        shard: the part of the parameter that this process holds.
+        anchor: the anchor's tensor, whole.
+        group: whose neurons they are.
+        dim: the dimension of ``group.matrix(parameter)`` that counts them.
+        index: 1-D int64, which along ``dim``.
+        omega: weight of the base on them.
+        generator: of stochastic rounding.
+    """
+    piece = shard.expert(group.expert)
+    if piece is not None:
+        there, here = piece.of(group.matrix(anchor)), piece.here(index, dim)
+        lerp_(piece.values, there, omega, dim=dim, index=here, generator=generator)
+
+
+class Blend:
+    """Puts other weights into a model for a while: the anchor's, or a fusion with it.
+
+    In half types a fusion is rounded stochastically, always in the same way: rounded to nearest, where SFT has moved
+    most weights by a unit in the last place, it would be that of another alpha (:func:`rounding_sums`).
+
+    A context manager. From the first other weights on it holds one copy of the model's parameters, and on
+    exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.
+
+    Args:
+        parameters: the parameters and buffers that fusion edits, by name.
+        base_of: gives the anchor's tensor for a parameter's name.
+
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.ones_(net.weight)
+    >>> with Blend(dict(net.named_parameters()), lambda name: torch.zeros(1, 1)) as blend:
+    ...     blend.at(0.25)
+    ...     net.weight.item()
+    0.25
+    >>> net.weight.item()
+    1.0
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], base_of: Callable[[str], Tensor]) -> None:
+        self._parameters = parameters
+        self._base_of = base_of
+        self._kept: dict[str, Tensor] = {}
+        self._uncached = ExitStack()
+
+    def __enter__(self) -> Blend:
+        self._uncached.enter_context(without_autocast_cache())
+        return self
+
+    @torch.no_grad()
+    def at(self, alpha: float | Mapping[str, float]) -> None:
+        """Put ``alpha * model + (1 - alpha) * anchor`` into the model; alpha is one, or one a parameter."""
+        if alpha == 1.0 and not self._kept:
+            return  # the model's own weights are in it
+        self._kept = self._kept or {name: p.detach().clone() for name, p in self._parameters.items()}
+        generators: dict[torch.device, torch.Generator] = {}
+        for name, parameter in self._parameters.items():
+            share = alpha[name] if isinstance(alpha, Mapping) else alpha
+            if share > 0:
+                parameter.copy_(self._kept[name])
+            generator = None
+            if 0 < share < 1 and parameter.dtype in HALF_TYPES:
+                device = parameter.device
+                generator = generators.setdefault(device, random_stream("blend", device))
+            lerp_(parameter, self._base_of(name), 1.0 - share, generator=generator)
+        torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            _put_back(self._parameters, self._kept)
+        finally:
+            self._kept = {}
+            self._uncached.close()

@@ -1,0 +1,140 @@
+"""What the stream measures and refuses on the way, against the tensors that it read and wrote."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.checkpoints.directories import fuse, pair, resave, tensors
+
+
+def _changed(name, change):
+    return lambda state: {n: change(t) if n == name else t for n, t in state.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_measured_is_that_of_the_weights_read_and_written(tmp_path, dtype):
+    """Norms of all weights; in every eighth row what SFT changed, and where there is a fusion what rounding does."""
+    base, sft = pair(tmp_path, dtype=dtype, tokenizer=False, drift=2e-3)
+    kept = "model.layers.0.mlp.up_proj.weight"
+    out, report = fuse(base, sft, alpha={kept: 1.0, "*": 0.3}, rounding="nearest")
+    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    assert set(report.tensors) == set(ours)
+    for name, found in report.tensors.items():
+        w, b, f = (t[name].double() for t in (ours, theirs, fused))
+        assert found.count == w.numel()
+        assert found.difference == pytest.approx(float((w - b).square().sum()), rel=1e-5)
+        assert found.base == pytest.approx(float(b.square().sum()), rel=1e-5)
+        w, b, f = (t[::8] for t in (w, b, f))
+        moved = w != b
+        gap = float(((b - w) * (0.3 * w + 0.7 * b - f)).sum())
+        assert (found.sampled, found.changed) == (w.numel(), int(moved.sum())), name
+        assert found.changed_share == pytest.approx(float(moved.double().mean()))
+        expected = (gap, float((b - w).square().sum()))
+        tolerance = {"rel": 1e-3, "abs": 1e-7 * float(w.square().sum())}
+        measured = (found.gap, found.line)
+        assert measured == ((0, 0) if name == kept else pytest.approx(expected, **tolerance)), name
+    assert torch.equal(fused[kept], ours[kept])
+    assert (abs(report.total.rounding_shift) > 0.01) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.4, 0.0, {"*embed*": 0.4, "*": 1.0}], ids=str)
+def test_what_sft_changed_does_not_depend_on_alpha(tmp_path, alpha):
+    """One weight of each eighth row and each tensor, whether it is fused or not; in the table and in JSON."""
+    base, sft = pair(tmp_path, tokenizer=False, drift=0)
+
+    def change(tensor):
+        changed = tensor.clone().view(-1, tensor.shape[-1] if tensor.dim() > 1 else 1)
+        changed[::8, 0] += 1
+        return changed.view(tensor.shape)
+
+    resave(sft, lambda state: {name: change(tensor) for name, tensor in state.items()})
+    _, report = fuse(base, sft, alpha=alpha)
+    rows = {name: t.view(-1, t.shape[-1] if t.dim() > 1 else 1)[::8] for name, t in tensors(base).items()}
+    told = report.to_dict()
+    for name, part in rows.items():
+        assert told["tensors"][name]["changed"] == pytest.approx(1 / part.shape[1]), name
+    share = sum(len(part) for part in rows.values()) / sum(part.numel() for part in rows.values())
+    assert told["total"]["changed"] == pytest.approx(share)
+    assert f"changed by SFT   {share:.1%} of the weights" in str(report)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("whose", ["base", "sft"])
+def test_what_is_not_finite_is_named_with_its_file(tmp_path, value, whose):
+    base, sft = pair(tmp_path, tokenizer=False)
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def spoil(tensor):
+        tensor[3, 5] = value
+        return tensor
+
+    resave({"base": base, "sft": sft}[whose], _changed(name, spoil))
+    with pytest.raises(ValueError, match=f"'{name}' holds NaN or infinity in '.*/{whose}'"):
+        fuse(base, sft)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "sft"]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_fusion_that_the_outputs_dtype_cannot_hold_is_refused(tmp_path, sign, rounding):
+    base, sft = pair(tmp_path, tokenizer=False)
+    name = "model.norm.weight"
+    for path in (base, sft):
+        resave(path, _changed(name, lambda t: torch.full_like(t, sign * 1e6)))
+    with pytest.raises(ValueError, match=f"'{name}' holds NaN or infinity in 'the fusion in its dtype'"):
+        fuse(base, sft, dtype="float16", rounding=rounding)
+
+
+def test_the_main_dtype_is_that_of_most_weights_not_of_most_tensors(tmp_path):
+    base, sft = pair(tmp_path, vocab_size=3000, tokenizer=False)
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    resave(sft, lambda state: {n: t if n in tables else t.float() for n, t in state.items()})
+    ours = tensors(sft)
+    assert sum(n in tables for n in ours) < len(ours) / 2
+    out, _ = fuse(base, sft, dtype="float16")
+    kinds = {name: t.dtype for name, t in tensors(out).items()}
+    assert {name for name, kind in kinds.items() if kind == torch.float16} == set(tables)
+    assert {kind for name, kind in kinds.items() if name not in tables} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_progress_counts_the_sft_models_bytes(tmp_path, dtype):
+    base, sft = pair(tmp_path, tokenizer=False)
+    told = []
+    fuse(base, sft, dtype=dtype, progress=lambda *step: told.append(step))
+    size = sum(t.nbytes for t in tensors(sft).values())
+    assert {(phase, total) for phase, _, total in told} == {("fusing the weights", size)}
+    done = [done for _, done, _ in told]
+    assert (done[0], done[-1]) == (0, size)
+    assert done == sorted(done)
+    assert len(set(done)) > 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_number_of_threads_is_as_before(tmp_path, fails):
+    base, sft = pair(tmp_path, tokenizer=False)
+    if fails:
+        resave(sft, _changed("model.norm.weight", lambda t: t * float("nan")))
+    torch.set_num_threads(2)
+    try:
+        if fails:
+            with pytest.raises(ValueError, match="holds NaN"):
+                fuse(base, sft)
+        else:
+            fuse(base, sft)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_rows_are_rounded_independently(tmp_path):
+    """A column of equal weights: stochastic rounding takes some of its rows up and some down."""
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(base, lambda state: {name: torch.ones_like(t) for name, t in state.items()})
+    resave(sft, lambda state: {name: torch.full_like(t, 1 + 1 / 128) for name, t in state.items()})
+    out, _ = fuse(base, sft, alpha=0.5)
+    for name, tensor in tensors(out).items():
+        if tensor.dim() == 2:
+            up = (tensor > 1).double().mean(0)
+            assert bool(((up > 0) & (up < 1)).all()), name

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_rejuv.weights import edit
+from lightning_rejuv.weights.edit import (
+    Blend,
+    lerp_,
+    lerp_measuring_,
+    putting_back,
+    rounding_sums,
+    shift_,
+)
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def _pair(shape, dtype, base_dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda d: torch.randn(shape, generator=generator, dtype=torch.float64).to(d)  # noqa: E731
+    return make(dtype), make(base_dtype)
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    dtype=st.sampled_from(DTYPES),
+    base_dtype=st.sampled_from(DTYPES),
+    weight=st.floats(0, 1),
+)
+def test_whole_tensor_is_the_float64_lerp_rounded_once(shape, dtype, base_dtype, weight):
+    param, base = _pair(shape, dtype, base_dtype)
+    expected = param.double() + weight * (base.double() - param.double())
+    kept = base.clone()
+    lerp_(param, base, weight)
+    assert torch.equal(base, kept)
+    # Half types differ from the exact value by half a unit in the last place of the result, float32 and
+    # float64 by the rounding of a few operations on values of order one.
+    eps = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-22, torch.float64: 2**-22}[dtype]
+    torch.testing.assert_close(param.double(), expected, rtol=eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_ends_are_exact(dtype):
+    param, base = _pair((4, 3), dtype, dtype)
+    before = param.clone()
+    param[0, 0] = before[0, 0] = -0.0
+    assert torch.equal(lerp_(param, base, 0.0).view(torch.uint8), before.view(torch.uint8))
+    assert torch.equal(lerp_(param, base, 1.0), base)
+
+
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    dim=st.integers(0, 1),
+    weight=st.sampled_from([0.3, 1.0]),
+    transposed=st.booleans(),
+    data=st.data(),
+)
+def test_only_the_indexed_rows_or_columns_move(rows, columns, dim, weight, transposed, data):
+    param, base = _pair((rows, columns), torch.float32, torch.float32)
+    if transposed:  # a view that is not contiguous
+        param, base = param.t(), base.t()
+    size = param.shape[dim]
+    index = torch.tensor(sorted(data.draw(st.sets(st.integers(0, size - 1)))), dtype=torch.int64)
+    expected = param.clone()
+    for i in index.tolist():
+        place = (i,) if dim == 0 else (slice(None), i)
+        expected[place] = (1 - weight) * param[place] + weight * base[place]
+    pointer = param.data_ptr()
+    lerp_(param, base, weight, dim=dim, index=index)
+    assert param.data_ptr() == pointer
+    torch.testing.assert_close(param, expected)
+    untouched = [i for i in range(size) if i not in index.tolist()]
+    assert torch.equal(
+        param.index_select(dim, torch.tensor(untouched, dtype=torch.int64)),
+        expected.index_select(dim, torch.tensor(untouched, dtype=torch.int64)),
+    )
+
+
+def test_a_parameter_that_requires_grad_is_edited_in_place():
+    layer = torch.nn.Linear(2, 2)
+    lerp_(layer.weight, torch.zeros(2, 2), 1.0, index=torch.tensor([1]))
+    assert layer.weight.requires_grad
+    assert layer.weight[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(ValueError, match=r"`weight` to lie in \[0, 1\]"):
+        lerp_(torch.ones(1), torch.ones(1), weight)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) but got \(2,\)"):
+        lerp_(torch.ones(2, 2), torch.ones(2), 0.5)
+
+
+def test_blend_restores_every_bit_also_after_an_error():
+    net = torch.nn.Linear(3, 3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    base = {k: torch.randn_like(v) for k, v in before.items()}
+    with (
+        pytest.raises(KeyError, match="inside"),
+        Blend(dict(net.named_parameters()), base.__getitem__) as blend,
+    ):
+        blend.at(0.3)
+        torch.testing.assert_close(net.weight.detach(), 0.3 * before["weight"] + 0.7 * base["weight"])
+        blend.at(0.0)
+        assert torch.equal(net.weight, base["weight"])
+        raise KeyError("inside")
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_blend_under_autocast_runs_the_weights_that_it_has_put_in(dtype):
+    net = torch.nn.Linear(3, 3, bias=False)
+    own, base, x = net.weight.detach().clone(), torch.randn(3, 3), torch.randn(2, 3)
+    expected = {alpha: x.to(dtype) @ torch.lerp(base, own, alpha).to(dtype).T for alpha in (1.0, 0.3, 0.0)}
+    with torch.autocast("cpu", dtype):
+        net(x)  # what was cached before
+        with Blend(dict(net.named_parameters()), {"weight": base}.__getitem__) as blend:
+            for alpha in (0.3, 0.0, 1.0, 0.3):
+                blend.at(alpha)
+                for _ in range(2):
+                    torch.testing.assert_close(net(x), expected[alpha])
+            assert not torch.is_autocast_cache_enabled()
+        torch.testing.assert_close(net(x), expected[1.0])
+        assert torch.is_autocast_cache_enabled()
+
+
+def test_stochastic_rounding_is_right_on_average_and_never_far():
+    param = torch.full((40000,), 1.0, dtype=torch.bfloat16)
+    base = torch.full((40000,), 1.0078125, dtype=torch.bfloat16)  # the next bfloat16 after 1
+    generator = torch.Generator().manual_seed(0)
+    lerp_(param, base, 0.25, generator=generator)
+    assert set(param.tolist()) == {1.0, 1.0078125}
+    share = float((param == base).float().mean())
+    assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 40000) ** 0.5
+    for value in (-3.7, 1e-30, 250.1):
+        rounded = lerp_(
+            torch.tensor([value]).bfloat16(), torch.tensor([value * 1.3]), 0.5, generator=generator
+        )
+        exact = 0.5 * (float(torch.tensor(value).bfloat16()) + value * 1.3)
+        assert abs(float(rounded) - exact) <= 2**-7 * abs(exact)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_stochastic_rounding_leaves_the_ends_alone(weight):
+    param, base = _pair((50,), torch.bfloat16, torch.bfloat16)
+    expected = base if weight else param.clone()
+    lerp_(param, base, weight, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(param, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base_dtype"), [(torch.float64, torch.float32), (torch.float32, torch.float64)]
+)
+def test_float64_is_not_rounded_on_the_way(dtype, base_dtype):
+    param, base = _pair((50, 20), dtype, base_dtype)
+    expected = torch.lerp(param.double(), base.double(), 0.3)
+    lerp_(param, base, 0.3)
+    torch.testing.assert_close(param.double(), expected.to(dtype).double(), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("base_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("piece", [14, 1 << 20])
+def test_what_rounding_did_is_that_of_float64(monkeypatch, base_dtype, piece):
+    """In pieces as if they were one, with weights that do not differ and some that do by a step or two."""
+    param, base = _pair((9, 7), torch.bfloat16, base_dtype)
+    base = torch.where(base.abs() < 1, param.to(base_dtype), base)
+    base[::2] = (param * 1.01)[::2].to(base_dtype)
+    whole = lerp_(param.clone(), base, 0.3)
+    w, b, r = (t.double() for t in (param, base, whole))
+    expected = float(((b - w) * (0.7 * w + 0.3 * b - r)).sum()), float((b - w).square().sum())
+    monkeypatch.setattr(edit, "_PIECE", piece)
+    fused = param.clone()
+    found = lerp_measuring_(fused, base, 0.3)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert torch.equal(fused, whole)
+    assert torch.equal(lerp_(param, base, 0.3), whole)
+
+
+def test_of_a_large_tensor_every_eighth_row_is_looked_at(monkeypatch):
+    param, base = _pair((40, 7), torch.bfloat16, torch.bfloat16)
+    base[3:] = (param * 1.01)[3:]
+    some = lerp_measuring_(param[::8].clone(), base[::8], 0.3)
+    monkeypatch.setattr(edit, "_SAMPLED", 200)
+    fused = param.clone()
+    assert lerp_measuring_(fused, base, 0.3) == pytest.approx(some)
+    assert torch.equal(fused, lerp_(param, base, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "shift"), [(0.1, -0.1), (0.4, -0.4), (0.6, 0.4), (0.9, 0.1)], ids=lambda value: f"{value:g}"
+)
+def test_the_shift_of_alpha_where_the_two_are_neighbours_in_bfloat16(alpha, shift):
+    """To nearest every weight becomes one of the two; stochastically they keep alpha, with a longer error."""
+    base = torch.full((40000,), 1.0, dtype=torch.bfloat16)
+    sft = torch.full((40000,), 1.0078125, dtype=torch.bfloat16)
+    gap, line = lerp_measuring_(sft.clone(), base, 1 - alpha)
+    assert gap / line == pytest.approx(shift, abs=1e-4)
+    gap, line = lerp_measuring_(sft.clone(), base, 1 - alpha, torch.Generator().manual_seed(0))
+    assert abs(gap / line) < 5 * (alpha * (1 - alpha) / 40000) ** 0.5
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_a_shift_of_alpha_is_positive_toward_the_model(alpha):
+    sft, base = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0])
+    exact = alpha * sft + (1 - alpha) * base
+    assert rounding_sums(sft, base, exact, sft) == (1 - alpha, 1.0)
+    assert rounding_sums(sft, base, exact, base) == (-alpha, 1.0)
+    assert rounding_sums(sft, base, exact, exact) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 0.7])
+def test_a_blend_in_bfloat16_has_the_alpha_that_it_is_at(alpha):
+    """Where SFT has moved weights by one unit in the last place, rounding to nearest would be all of it or nothing."""
+    base = torch.full((200, 200), 1.0, dtype=torch.bfloat16)
+    sft = torch.full((200, 200), 1.0078125, dtype=torch.bfloat16)
+    weight = sft.clone()
+    with Blend({"w": weight}, lambda name: base) as blend:
+        seen = []
+        for share in (alpha, 0.0, alpha, 1.0):
+            blend.at(share)
+            seen.append(weight.clone())
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], base)
+    assert torch.equal(seen[3], sft)
+    found = float((seen[0] == sft).double().mean())
+    assert abs(found - alpha) < 5 * (alpha * (1 - alpha) / 40000) ** 0.5
+
+
+@pytest.mark.parametrize("edited", [lerp_, lerp_measuring_])
+def test_large_tensors_are_rounded_stochastically_too(monkeypatch, edited):
+    monkeypatch.setattr(edit, "_PIECE", 100)
+    param = torch.full((40, 1000), 1.0, dtype=torch.bfloat16)
+    base = torch.full((40, 1000), 1.0078125, dtype=torch.bfloat16)
+    edited(param, base, 0.25, generator=torch.Generator().manual_seed(0))
+    share = float((param == base).float().mean())
+    assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 40000) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_shift_is_added_exactly_and_rounded_once(dtype):
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.randn(50, 7, generator=generator, dtype=torch.float64).to(dtype)
+    move = torch.randn(50, 7, generator=generator, dtype=torch.float32) / 100
+    before, kept = parameter.clone(), move.clone()
+    assert shift_(parameter, move) is parameter
+    exact = before.to(torch.promote_types(dtype, torch.float32)) + move
+    assert torch.equal(parameter, exact.to(dtype))
+    assert torch.equal(move, kept)
+    with pytest.raises(ValueError, match=r"`move` to have shape \(50, 7\) but got \(7, 50\)"):
+        shift_(parameter, move.T)
+
+
+def test_a_small_shift_of_bfloat16_survives_stochastic_rounding_on_average():
+    parameter = torch.ones(1 << 15, dtype=torch.bfloat16)
+    shift_(parameter, torch.full((1 << 15,), 1e-3), torch.Generator().manual_seed(0))
+    assert float(parameter.double().mean()) == pytest.approx(1.001, abs=1e-4)
+
+
+def test_tensors_are_put_back_also_after_an_error():
+    net = nn.BatchNorm1d(3)
+    tensors = {**dict(net.named_parameters()), "running_mean": net.running_mean}
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with pytest.raises(KeyboardInterrupt), putting_back(tensors), torch.no_grad():
+        for tensor in tensors.values():
+            tensor.fill_(float("nan"))
+        raise KeyboardInterrupt
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+
+
+class InterruptedOnce(TorchDispatchMode):
+    """Ctrl-C within the n-th copy from here on: not a number of it has been copied."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left = number
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.copy_.default:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("how", ["put back", "blend"])
+def test_an_interrupt_while_weights_are_put_back_waits_until_all_are(how, number):
+    kept = {name: torch.randn(5) for name in "abc"}
+    tensors = {name: tensor.clone() for name, tensor in kept.items()}
+    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+        if how == "put back":
+            stack.enter_context(putting_back(tensors))
+            for tensor in tensors.values():
+                tensor.zero_()
+        else:
+            blend = stack.enter_context(Blend(tensors, lambda name: torch.zeros(5)))
+            blend.at(0.25)
+        assert not any(torch.equal(tensors[name], kept[name]) for name in kept)
+        mode = InterruptedOnce(number)
+        mode.__enter__()
+    mode.__exit__(None, None, None)
+    assert mode.left <= 0
+    assert all(torch.equal(tensors[name], kept[name]) for name in kept)
