@@ -25,7 +25,7 @@ import torch
 from models import LLAMA_3_8B, Batch, Shape, demonstrations, llama, moved
 from transformers import LlamaForCausalLM
 
-from lightning_rejuv import RejuvenationReport, rejuvenate
+from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
 from lightning_rejuv.metrics import PlasticityMonitor
 from lightning_rejuv.warned import collecting_warnings
 
@@ -160,10 +160,10 @@ def rejuvenation(record: Record, size: str) -> None:
     base = sure(size, record.device)
     batch = demonstrations(base, rows=16, length=64)
     fusion(record, base, batch)
-    reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4, reset_fraction=0.02)
-    reset(record, base, batch, "alpha auto and reset of 2 %", alpha="auto", reset_fraction=0.02)
+    reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4, reset=Reset(fraction=0.02))
+    reset(record, base, batch, "alpha auto and reset of 2 %", alpha="auto", reset=Reset(fraction=0.02))
     paper = {"quantity": "target_logit", "positions": "entropy_gap", "budget": "union"}
-    reset(record, base, batch, "alpha 0.4 and the paper's reset", alpha=0.4, reset_fraction=0.01, **paper)
+    reset(record, base, batch, "alpha 0.4 and the paper's reset", alpha=0.4, reset=Reset(0.01, **paper))
 
 
 def anchor_elsewhere(record: Record, size: str) -> None:

@@ -14,12 +14,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from models import LLAMA_3_8B, Shape, demonstrations, llama, moved
 
-from lightning_rejuv import rejuvenate
-from lightning_rejuv.config import QUANTITIES
+from lightning_rejuv import Reset, rejuvenate
+from lightning_rejuv.config import Quantity
 from lightning_rejuv.weights.edit import lerp_
 
 SIZES = {
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each of 4 calibration pairs")
-    parser.add_argument("--quantity", choices=QUANTITIES, default=QUANTITIES[0])
+    parser.add_argument("--quantity", choices=get_args(Quantity), default=get_args(Quantity)[0])
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = arguments.device
@@ -116,9 +117,7 @@ def main() -> None:
 
     options = {
         "alpha": 1.0,
-        "reset_fraction": 0.02,
-        "positions": "entropy_gap",
-        "quantity": arguments.quantity,
+        "reset": Reset(fraction=0.02, positions="entropy_gap", quantity=arguments.quantity),
     }
     # To nearest, which draws nothing, so that what is left of the reset's time is its own.
     alone = {"alpha": 0.999, "rounding": "nearest"}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_rejuv.anchor import Anchor
     from lightning_rejuv.apply_plan import RejuvenationError
     from lightning_rejuv.callbacks import PlasticityCallback, RejuvenationCallback
-    from lightning_rejuv.config import Refit
+    from lightning_rejuv.config import Refit, Reset
     from lightning_rejuv.metrics import PlasticityMonitor
     from lightning_rejuv.rejuvenate import rejuvenate
     from lightning_rejuv.report import RejuvenationReport
@@ -24,6 +24,7 @@ __all__ = [
     "RejuvenationCallback",
     "RejuvenationError",
     "RejuvenationReport",
+    "Reset",
     "__version__",
     "rejuvenate",
 ]
@@ -35,6 +36,7 @@ _LATER = {
     "PlasticityCallback": "lightning_rejuv.callbacks",
     "PlasticityMonitor": "lightning_rejuv.metrics",
     "Refit": "lightning_rejuv.config",
+    "Reset": "lightning_rejuv.config",
     "RejuvenationCallback": "lightning_rejuv.callbacks",
     "RejuvenationError": "lightning_rejuv.apply_plan",
     "RejuvenationReport": "lightning_rejuv.report",

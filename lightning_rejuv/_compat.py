@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # Packages that only a part of the library needs, and the extra of pyproject.toml that brings each.
-_EXTRAS = {"transformers": "hf", "matplotlib": "plots", "tensorboard": "plots", "jsonargparse": "cli"}
+_EXTRAS = {"transformers": "hf", "matplotlib": "plots", "tensorboard": "plots"}
 
 
 def require(package: str, purpose: str) -> ModuleType:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from lightning_rejuv.doubts import counted
 from lightning_rejuv.verdict import FORMAT_AT_RISK
-
-AlphaRule = Literal["auto"]
-ALPHA_RULES: tuple[str, ...] = get_args(AlphaRule)
 
 #: RL did best from about this alpha, or as well as from any, on every line (docs/alpha.md). The paper's is 0.5.
 USUAL_ALPHA = 0.4
@@ -59,7 +55,7 @@ class AlphaSearch:
     """How alpha was found.
 
     Attributes:
-        rule: the rule, one of :data:`ALPHA_RULES`.
+        rule: the rule, ``"auto"``.
         alpha: what it found.
         bargain: where on the line the product of the two shares is largest.
         taught: share of what SFT taught, as the demonstrations tell, that is kept there; 1 is the most on the line.

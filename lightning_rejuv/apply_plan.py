@@ -68,6 +68,7 @@ def apply_plan(
         KeyboardInterrupt: it was interrupted. Like the other it says what has been changed.
     """
     resets = edited_parts(plan)
+    omega = options.reset.omega if options.reset else 0.0
     fused = {name for name, share in plan.alphas.items() if share < 1}
     gap = line = 0.0
     done: list[str] = []
@@ -82,7 +83,7 @@ def apply_plan(
                 sums = lerp_measuring_(shard.values, shard.of(anchor), weight, generator)
                 gap, line = gap + sums[0] / shard.copies, line + sums[1] / shard.copies
                 for group, dim, index in resets.get(name, ()):
-                    reset_neurons(shard, anchor, group, dim, index, options.omega, generator)
+                    reset_neurons(shard, anchor, group, dim, index, omega, generator)
             done.append(name)
         for name, buffer in targets.buffers.fused.items():
             if name in fused:
@@ -95,7 +96,7 @@ def apply_plan(
             generator = _generator(options, name, copy.values.device, copy.offset)
             lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0), generator=generator)
             for group, dim, index in resets.get(name, ()):
-                reset_neurons(copy, anchor, group, dim, index, options.omega, generator)
+                reset_neurons(copy, anchor, group, dim, index, omega, generator)
         if plan.refitted:
             shift_all(targets, plan.refitted.moves, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit

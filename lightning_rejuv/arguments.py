@@ -1,4 +1,4 @@
-"""What the command ``lightning-rejuv`` takes, and how it calls what the functions in Python take.
+"""What the command ``lightning-rejuv`` takes: the parameters of the functions in Python, as jsonargparse reads them.
 
 Nothing here needs torch, so that help is printed at once.
 """
@@ -6,11 +6,20 @@ Nothing here needs torch, so that help is printed at once.
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import FunctionType
 from typing import Any, NoReturn
+
+import jsonargparse
+from typing_extensions import override
+
+from lightning_rejuv.checkpoints import commands
+from lightning_rejuv.config import Refit, Reset
 
 USAGE = 2
 
@@ -37,24 +46,6 @@ exit codes: 0 done; 1 verify found a fault; 2 wrong usage (a device that is not 
 failed (no such file, disk full), nothing is left under the output's name; 130 interrupted, 143 terminated, 129
 hung up. An error is one line on standard error; `--traceback` prints where it comes from, too."""
 
-# Messages name an argument in backticks, with or without a value: `alpha`, `alpha='auto'`, `steps` of `Refit`.
-_ARGUMENT = re.compile(r"(?:argument )?`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`(?P<refit> of `Refit`)?")
-_MERGE_FIRST = re.compile(r"`merge_adapter\([^`]*\)`")
-# Options that have another name, and those that the command has not at all.
-_CALLED = {"model": "sft", "anchor": "base", "refit": "refit_steps", "merge_adapter": "merge"}
-_IN_PYTHON = (
-    *("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget"),
-    *("loss", "sampler", "verifier", "optimizer", "optimizer_state", "resize_vocabulary"),
-)
-
-_DTYPES = ("float32", "bfloat16", "float16")
-
-_CALIBRATION = (
-    "JSONL, a few dozen lines in the style of the SFT data, which SFT has not seen: "
-    '{"prompt": …, "response": …} as plain text, or '
-    "{\"messages\": […]} that end with the assistant's, rendered with the SFT model's own chat template"
-)
-
 _DIAGNOSE = """\
 how far SFT has gone, whether it went too far, and which alpha fits
 
@@ -68,8 +59,14 @@ write a checkpoint that RL can start from
 
 The output appears whole under its name, or not at all; inputs are never written to. Fusion by a number
 (`--alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
-memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, by 0.4 where `--alpha` is not given,
-and the base is not even read. An option that would have no effect is refused by name."""
+memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, by 0.4 if `--alpha` is not given,
+and the base is not even read. An option that would have no effect is refused by name.
+
+A reset and a refit are asked for by any of their fields (`--reset.fraction 0.02 --reset.scope layer`), which
+`--reset.help` and `--refit.help` list; `--reset null` is fusion alone.
+
+A recipe in YAML (`--config recipe.yaml`) holds any of the options; those beside it on the command line come first.
+The recipe that was run is written to the output as rejuvenation.yaml; `--print_config` prints it and does nothing."""
 
 _VERIFY = """\
 is a checkpoint directory whole and loadable?
@@ -77,22 +74,88 @@ is a checkpoint directory whole and loadable?
 Index, headers, shapes, dtypes, NaN, tying, vocabulary, tokenizer, chat template, EOS and generation config; if
 it was written by this command, also that its files are what was written. Exit code 1 if there is a fault."""
 
+# Messages name an argument in backticks, with or without a value: `alpha`, `alpha='auto'`, `steps` of `Refit`.
+_ARGUMENT = re.compile(
+    r"(?:argument )?`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`(?: of `(?P<of>Reset|Refit)`)?"
+)
+_MERGE_FIRST = re.compile(r"`merge_adapter\([^`]*\)`")
+# Options that have another name here, and those that only Python has.
+_CALLED = {"model": "sft", "anchor": "base", "merge_adapter": "merge"}
+_IN_PYTHON = ("loss", "sampler", "verifier", "optimizer", "optimizer_state", "resize_vocabulary")
+# What one of several types would have to be, as jsonargparse says it.
+_TYPE_ERROR = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value: (?P<got>.*))?$", re.MULTILINE)
+_KEY = re.compile(r'Parser key "(?P<key>[^"]*)"')
+_RECIPE = "recipe"
+_OBJECTS = {"reset": Reset, "refit": Refit}
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line: ``command``, and what it was given; None where an option was not.
+
+@dataclass(frozen=True)
+class Parsed:
+    """A command line that was read.
+
+    Attributes:
+        command: "diagnose", "rejuvenate" or "verify".
+        given: the options that were given, on the command line or in a recipe; of all others the functions know the
+            defaults.
+        json: whether the report is printed as JSON.
+        quiet: whether there is no progress bar, and no report but ``json``.
+        traceback: whether the traceback of an error is printed, too.
+    """
+
+    command: str
+    given: dict[str, Any]
+    json: bool = False
+    quiet: bool = False
+    traceback: bool = False
+
+
+def parse(arguments: Sequence[str] | None = None) -> Parsed:
+    """Read the command line.
 
     Raises:
-        SystemExit: after help or the version (0), and where the usage is wrong or there is no command (2).
+        SystemExit: after help, the version or the configuration (0), and if the usage is wrong or there is no
+            command (2).
     """
+    given = [_with_underscores(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     parser = _parser()
-    parsed = parser.parse_args(arguments)
-    if parsed.command is None:
+    prints = any(argument.partition("=")[0] == "--print_config" for argument in given)
+    namespace = parser.parse_args(given, defaults=prints)
+    if (command := namespace.get("command")) is None:
         parser.print_help()
         parser.exit(USAGE)
-    return parsed
+    options = namespace[command].as_dict()
+    shown = {name: options.pop(name, False) for name in ("json", "quiet", "traceback")}
+    # What a recipe says in full, `--print_config` prints every default, is not asked for.
+    typed = {argument.partition("=")[0].lstrip("-").partition(".")[0] for argument in given}
+    usual = _defaults(command)
+    asked = {
+        n: v
+        for n, v in options.items()
+        if v is not None and v is not False and (n in typed or v != usual.get(n))
+    }
+    asked.pop("config", None)
+    return Parsed(command, asked, **shown)
 
 
-def in_flags(message: str, parsed: argparse.Namespace) -> str:
+def made(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as the functions take them: with a `Reset` and a `Refit` where there are their fields.
+
+    Raises:
+        ValueError: a field is out of range.
+
+    >>> made({"reset": {"scope": "layer"}, "reset_fraction": 0.1})["reset"].fraction
+    0.1
+    """
+    found = dict(options)
+    if (fraction := found.pop("reset_fraction", None)) is not None:
+        found["reset"] = {**(found.get("reset") or {}), "fraction": fraction} if fraction else None
+    for name, kind in _OBJECTS.items():
+        if found.get(name) is not None:
+            found[name] = kind(**found[name])
+    return found
+
+
+def in_flags(message: str, parsed: Parsed) -> str:
     """Return a message of the functions in Python with the flags that their arguments have here.
 
     What another command takes, or Python alone, is said to be so in a sentence at the end.
@@ -102,28 +165,29 @@ def in_flags(message: str, parsed: argparse.Namespace) -> str:
         parsed: what the command was given.
 
     >>> parsed = parse(["diagnose", "--base", "base", "--sft", "sft"])
-    >>> in_flags("Expected argument `compute_dtype` to be a dtype. Set `reset_fraction=0`.", parsed)
-    'Expected `--compute-dtype` to be a dtype. Set `--reset-fraction 0`. `--reset-fraction` is an option of ...
+    >>> in_flags("Expected argument `compute_dtype` to be a dtype. Pass `reset=None`.", parsed)
+    'Expected `--compute-dtype` to be a dtype. Pass `--reset null`. `--reset` is an option of ...
     """
-    own, others, python = vars(parsed), vars(parse(["rejuvenate", "--sft=", "--out="])), []
+    own, others, python = _options(parsed.command), _options("rejuvenate"), []
     elsewhere: list[str] = []
 
     def in_flag(found: re.Match[str]) -> str:
         given, value = found["name"], (found["value"] or "").strip("'\"")
-        name = f"refit_{given}" if found["refit"] else _CALLED.get(given, given)
+        name = f"{found['of'].lower()}.{given}" if found["of"] else _CALLED.get(given, given)
         if name not in own and name in _IN_PYTHON:
             python.append(f"`{name}`")
-        if name in ("command", "directory") or not (name in own or name in others):
+        if not (name in own or name in others):
             return found[0]
         if name not in own:
             elsewhere.append(f"`{flag(name)}`")
+        value = "null" if value == "None" else value
         return f"`{flag(name)} {value}`" if value else f"`{flag(name)}`"
 
     text = _ARGUMENT.sub(in_flag, _MERGE_FIRST.sub(lambda _: f"`{merge_first(parsed)}`", message))
     if elsewhere:
         are = "is an option" if len(set(elsewhere)) == 1 else "are options"
         text += f" {_listed(elsewhere)} {are} of `lightning-rejuv rejuvenate`"
-        calibrated = getattr(parsed, "calibration", None) is not None
+        calibrated = "calibration" in parsed.given
         text += "; without `--calibration` `lightning-rejuv diagnose` runs no model." if calibrated else "."
     if python:
         text += f" `lightning_rejuv.rejuvenate` in Python takes {_listed(python)}; the command has no such option."
@@ -143,128 +207,163 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def merge_first(parsed: argparse.Namespace) -> str:
+def merge_first(parsed: Parsed) -> str:
     """Return the command that merges the adapter of ``--sft`` and does nothing else."""
-    base, sft = getattr(parsed, "base", None) or "BASE", getattr(parsed, "sft", "ADAPTER")
+    base, sft = parsed.given.get("base", "BASE"), parsed.given.get("sft", "ADAPTER")
     given = ["--base", str(base), "--sft", str(sft), "--out", "MERGED"]
     return shlex.join(["lightning-rejuv", "rejuvenate", *given, "--alpha", "1", "--merge"])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line; argparse prints the whole usage before it."""
-        text = " ".join(message.split())
-        self.exit(USAGE, f"{self.prog}: error: {text} (`{self.prog} --help` lists the options)\n")
+def _with_underscores(argument: str) -> str:
+    """Return a flag as Python's parameters are written: ``--compute-dtype`` is ``--compute_dtype``."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Help as it was written, in plain text: docstrings mark code in backticks, and name parameters as Python does."""
+
+    @override
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").replace("``", "").rstrip(".")
+        if action.required:
+            return f"{text} (required)"
+        said = action.default in (None, False, argparse.SUPPRESS) or "default" in text
+        return text if said else f"{text} (default: %(default)s)"
+
+    @override
+    def format_help(self) -> str:
+        return re.sub(
+            r"(?<!\w)--(?!print_config)[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help()
+        )
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in one line; the parsers of Python and jsonargparse print the whole usage before it."""
+        if not self.exit_on_error:  # a parser inside, whose errors are told by the one outside
+            super().error(message, ex)
+        prog = self.prog.replace(" [options]", "")
+        self.exit(USAGE, f"{prog}: error: {_in_one_line(message)} (`{prog} --help` lists the options)\n")
+
+
+def _in_one_line(message: str) -> str:
+    r"""Return an error of jsonargparse in one line; of a value that fits none of several types, what was expected.
+
+    >>> print(_in_one_line("Parser key \"seed\":\\n  Expected a <class 'int'>. Got value: x"))
+    Expected `--seed` to be int but got 'x'.
+    """
+    keys, expected = _KEY.findall(message), _TYPE_ERROR.findall(message)
+    wrong = [(kind, got) for kind, got in expected if "NoneType" not in kind]
+    if keys and wrong:
+        kind, got = wrong[-1]
+        kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ")
+        got = got or message.rpartition("Given value: ")[2].splitlines()[0]
+        return f"Expected `{flag('.'.join(dict.fromkeys(keys)))}` to be {kind} but got {got!r}."
+    return " ".join(re.sub(r"(?:diagnose|rejuvenate|verify)\.(\w)", r"--\1", message).split())
 
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        # The version is looked up only where it is asked for.
+        # The version is looked up only if it is asked for.
         from lightning_rejuv import __version__
 
         print(f"lightning-rejuv {__version__}")
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="lightning-rejuv", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw)
+def _load_recipe(text: str) -> Any:
+    """Read YAML that names values and no code: jsonargparse would import what a `class_path` names.
+
+    Raises:
+        ValueError: it names a class.
+    """
+    content = jsonargparse.get_loader("yaml")(text)
+    if "class_path" in _keys(content):
+        raise ValueError("Expected options and their values but got a `class_path`: nothing here is a class.")
+    return content
+
+
+def _keys(content: Any) -> set[str]:
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    own = set(map(str, content)) if isinstance(content, dict) else set()
+    return own.union(*map(_keys, inside))
+
+
+jsonargparse.set_loader(_RECIPE, _load_recipe, exceptions=(ValueError,))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="lightning-rejuv",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_Formatter,
+        parser_mode=_RECIPE,
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
-    for add, name, text in (
-        (_diagnose_arguments, "diagnose", _DIAGNOSE),
-        (_rejuvenate_arguments, "rejuvenate", _REJUVENATE),
-        (_verify_arguments, "verify", _VERIFY),
-    ):
-        command = commands.add_parser(
-            name, help=text.partition("\n")[0], description=text, formatter_class=raw
-        )
-        add(command)
-        command.add_argument("--json", action="store_true", help="print the report as JSON")
-        command.add_argument(
-            "--quiet", action="store_true", help="no progress bar, and no report but `--json`"
-        )
-        command.add_argument("--traceback", action="store_true", help="print the traceback of an error, too")
+    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", required=False)
+    for name, text in (("diagnose", _DIAGNOSE), ("rejuvenate", _REJUVENATE), ("verify", _VERIFY)):
+        command = _command(name, text)
+        subcommands.add_subcommand(name, command, help=text.partition("\n")[0])
     return parser
 
 
-def _diagnose_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--base", type=Path, required=True, metavar="DIR", help="the checkpoint SFT started from"
-    )
-    command.add_argument("--sft", type=Path, required=True, metavar="DIR", help="the SFT model")
-    command.add_argument("--calibration", type=Path, metavar="FILE.jsonl", help=_CALIBRATION)
-    command.add_argument(
-        "--verifier",
-        metavar="MODULE:FUNCTION",
-        help="a function (prompt, response) -> bool (or 0 and 1) that tells right answers, of a module that is "
-        "installed or in the working directory: 128 rollouts of the SFT model are then judged, which decides the "
-        "verdict, and some at the alpha that was found. The prompt is a plain line's to the letter; of a line with "
-        "messages it is what the chat template renders of all but the last",
-    )
-    _model_arguments(command)
+def _command(name: str, text: str) -> _Parser:
+    command = _Parser(description=text, formatter_class=_Formatter, parser_mode=_RECIPE)
+    if name == "verify":
+        command.add_argument("path", metavar="DIR")
+    else:
+        command.add_argument("--config", action="config", metavar="RECIPE.yaml", help="options in YAML")
+    if name == "diagnose":
+        command.add_function_arguments(_without_result(commands.diagnose), as_group=False, skip={"progress"})
+    if name == "rejuvenate":
+        # An adapter needs no base.
+        command.add_argument(
+            "--base", help="directory of the checkpoint that SFT started from, or of an early one"
+        )
+        command.add_function_arguments(
+            _without_result(commands.rejuvenate_checkpoint), as_group=False, skip={"base", "progress"}
+        )
+        command.add_argument(
+            "--reset_fraction", type=float, metavar="F", help="short for --reset.fraction F; 0 for no reset"
+        )
+        command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.add_argument("--quiet", action="store_true", help="no progress bar, and no report but `--json`")
+    command.add_argument("--traceback", action="store_true", help="print the traceback of an error, too")
+    return command
 
 
-def _rejuvenate_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--base", type=Path, metavar="DIR", help="the checkpoint SFT started from, or an early one"
-    )
-    command.add_argument(
-        "--sft", type=Path, required=True, metavar="DIR", help="the SFT model, or a LoRA adapter"
-    )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist")
-    command.add_argument(
-        "--alpha",
-        metavar="auto|0.4|FILE.yaml",
-        help='weight of the SFT model; "auto" (the default) is 0.4, unless calibration data and the base\'s own '
-        "samples speak against it; a number: the smaller, the more of the base; a YAML file maps patterns of tensor "
-        "names to alphas, the first that fits counts. For an adapter the default is 0.4",
-    )
-    command.add_argument(
-        "--reset-fraction",
-        type=float,
-        metavar="F",
-        help="share of all neurons that is reset after the fusion (default 0, none)",
-    )
-    command.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE.jsonl",
-        help=_CALIBRATION + "; for `--alpha auto`, a reset and a refit",
-    )
-    command.add_argument(
-        "--refit-steps",
-        type=int,
-        metavar="N",
-        help="after the edit (or with `--alpha 1` instead of it) train so many steps on the "
-        "calibration data and on what the base itself answers to its prompts (default none); it takes 25 bytes of "
-        "memory for each weight",
-    )
-    command.add_argument(
-        "--refit-learning-rate", type=float, metavar="R", help="of those steps, with AdamW (default 2e-5)"
-    )
-    command.add_argument("--dtype", choices=_DTYPES, help="default: the SFT model's")
-    command.add_argument(
-        "--rounding",
-        choices=("stochastic", "nearest"),
-        help="to half types (default stochastic, which keeps alpha on average: most updates of mild SFT are one step "
-        "of bfloat16 wide, and to nearest all of them go back to one end)",
-    )
-    command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
-    command.add_argument(
-        "--seed", type=int, metavar="N", help="of rounding, sampling and a refit (default 0)"
-    )
-    _model_arguments(command)
+def _without_result(function: Any) -> Any:
+    """Return a function of the same parameters that does not say what it returns.
+
+    To know that jsonargparse would import what the module imports for type checkers alone, and torch with it.
+    """
+    code, scope, name = function.__code__, function.__globals__, function.__name__
+    copy = FunctionType(code, scope, name, function.__defaults__)
+    copy.__module__, copy.__kwdefaults__, copy.__doc__ = __name__, function.__kwdefaults__, function.__doc__
+    copy.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    return copy
 
 
-def _model_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="where models are run (default cpu)")
-    command.add_argument(
-        "--compute-dtype",
-        choices=("auto", *_DTYPES),
-        help="their dtype (default auto: bfloat16 where the device's hardware multiplies in it, else float32)",
-    )
+def _options(command: str) -> set[str]:
+    """Return the names of a command's options, those of a reset as ``reset.scope``."""
+    names = set(_defaults(command))
+    if command != "rejuvenate":
+        return names
+    inside = {f"{name}.{field.name}" for name, kind in _OBJECTS.items() for field in fields(kind)}
+    return names | inside | {"merge", "reset_fraction"}
 
 
-def _verify_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("directory", type=Path, metavar="DIR")
+def _defaults(command: str) -> dict[str, Any]:
+    """Return what a command's function takes, with the defaults."""
+    functions: dict[str, Callable[..., Any]] = {
+        "diagnose": commands.diagnose,
+        "rejuvenate": commands.rejuvenate_checkpoint,
+    }
+    parameters = inspect.signature(functions[command]).parameters if command in functions else {}
+    return {name: found.default for name, found in parameters.items() if name != "progress"}

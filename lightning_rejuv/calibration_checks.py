@@ -10,6 +10,7 @@ from torch import nn
 from lightning_rejuv._compat import language_model
 from lightning_rejuv.anchor.config import context_length as config_context_length
 from lightning_rejuv.calibration import Batch, as_batches
+from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.forward import device_of, takes
 
 
@@ -97,13 +98,13 @@ def _check_language_model(model: nn.Module) -> None:
     name = type(language_model(model)).__name__
     if name.endswith(("Classification", "QuestionAnswering")):
         raise TypeError(
-            f"Expected a language model, which returns logits [batch, time, vocabulary], but got {name}. Pass a "
-            "number for `alpha`, no `reset_fraction` and no `refit`; or `loss` for a reset."
+            f"Expected a language model, which returns logits [batch, time, vocabulary], but got {name}. Pass "
+            f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
     if getattr(getattr(language_model(model), "config", None), "is_encoder_decoder", False):
         raise TypeError(
-            f"Expected a decoder-only language model but got {name}, an encoder-decoder. Pass a number for `alpha`, no "
-            "`reset_fraction` and no `refit`; or `loss` for a reset."
+            f"Expected a decoder-only language model but got {name}, an encoder-decoder. Pass "
+            f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
 
 
@@ -113,8 +114,8 @@ def _check_inputs(model: nn.Module, batch: Batch) -> None:
         if takes(model, key):
             raise ValueError(
                 f"Expected {batch.where} to hold text alone but it has a tensor {key!r}, which {name} takes and which "
-                "is not supported here. Bring pairs without it, or pass a number for `alpha`, no "
-                "`reset_fraction` and no `refit`."
+                "is not supported here. Bring pairs without it, or pass "
+                f"{WITHOUT_CALIBRATION}."
             )
     if "position_ids" in batch.inputs and not takes(model, "position_ids"):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_rejuv.arguments import USAGE, flag, in_flags, merge_first, parse
+from lightning_rejuv.arguments import USAGE, Parsed, flag, in_flags, made, merge_first, parse
 from lightning_rejuv.names import printable
 from lightning_rejuv.process import Interruption, complain, emit, prepare_streams, standard_output_kept
 
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
-def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
+def _run(parsed: Parsed, interruption: Interruption) -> int:
     # The libraries' own bars and hints would stand between ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -76,16 +75,13 @@ def _run(parsed: argparse.Namespace, interruption: Interruption) -> int:
     return code
 
 
-def _answer(
-    error: BaseException, interruption: Interruption, parsed: argparse.Namespace | None
-) -> tuple[str, int]:
+def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | None) -> tuple[str, int]:
     """What is said of an error, and the exit code that it gives."""
     if isinstance(error, KeyboardInterrupt) or interruption.signals:
         # Where an extension module imports something, Ctrl-C may leave it as an error of another kind.
-        left = (
-            "" if Path(getattr(parsed, "out", "")).exists() else ": nothing is left under the output's name"
-        )
-        return f"interrupted{left if hasattr(parsed, 'out') else ''}", interruption.exit_code
+        out = parsed.given.get("out") if parsed else None
+        left = ": nothing is left under the output's name" if out and not Path(out).exists() else ""
+        return f"interrupted{left}", interruption.exit_code
     text, kind = str(error), type(error).__name__
     if isinstance(error, _UsageError):
         return text, USAGE
@@ -94,128 +90,90 @@ def _answer(
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return (
             f"There is not enough memory ({kind}: {text[:300]}). Models are run by the reset, by `--alpha auto`, by "
-            "`--refit-steps` and by `diagnose --calibration`: use `--compute-dtype bfloat16`, another `--device` or "
+            "`--refit` and by `diagnose --calibration`: use `--compute-dtype bfloat16`, another `--device` or "
             "shorter lines.",
             _REFUSED,
         )
     if isinstance(error, (ValueError, ImportError)) and text:
         return text, _REFUSED
-    hint = (
-        "was not expected"
-        if getattr(parsed, "traceback", False)
-        else "was not expected; `--traceback` says where"
-    )
+    hint = "was not expected" if parsed and parsed.traceback else "was not expected; `--traceback` says where"
     return f"{kind}: {text[:600]} (this {hint})", _REFUSED
 
 
-def _rejuvenate(parsed: argparse.Namespace, checkpoints: Any, progress: Any) -> tuple[Any, int]:
-    adapter = checkpoints.is_adapter(parsed.sft)
-    if not adapter:
-        _check_device(parsed.device)
-        if parsed.base is None:
-            raise ValueError("Expected `--base`: only a LoRA adapter can be fused without reading its base.")
-        if parsed.merge:
-            raise ValueError(f"Expected an adapter for `--merge` but {str(parsed.sft)!r} is a whole model.")
-    given = {
-        "alpha": None if parsed.alpha is None else _alpha(parsed.alpha),
-        "dtype": parsed.dtype,
-        "rounding": parsed.rounding,
-        "seed": parsed.seed,
-    }
-    refit = _refit(parsed)
-    if adapter:
-        return _adapter(parsed, checkpoints, _said(given), progress), 0
-    only = ("reset_fraction", "calibration", "device", "compute_dtype")
-    given |= {name: getattr(parsed, name) for name in only} | {"refit": refit}
-    return checkpoints.rejuvenate_checkpoint(
-        parsed.base, parsed.sft, parsed.out, progress=progress, **_said(given)
-    ), 0
+def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    given = dict(parsed.given)
+    base, sft, out, merge = (
+        given.pop("base", None),
+        given.pop("sft"),
+        given.pop("out"),
+        given.pop("merge", False),
+    )
+    if checkpoints.is_adapter(sft):
+        _refuse_what_runs_a_model(parsed)
+        given.pop("reset_fraction", None)  # 0
+        if "alpha" in given:
+            given["alpha"] = checkpoints.given_alpha(given["alpha"])
+        if merge:
+            if base is None:
+                raise ValueError("Expected `--base` to merge the adapter into.")
+            return checkpoints.merge_adapter(base, sft, out, progress=progress, **given), 0
+        needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
+        _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
+        return checkpoints.rejuvenate_adapter(sft, out, base=base, **given), 0
+    _check_device(parsed)
+    if base is None:
+        raise ValueError("Expected `--base`: only a LoRA adapter can be fused without reading its base.")
+    if merge:
+        raise ValueError(f"Expected an adapter for `--merge` but {sft!r} is a whole model.")
+    return checkpoints.rejuvenate_checkpoint(base, sft, out, progress=progress, **made(given)), 0
 
 
-def _refit(parsed: argparse.Namespace) -> Any:
-    from lightning_rejuv.config import Refit
-
-    if parsed.refit_steps is None:
-        _refuse(parsed, ("refit_learning_rate",), "without `--refit-steps` nothing is trained")
-        return None
-    return Refit(steps=parsed.refit_steps, learning_rate=parsed.refit_learning_rate)
-
-
-def _adapter(parsed: argparse.Namespace, checkpoints: Any, given: dict[str, Any], progress: Any) -> Any:
-    asked = ["`--alpha auto`"] if isinstance(given.get("alpha"), str) else []
+def _refuse_what_runs_a_model(parsed: Parsed) -> None:
+    given = parsed.given
+    asked = ["`--alpha auto`"] if given.get("alpha") == "auto" else []
     # Not a number, too, is not 0.
-    asked += ["`--reset-fraction`"] if parsed.reset_fraction not in (None, 0) else []
-    of_models = ("calibration", "device", "compute_dtype", "refit_steps", "refit_learning_rate")
-    asked += [f"`{flag(name)}`" for name in of_models if getattr(parsed, name) is not None]
+    asked += ["`--reset-fraction`"] if given.get("reset_fraction", 0) != 0 else []
+    of_models = ("reset", "calibration", "device", "compute_dtype", "refit")
+    asked += [f"`{flag(name)}`" for name in of_models if name in given]
     if asked:
         raise ValueError(
-            f"Expected no {', '.join(asked)} with an adapter, for which no model is run, but {str(parsed.sft)!r} is "
+            f"Expected no {', '.join(asked)} with an adapter, for which no model is run, but {given['sft']!r} is "
             f"one. Merge it first (`{merge_first(parsed)}`) and pass `--sft MERGED`, rejuvenate it in memory "
             "(`lightning_rejuv.rejuvenate` in Python), or leave that out."
         )
-    if not parsed.merge:
-        needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
-        _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
-        return checkpoints.rejuvenate_adapter(parsed.sft, parsed.out, base=parsed.base, **given)
-    if parsed.base is None:
-        raise ValueError("Expected `--base` to merge the adapter into.")
-    return checkpoints.merge_adapter(parsed.base, parsed.sft, parsed.out, progress=progress, **given)
 
 
-def _diagnose(parsed: argparse.Namespace, checkpoints: Any, progress: Any) -> tuple[Any, int]:
-    _check_device(parsed.device)
-    if parsed.calibration is None:
+def _diagnose(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    _check_device(parsed)
+    if "calibration" not in parsed.given:
         _refuse(parsed, ("device", "compute_dtype"), "without `--calibration` no model is run")
-    given = {name: getattr(parsed, name) for name in ("calibration", "verifier", "device", "compute_dtype")}
-    return checkpoints.diagnose(parsed.base, parsed.sft, progress=progress, **_said(given)), 0
+    return checkpoints.diagnose(**parsed.given, progress=progress), 0
 
 
-def _verify(parsed: argparse.Namespace, checkpoints: Any, progress: Any) -> tuple[Any, int]:
-    verification = checkpoints.verify(parsed.directory, progress)
+def _verify(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    verification = checkpoints.verify(parsed.given["path"], progress)
     return verification, 0 if verification else _FAULTS
 
 
-def _said(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; of all others the functions know the defaults."""
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _refuse(parsed: argparse.Namespace, names: Sequence[str], why: str) -> None:
+def _refuse(parsed: Parsed, names: Sequence[str], why: str) -> None:
     for name in names:
-        if getattr(parsed, name) not in (None, False):
+        if name in parsed.given:
             raise ValueError(f"Expected no `{flag(name)}`, which would have no effect: {why}. Leave it out.")
 
 
-def _check_device(device: str | None) -> None:
-    if device is None:
+def _check_device(parsed: Parsed) -> None:
+    if "device" not in parsed.given:
         return
     from lightning_rejuv.checkpoints.device import check_device
 
     try:
-        check_device(device)
+        check_device(parsed.given["device"])
     except ValueError as error:
         raise _UsageError(str(error)) from error
 
 
-def _alpha(text: str) -> Any:
-    from lightning_rejuv.checkpoints import read_alphas
-
-    if text == "auto":
-        return text
-    if text.endswith((".yaml", ".yml")):
-        return read_alphas(Path(text))
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(
-            f"Expected `--alpha` to be a number in [0, 1], auto or a YAML file but got {text!r}."
-        ) from None
-
-
 @contextmanager
-def _progress(
-    parsed: argparse.Namespace, interruption: Interruption
-) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(parsed: Parsed, interruption: Interruption) -> Iterator[Callable[[str, int, int], None]]:
     """Yield what shows each phase as a bar with the time left, and stops where a signal has come."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 

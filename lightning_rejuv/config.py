@@ -1,49 +1,92 @@
-"""The options of a rejuvenation and what they may be."""
+"""What a rejuvenation can be asked for: every option, what it means, and what it may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from lightning_rejuv.alpha import ALPHA_RULES, AlphaRule
-from lightning_rejuv.attribution import POSITION_RULES, RANKINGS, SCOPES, PositionRule, RankBy, Scope
 from lightning_rejuv.names import canonical_name, listing
-from lightning_rejuv.weights.optimizer_state import OPTIMIZER_STATES, OptimizerState
 
+AlphaRule = Literal["auto"]
 Alpha = float | AlphaRule | Mapping[str, float]
+PositionRule = Literal["sharpened", "entropy_gap"]
 Quantity = Literal["entropy_gradient", "target_logit"]
-QUANTITIES: tuple[str, ...] = get_args(Quantity)
+RankBy = Literal["absolute", "signed", "random"]
+Scope = Literal["model", "layer", "module"]
 Budget = Literal["share", "union"]
-BUDGETS: tuple[str, ...] = get_args(Budget)
+OptimizerState = Literal["keep", "momentum", "reset"]
 Rounding = Literal["nearest", "stochastic"]
-ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "positions": POSITION_RULES,
-    "quantity": QUANTITIES,
-    "rank_by": (*RANKINGS, None),
-    "scope": SCOPES,
-    "budget": BUDGETS,
-    "optimizer_state": OPTIMIZER_STATES,
-    "rounding": ROUNDINGS,
-}
-# What only a reset has.
-OF_THE_RESET = ("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget")
-# What calibration data are for, in messages.
-USES_OF_CALIBRATION = '`alpha="auto"`, a `reset_fraction` above 0 or `refit`'
+# What calibration data are for, and what needs none, in messages.
+USES_OF_CALIBRATION = '`alpha="auto"`, a `reset` or a `refit`'
+WITHOUT_CALIBRATION = "a number for `alpha`, no `reset` and no `refit`"
 _ANY = float("inf")
+_SEEDS = (-(2**63), 2**64 - 1)  # what PyTorch takes as a seed
 _LONGEST = 200  # characters of a value in a message
-# What PyTorch takes as a seed.
-_INTEGERS: dict[str, tuple[int, float]] = {
-    "positions_per_response": (1, _ANY),
-    "seed": (-(2**63), 2**64 - 1),
-}
-# Of a refit, where the caller names none: with the whole model, and with adapters alone, whose B starts at zero.
+# Learning rates of a refit that names none: of a whole model, and of adapters alone, whose B starts at zero.
 LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS = 2e-5, 2e-4
+
+
+@dataclass(frozen=True)
+class Reset:
+    """The attribution-targeted reset of neurons to the base (Liu et al. 2026, arXiv 2606.09932, §3).
+
+    A reset neuron becomes ``omega * base + (1 - omega) * fused``. The neurons are those that push hardest on
+    over-confident tokens, measured on calibration data.
+
+    Attributes:
+        fraction: share of all neurons that is reset, above 0 and at most 1, in all scopes together and rounded once.
+            Fewer are reset if fewer have a positive score, and the report says so.
+        omega: weight of the base on a reset neuron, 0 to 1; 1 overwrites it.
+        positions: at which positions of responses neurons are attributed: ``"sharpened"``, where the base already
+            gave the target p >= 0.25, so that new skills are not un-taught; or ``"entropy_gap"``, the paper's rule.
+        positions_per_response: at how many positions of a response, at most.
+        quantity: what is attributed to neurons: ``"entropy_gradient"``, how much a reset raises the entropy of the
+            fused model to first order; or ``"target_logit"``, the paper's: a neuron's contribution to the target's
+            logit.
+        rank_by: ``"signed"`` or ``"absolute"`` mean contribution; None for signed with the entropy gradient and
+            absolute otherwise. ``"random"`` is the control: as many neurons of each matrix as the quantity's own
+            ranking takes, drawn at random.
+        scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
+        budget: ``"share"``, ``fraction`` of the neurons; or ``"union"``, the paper's: the union over positions of
+            the top ``fraction`` at each, which needs ``quantity="target_logit"`` and ``scope="model"``.
+
+    Raises:
+        ValueError: one is out of range, with its name, what was expected and what was got.
+
+    >>> Reset(omega=1.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected argument `omega` of `Reset` to be a number in [0, 1] but got 1.5.
+    """
+
+    fraction: float = 0.02
+    omega: float = 1.0
+    positions: PositionRule = "sharpened"
+    positions_per_response: int = 1
+    quantity: Quantity = "entropy_gradient"
+    rank_by: RankBy | None = None
+    scope: Scope = "model"
+    budget: Budget = "share"
+
+    def __post_init__(self) -> None:
+        _set_number(self, "fraction", lambda share: 0.0 < share <= 1.0, "a number above 0 and at most 1")
+        _set_number(self, "omega", lambda share: 0.0 <= share <= 1.0, "a number in [0, 1]")
+        _set_integer(self, "positions_per_response", 1)
+        _set_choice(self, "positions", get_args(PositionRule))
+        _set_choice(self, "quantity", get_args(Quantity))
+        _set_choice(self, "rank_by", (*get_args(RankBy), None))
+        _set_choice(self, "scope", get_args(Scope))
+        _set_choice(self, "budget", get_args(Budget))
+        if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
+            raise ValueError(
+                'Expected `scope="model"` and `quantity="target_logit"` of `Reset` with `budget="union"`, the paper\'s '
+                f"rule, but got scope={self.scope!r} and quantity={self.quantity!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -74,96 +117,52 @@ class Refit:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            got = getattr(self, name)
-            object.__setattr__(self, name, number := _integer(got))
-            if number is None or number < 1:
-                raise ValueError(
-                    f"Expected argument `{name}` of `Refit` to be an integer of at least 1 but got {_shown(got)}."
-                )
-        if (rate := self.learning_rate) is not None:
-            object.__setattr__(self, "learning_rate", real := _number(rate))
-            if real is None or not 0.0 < real < _ANY:
-                raise ValueError(
-                    "Expected argument `learning_rate` of `Refit` to be a finite number above 0 but got "
-                    f"{_shown(rate)}."
-                )
+        _set_integer(self, "steps", 1)
+        _set_integer(self, "batch_size", 1)
+        if self.learning_rate is not None:
+            _set_number(self, "learning_rate", lambda rate: 0.0 < rate < _ANY, "a finite number above 0")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked options of :func:`lightning_rejuv.rejuvenate`, which says what each one means.
+    """Checked options of a rejuvenation, wherever it is asked for: in memory, in a fit or on disk.
+
+    Attributes:
+        alpha: weight of the SFT model in the fusion: ``"auto"``, or a number, 0 to 1, or one for each name pattern.
+        reset: which neurons are reset, and how; None for fusion alone.
+        refit: the training steps after the edit; None for none.
+        optimizer_state: what optimizers forget of edited weights.
+        rounding: how weights of half types are rounded.
+        seed: of the random control, sampling, stochastic rounding and the order of a refit.
 
     Raises:
-        ValueError: one is out of range, with its name, what was expected and what was got; or it says how neurons are
-            reset, and none is.
+        ValueError: one is out of range, with its name, what was expected and what was got.
 
-    >>> Options(omega=1.5)
+    >>> Options(alpha=1.5)
     Traceback (most recent call last):
     ...
-    ValueError: Expected argument `omega` to be a number in [0, 1] but got 1.5.
+    ValueError: Expected argument `alpha` to be a number in [0, 1], a mapping of name patterns ... but got 1.5.
     """
 
     alpha: Alpha = "auto"
-    reset_fraction: float = 0.0
-    omega: float = 1.0
-    positions: PositionRule = "sharpened"
-    positions_per_response: int = 1
-    quantity: Quantity = "entropy_gradient"
-    rank_by: RankBy | None = None
-    scope: Scope = "model"
-    budget: Budget = "share"
+    reset: Reset | None = None
+    refit: Refit | None = None
     optimizer_state: OptimizerState = "momentum"
     rounding: Rounding = "stochastic"
     seed: int = 0
-    refit: Refit | None = None
 
     def __post_init__(self) -> None:
         # From here on every value is a plain number or string, so that nothing that follows can fail over its type.
-        self._set("alpha", _checked_alpha(self.alpha))
-        for name in ("reset_fraction", "omega"):
-            got = getattr(self, name)
-            self._set(name, share := _number(got))
-            if share is None or not 0.0 <= share <= 1.0:
+        object.__setattr__(self, "alpha", _checked_alpha(self.alpha))
+        _set_choice(self, "optimizer_state", get_args(OptimizerState))
+        _set_choice(self, "rounding", get_args(Rounding))
+        _set_integer(self, "seed", *_SEEDS)
+        for name, kind, example in (("reset", Reset, "fraction=0.02"), ("refit", Refit, "steps=20")):
+            if not ((got := getattr(self, name)) is None or isinstance(got, kind)):
                 raise ValueError(
-                    f"Expected argument `{name}` to be a number in [0, 1] but got {_shown(got)}."
+                    f"Expected argument `{name}` to be a `{kind.__name__}` or None but got {_shown(got)}. Pass "
+                    f"`{kind.__name__}({example})`, say."
                 )
-        for name, allowed in _CHOICES.items():
-            got = getattr(self, name)
-            fitting = [a for a in allowed if got is a or (isinstance(got, str) and got == a)]
-            if not fitting:
-                raise ValueError(f"Expected argument `{name}` to be one of {allowed} but got {_shown(got)}.")
-            self._set(name, fitting[0])
-        for name, (low, high) in _INTEGERS.items():
-            got = getattr(self, name)
-            self._set(name, number := _integer(got))
-            if number is None or not low <= number <= high:
-                most = "" if high is _ANY else f" and at most {high}"
-                raise ValueError(
-                    f"Expected argument `{name}` to be an integer of at least {low}{most} but got {_shown(got)}."
-                )
-        if not (self.refit is None or isinstance(self.refit, Refit)):
-            raise ValueError(
-                f"Expected argument `refit` to be a `Refit` or None but got {_shown(self.refit)}."
-            )
-        self._check_reset()
-
-    def _check_reset(self) -> None:
-        usual = {field.name: field.default for field in fields(self)}
-        idle = [name for name in OF_THE_RESET if getattr(self, name) != usual[name]]
-        if idle and not self.reset_fraction:
-            raise ValueError(
-                f"Expected no {', '.join(f'`{name}`' for name in idle)} without a reset, but `reset_fraction` is 0: it "
-                "would have no effect. Leave it out, or pass a `reset_fraction` above 0."
-            )
-        if self.budget == "union" and (self.scope != "model" or self.quantity != "target_logit"):
-            raise ValueError(
-                'Expected `scope="model"` and `quantity="target_logit"` with `budget="union"`, the paper\'s rule, '
-                f"but got scope={self.scope!r} and quantity={self.quantity!r}."
-            )
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
 
     @property
     def searches_alpha(self) -> bool:
@@ -177,14 +176,13 @@ class Options:
 
     @property
     def what_runs_the_model(self) -> list[str]:
-        """The arguments for which the model has to be run, as they were given, in backticks.
+        """The arguments for which the model has to be run, in backticks.
 
-        >>> Options(reset_fraction=0.02).what_runs_the_model
-        ["`alpha='auto'`", '`reset_fraction=0.02`']
+        >>> Options(reset=Reset()).what_runs_the_model
+        ["`alpha='auto'`", '`reset`']
         """
         asked = [f"`alpha={self.alpha!r}`"] if self.searches_alpha else []
-        asked += [f"`reset_fraction={self.reset_fraction:g}`"] if self.reset_fraction else []
-        return [*asked, *(["`refit`"] if self.refit is not None else [])]
+        return asked + [f"`{name}`" for name in ("reset", "refit") if getattr(self, name) is not None]
 
     def without_calibration(self, how: str) -> str:
         """Say that calibration data are missing.
@@ -193,12 +191,12 @@ class Options:
             how: how they are brought, after "Expected … but got none.".
 
         >>> print(Options(alpha=0.4, refit=Refit()).without_calibration("Pass a file"))
-        Expected calibration data for `refit` but got none. Pass a file, or a number for `alpha` (0.4, say), no
-        `reset_fraction` and no `refit`: fusion by a number needs none.
+        Expected calibration data for `refit` but got none. Pass a file, or a number for `alpha`, no `reset` and no
+        `refit`: fusion by a number needs none.
         """
         return (
-            f"Expected calibration data for {' and '.join(self.what_runs_the_model)} but got none. {how}, or a number "
-            "for `alpha` (0.4, say), no `reset_fraction` and no `refit`: fusion by a number needs none."
+            f"Expected calibration data for {' and '.join(self.what_runs_the_model)} but got none. {how}, or "
+            f"{WITHOUT_CALIBRATION}: fusion by a number needs none."
         )
 
 
@@ -255,9 +253,40 @@ def _checked_alpha(alpha: Any) -> Alpha:
     if number is None or not 0.0 <= number <= 1.0:
         raise ValueError(
             f"Expected argument `alpha` to be a number in [0, 1], a mapping of name patterns to such numbers or "
-            f"one of {ALPHA_RULES} but got {_shown(alpha)}."
+            f"one of {get_args(AlphaRule)} but got {_shown(alpha)}."
         )
     return number
+
+
+def _set_number(options: Any, name: str, fits: Callable[[float], bool], expected: str) -> None:
+    """Replace a field by the float that it stands for; refuse another."""
+    number = _number(got := getattr(options, name))
+    if number is None or not fits(number):
+        raise ValueError(f"Expected {_called(options, name)} to be {expected} but got {_shown(got)}.")
+    object.__setattr__(options, name, number)
+
+
+def _set_integer(options: Any, name: str, low: int, high: float = _ANY) -> None:
+    number = _integer(got := getattr(options, name))
+    if number is None or not low <= number <= high:
+        most = "" if high is _ANY else f" and at most {high}"
+        raise ValueError(
+            f"Expected {_called(options, name)} to be an integer of at least {low}{most} but got {_shown(got)}."
+        )
+    object.__setattr__(options, name, number)
+
+
+def _set_choice(options: Any, name: str, allowed: tuple[str | None, ...]) -> None:
+    got = getattr(options, name)
+    fitting = [choice for choice in allowed if got is choice or (isinstance(got, str) and got == choice)]
+    if not fitting:
+        raise ValueError(f"Expected {_called(options, name)} to be one of {allowed} but got {_shown(got)}.")
+    object.__setattr__(options, name, fitting[0])
+
+
+def _called(options: Any, name: str) -> str:
+    """Return what a message calls an option: an argument, or one of the object that it belongs to."""
+    return f"argument `{name}`" + ("" if isinstance(options, Options) else f" of `{type(options).__name__}`")
 
 
 def _number(value: Any) -> float | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import is_hugging_face, language_model
+from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.progress import advance
 
 P = ParamSpec("P")
@@ -116,7 +117,7 @@ def check_gradients_possible(model: nn.Module) -> None:
             raise ValueError(
                 "Expected weights that can have a gradient, by which neurons are chosen and a refit is made, but "
                 f"{name!r} was made inside `torch.inference_mode()`. Load or copy the model outside of it, or "
-                "pass no `reset_fraction` and no `refit`."
+                "pass no `reset` and no `refit`."
             )
 
 
@@ -179,8 +180,8 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     if logits.dim() != 3 or logits.shape[:2] != (batch, time):
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, which returns logits [batch, time, vocabulary], "
-            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model pass a number for `alpha`, "
-            "no `reset_fraction` and no `refit`; or `loss` for a reset."
+            f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model pass "
+            f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
     return logits
 

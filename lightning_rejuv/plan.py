@@ -23,7 +23,7 @@ from lightning_rejuv.attribution import (
 )
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.config import Options, alpha_by_name
+from lightning_rejuv.config import WITHOUT_CALIBRATION, Options, Reset, alpha_by_name
 from lightning_rejuv.find_alpha import (
     Sampler,
     Verifier,
@@ -46,7 +46,7 @@ from lightning_rejuv.weights.targets import Targets
 
 
 @dataclass(frozen=True)
-class Reset:
+class GroupReset:
     """Neurons of one group that are returned to the base.
 
     Attributes:
@@ -78,7 +78,7 @@ class Plan:
 
     alpha: float | Mapping[str, float]
     alphas: dict[str, float]
-    resets: list[Reset]
+    resets: list[GroupReset]
     drift: dict[str, Drift]
     batches: list[Batch]
     comparison: Comparison | None
@@ -130,18 +130,18 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     Raises:
         ValueError: as :func:`lightning_rejuv.rejuvenate`.
     """
-    resets_neurons = options.reset_fraction > 0
+    reset = options.reset
     samples_the_base = options.searches_alpha or options.refit is not None
-    if resets_neurons or options.refit is not None:
+    if reset is not None or options.refit is not None:
         check_gradients_possible(model)
     check_refit(targets, options)
     check_pulls(targets, options)
-    decoder = take_apart(model) if resets_neurons and data.loss is None else None
-    groups = decoder.groups if decoder else output_rows(model, targets.fused) if resets_neurons else ()
+    decoder = take_apart(model) if reset and data.loss is None else None
+    groups = decoder.groups if decoder else output_rows(model, targets.fused) if reset else ()
     if samples_the_base:
         _check_search(model, data, options)
-    if resets_neurons and data.loss is not None:
-        _check_beside_loss(options)
+    if reset and data.loss is not None:
+        _check_beside_loss(reset)
     if options.runs_the_model and data.calibration is None:
         raise ValueError(
             options.without_calibration(
@@ -177,15 +177,15 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 judge = judge_by(data.verifier) if data.verifier is not None else None
                 search = find_alpha(model, blend, batches, own, sampler=sampler, judge=judge)
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
-            if decoder:
-                rule, count = options.positions, options.positions_per_response
+            if reset and decoder:
+                rule, count = reset.positions, reset.positions_per_response
                 with phase("comparing with the base", 2 * len(batches)):
                     comparison = compare(model, blend, batches, rule, count, targets.reference)
                 with phase("attributing to neurons", len(batches)):
                     attribution = _attribute(
-                        model, decoder, blend, alphas, targets, batches, comparison, options
+                        model, decoder, blend, alphas, targets, batches, comparison, reset
                     )
-            elif resets_neurons:
+            elif reset:
                 blend.at(1.0)
                 assert data.loss is not None
                 assert data.calibration is not None  # not by its truth: a stream has no length
@@ -195,7 +195,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     plan = Plan(
         alpha=search.alpha if search else given,
         alphas=alphas,
-        resets=_select(groups, attribution, options) if attribution else [],
+        resets=_select(groups, attribution, reset, options.seed) if reset and attribution else [],
         drift=drift,
         batches=batches if comparison or options.refit is not None else [],
         comparison=comparison,
@@ -215,21 +215,21 @@ def check_pulls(targets: Targets, options: Options) -> None:
     """
     if targets.pulls and options.runs_the_model:
         raise ValueError(
-            "Expected a number for `alpha`, no `reset_fraction` and no `refit` with DoRA adapters, which can be fused "
-            "but not reset, searched or refitted in place. For more call `model.merge_and_unload()` and pass the base "
+            f"Expected {WITHOUT_CALIBRATION} with DoRA adapters, which can be fused but "
+            "not reset, searched or refitted in place. For more call `model.merge_and_unload()` and pass the base "
             "as `anchor`."
         )
 
 
-def _check_beside_loss(options: Options) -> None:
+def _check_beside_loss(reset: Reset) -> None:
     """Refuse what a loss leaves without an effect; the paper's union would take no neuron at all.
 
     Raises:
         ValueError: with the names of the options.
     """
-    usual = Options()
+    usual = Reset()
     of_language_models = ("positions", "positions_per_response", "quantity", "budget")
-    idle = [name for name in of_language_models if getattr(options, name) != getattr(usual, name)]
+    idle = [name for name in of_language_models if getattr(reset, name) != getattr(usual, name)]
     if idle:
         raise ValueError(
             f"Expected no {', '.join(f'`{name}`' for name in idle)} with `loss`, which has neither positions of "
@@ -274,41 +274,43 @@ def _attribute(
     targets: Targets,
     batches: list[Batch],
     comparison: Comparison,
-    options: Options,
+    reset: Reset,
 ) -> Attribution:
-    if options.quantity == "entropy_gradient":
+    if reset.quantity == "entropy_gradient":
         blend.at(alphas)
         return attribute_entropy(model, decoder.groups, batches, comparison.positions, targets.base_of)
     total = sum(group.count for group in decoder.groups)
-    top = max(1, round(options.reset_fraction * total)) if options.budget == "union" else 0
+    top = max(1, round(reset.fraction * total)) if reset.budget == "union" else 0
     attribution = attribute(model, decoder, batches, comparison.positions, top)
     check_reconstruction(attribution, next(model.parameters()).dtype)
     return attribution
 
 
-def _select(groups: tuple[NeuronGroup, ...], attribution: Attribution, options: Options) -> list[Reset]:
+def _select(
+    groups: tuple[NeuronGroup, ...], attribution: Attribution, reset: Reset, seed: int
+) -> list[GroupReset]:
     # The random control takes the counts of the quantity's own ranking.
-    ranking = options.rank_by if options.rank_by in ("absolute", "signed") else attribution.ranking
+    ranking = reset.rank_by if reset.rank_by in ("absolute", "signed") else attribution.ranking
     scores = attribution.total if ranking == "signed" else attribution.absolute
     wrong = {g.parameter for g, s in zip(groups, scores, strict=True) if not bool(s.isfinite().all())}
     if wrong:
         raise ValueError(
             f"Expected finite contributions of the neurons but those of {listing(wrong)} are NaN or infinite. Do "
-            "the model's logits overflow? Run it in float32 or bfloat16, or set `reset_fraction=0` for fusion alone."
+            "the model's logits overflow? Run it in float32 or bfloat16, or pass `reset=None` for fusion alone."
         )
     # A weight without an adapter is the base's own: its neurons count, and a reset of them is nothing. Nor is one
     # without a contribution to any position (an expert that no token reached) a candidate.
     chosen = select_neurons(
         [torch.zeros_like(s) if g.fixed else s for g, s in zip(groups, scores, strict=True)],
         [group.layer for group in groups],
-        options.reset_fraction,
-        scope=options.scope,
+        reset.fraction,
+        scope=reset.scope,
         union=[u & (not g.fixed) for g, u in zip(groups, attribution.union, strict=True)]
-        if options.budget == "union"
+        if reset.budget == "union"
         else None,
-        generator=torch.Generator().manual_seed(options.seed) if options.rank_by == "random" else None,
+        generator=torch.Generator().manual_seed(seed) if reset.rank_by == "random" else None,
     )
     return [
-        Reset(group, group.place(neurons).sort().values)
+        GroupReset(group, group.place(neurons).sort().values)
         for group, neurons in zip(groups, chosen, strict=True)
     ]

@@ -113,7 +113,7 @@ def check_refit(targets: Targets, options: Options) -> None:
         raise ValueError(
             "Expected parameters that every process holds whole for `refit` but they are sharded. Leave `refit` out "
             "here, and refit before this run: in one process, or the checkpoint (`lightning-rejuv rejuvenate "
-            "--refit-steps`)."
+            "--refit.steps`)."
         )
     parameters = trained_parameters(targets)
     if not parameters:

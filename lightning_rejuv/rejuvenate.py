@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 from lightning_rejuv._compat import unwrap
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.apply_plan import apply_plan, edited_parts, edited_whole, find_copies
-from lightning_rejuv.attribution import Loss, PositionRule, RankBy, Scope, confidence, mean_entropy
+from lightning_rejuv.attribution import Loss, confidence, mean_entropy
 from lightning_rejuv.config import (
     USES_OF_CALIBRATION,
     Alpha,
-    Budget,
+    OptimizerState,
     Options,
-    Quantity,
     Refit,
+    Reset,
     Rounding,
 )
 from lightning_rejuv.find_alpha import Sampler, Verifier
@@ -28,7 +28,7 @@ from lightning_rejuv.plan import Data, Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
 from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
 from lightning_rejuv.warned import warn
-from lightning_rejuv.weights.optimizer_state import OptimizerState, edit_optimizer_state
+from lightning_rejuv.weights.optimizer_state import edit_optimizer_state
 from lightning_rejuv.weights.replica import Replica
 from lightning_rejuv.weights.targets import Targets, open_targets
 
@@ -42,14 +42,8 @@ def rejuvenate(
     calibration: Iterable[Any] | None = None,
     *,
     alpha: Alpha = "auto",
-    reset_fraction: float = 0.0,
-    omega: float = 1.0,
-    positions: PositionRule = "sharpened",
-    positions_per_response: int = 1,
-    quantity: Quantity = "entropy_gradient",
-    rank_by: RankBy | None = None,
-    scope: Scope = "model",
-    budget: Budget = "share",
+    reset: Reset | None = None,
+    refit: Refit | None = None,
     sampler: Sampler | None = None,
     verifier: Verifier | None = None,
     loss: Loss | None = None,
@@ -58,12 +52,11 @@ def rejuvenate(
     resize_vocabulary: bool = False,
     rounding: Rounding = "stochastic",
     seed: int = 0,
-    refit: Refit | None = None,
 ) -> RejuvenationReport:
     """Restore the plasticity of an over-trained model, in place, between SFT and RL.
 
     *Base-anchored fusion* replaces every parameter and floating buffer by ``alpha * sft + (1 - alpha) * base``.
-    Then the *attribution-targeted reset*, if a ``reset_fraction`` asks for it, returns the neurons that push hardest on
+    Then the *attribution-targeted reset*, if ``reset`` asks for it, returns the neurons that push hardest on
     over-confident tokens to the base: ``omega * base + (1 - omega) * fused`` (Liu et al. 2026, arXiv 2606.09932, §3).
     Everything is checked and computed before the first weight changes; modes, ``requires_grad``, gradients, hooks and
     random states are left as they were.
@@ -81,20 +74,11 @@ def rejuvenate(
             responses that the base samples speak against it, see :func:`lightning_rejuv.alpha.choose_alpha`. Or a
             number, 0 to 1; 1 is no fusion. Or a mapping of name patterns to numbers
             (``{"*.mlp.*": 0.3, "*": 0.6}``; the first that fits counts).
-        reset_fraction: share of all neurons that is reset, 0 to 1, in all scopes together and rounded once; fewer
-            are reset where fewer have a positive score, and the report says so. 0, the default, resets none.
-        omega: weight of the base on a reset neuron; 1 overwrites it. This and the next six are refused without a reset.
-        positions: ``"sharpened"``, where the base already gave the target p >= 0.25, so that new skills
-            are not un-taught; or ``"entropy_gap"``, the paper's rule.
-        positions_per_response: at how many positions of a response, at most, neurons are attributed.
-        quantity: ``"entropy_gradient"``, how much a reset raises the entropy of the fused model to first
-            order; or ``"target_logit"``, the paper's: a neuron's contribution to the target's logit.
-        rank_by: ``"signed"`` or ``"absolute"`` mean contribution, by default signed for the entropy gradient
-            and absolute otherwise; ``"random"`` is the control: as many neurons of each matrix as the
-            quantity's own ranking takes, drawn at random.
-        scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
-        budget: ``"share"``, ``reset_fraction`` of the neurons; or ``"union"``, the paper's: the union
-            over positions of the top ``reset_fraction`` at each.
+        reset: which neurons are reset, how many and how: ``Reset(fraction=0.02)``, say, see :class:`Reset`. None, the
+            default, is fusion alone.
+        refit: a few plain training steps after the edit, or with ``alpha=1`` instead of it, on the calibration
+            responses and responses that the base samples: those of the search for alpha, or of ``sampler``. Every
+            parameter that requires a gradient is trained. See :class:`Refit`.
         sampler: for ``alpha="auto"`` and for ``refit``: called with the model while it holds the weights to sample
             from; returns responses that it sampled, as batches in the form of ``calibration``. By default the model's
             ``generate`` on the calibration prompts. Whatever mode it leaves the model in, it is measured in eval mode.
@@ -111,9 +95,6 @@ def rejuvenate(
         rounding: how parameters in bfloat16 and float16 are rounded: ``"stochastic"``, which keeps alpha on average,
             or ``"nearest"``, which does not where SFT has moved weights by a step or two of their dtype.
         seed: of the random control, the default sampler, stochastic rounding and the order of a refit.
-        refit: a few plain training steps after the edit, or with ``alpha=1`` instead of it, on the calibration
-            responses and responses that the base samples: those of the search for alpha, or of ``sampler``. Every
-            parameter that requires a gradient is trained. See :class:`Refit`.
 
     Returns:
         A report of what was done; ``print`` it.
@@ -144,18 +125,11 @@ def rejuvenate(
     started = time.perf_counter()
     options = Options(
         alpha=alpha,
-        reset_fraction=reset_fraction,
-        omega=omega,
-        positions=positions,
-        positions_per_response=positions_per_response,
-        quantity=quantity,
-        rank_by=rank_by,
-        scope=scope,
-        budget=budget,
+        reset=reset,
+        refit=refit,
         optimizer_state=optimizer_state,
         rounding=rounding,
         seed=seed,
-        refit=refit,
     )
     data = Data(calibration, loss, sampler, verifier)
     _check_effect(data, options)
@@ -181,11 +155,10 @@ def _check_effect(data: Data, options: Options) -> None:
         if not ((got := getattr(data, name)) is None or callable(got)):
             raise TypeError(f"Expected `{name}` to be a function but got {type(got).__name__}.")
     samples = options.searches_alpha or options.refit is not None
-    resets = options.reset_fraction > 0
     idle = {
         "sampler": (data.sampler is not None and not samples, '`alpha="auto"` or `refit`'),
         "verifier": (data.verifier is not None and not options.searches_alpha, '`alpha="auto"`'),
-        "loss": (data.loss is not None and not resets, "a `reset_fraction` above 0 and a number for `alpha`"),
+        "loss": (data.loss is not None and options.reset is None, "a `reset` and a number for `alpha`"),
         "calibration": (data.calibration is not None and not options.runs_the_model, USES_OF_CALIBRATION),
     }
     for name, (without_effect, needed) in idle.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_rejuv.alpha import AlphaSearch
 from lightning_rejuv.attribution.selection import count_of
-from lightning_rejuv.config import Options, Rounding
+from lightning_rejuv.config import Options, Reset, Rounding
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report_layers import by_layer
@@ -62,8 +62,6 @@ class AttributionReport:
     Attributes:
         quantity: what they were attributed.
         rank_by: how they were ranked.
-        scope: what they competed in.
-        budget: how many were to be taken: a share of all, or the paper's union.
         positions: at how many positions (batches, for a loss).
         reconstruction_error: largest relative error of the logits that the contributions add up to; None
             for other quantities, which are no sums.
@@ -71,8 +69,6 @@ class AttributionReport:
 
     quantity: str
     rank_by: str
-    scope: str
-    budget: str
     positions: int
     reconstruction_error: float | None
 
@@ -105,8 +101,7 @@ class RejuvenationReport:
     Attributes:
         anchor: where the anchor came from.
         alpha: weight of the SFT model in the fusion: one, or one for each name pattern.
-        omega: weight of the anchor on the reset neurons.
-        reset_fraction: the share of the neurons that was asked for.
+        reset: what was asked for; None for fusion alone.
         drift_before: pooled relative L2 distance from the anchor, all parameters, before.
         drift_after: the same after; None where it could not be measured.
         tensors: a report per parameter.
@@ -131,8 +126,7 @@ class RejuvenationReport:
 
     anchor: str
     alpha: float | dict[str, float]
-    omega: float
-    reset_fraction: float
+    reset: Reset | None
     drift_before: float
     drift_after: float | None
     tensors: list[TensorReport]
@@ -167,14 +161,14 @@ class RejuvenationReport:
 
     @property
     def neurons_asked(self) -> int | None:
-        """Number of neurons that ``reset_fraction`` asked for; None for fusion alone and for the paper's union.
+        """Number of neurons that the reset's ``fraction`` asked for; None for fusion alone and for the paper's union.
 
         Fewer are reset where fewer have a positive score: with ``"entropy_gradient"``, where the reset of the others
         would not raise the entropy.
         """
-        if self.attribution is None or self.attribution.budget == "union":
+        if self.reset is None or self.reset.budget == "union":
             return None
-        return count_of(self.reset_fraction, self.neurons_total)
+        return count_of(self.reset.fraction, self.neurons_total)
 
     def summary(self) -> str:
         """One line: what changed and how much."""
@@ -230,12 +224,10 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
         The report, without what is measured afterwards.
     """
     attribution = None
-    if (found := plan.attribution) is not None:
+    if options.reset and (found := plan.attribution):
         attribution = AttributionReport(
-            quantity=options.quantity if plan.comparison else "loss",
-            rank_by=options.rank_by or found.ranking,
-            scope=options.scope,
-            budget=options.budget,
+            quantity=options.reset.quantity if plan.comparison else "loss",
+            rank_by=options.reset.rank_by or found.ranking,
             positions=found.positions,
             reconstruction_error=found.error if found.reconstructs else None,
         )
@@ -243,7 +235,7 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
     if plan.comparison is not None:
         selected = plan.comparison.positions
         comparison = ComparisonReport(
-            rule=options.positions if selected else None,
+            rule=options.reset.positions if options.reset and selected else None,
             sharpened=sum(p.sharpened for p in selected) if selected else None,
             learned=sum(p.learned for p in selected) if selected else None,
             entropy_base=plan.comparison.entropy_base,
@@ -253,8 +245,7 @@ def draft_report(plan: Plan, options: Options, targets: Targets) -> Rejuvenation
     return RejuvenationReport(
         anchor=targets.description,
         alpha=dict(plan.alpha) if isinstance(plan.alpha, Mapping) else plan.alpha,
-        omega=options.omega,
-        reset_fraction=options.reset_fraction,
+        reset=options.reset,
         drift_before=pooled(plan.drift),
         drift_after=None,
         tensors=[TensorReport(name, drift.relative, None) for name, drift in plan.drift.items()],

@@ -155,11 +155,12 @@ def _asked(report: RejuvenationReport) -> Iterator[str]:
     asked = report.neurons_asked
     if asked is None or (asked and asked == report.neurons_reset):
         return
-    text = f"{asked} ({report.reset_fraction:.2%})"
+    assert report.reset is not None
+    assert report.attribution is not None
+    text = f"{asked} ({report.reset.fraction:.2%})"
     if not asked:
         yield _row("  asked for", f"{text}, which is less than half a neuron")
         return
-    assert report.attribution is not None
     why = "; the score of the others is not positive"
     if report.attribution.quantity == "entropy_gradient":
         why += ": their reset would not raise the entropy"
@@ -169,10 +170,11 @@ def _asked(report: RejuvenationReport) -> Iterator[str]:
 def _neurons(report: RejuvenationReport) -> Iterator[str]:
     found = report.attribution
     assert found is not None
+    assert report.reset is not None
     total = max(1, report.neurons_total)
     count = f"{report.neurons_reset} of {report.neurons_total} ({report.neurons_reset / total:.2%})"
     yield _row(
-        "neurons reset", f"{count}, ranked {found.rank_by} by {found.quantity}, omega {report.omega:g}"
+        "neurons reset", f"{count}, ranked {found.rank_by} by {found.quantity}, omega {report.reset.omega:g}"
     )
     yield from _asked(report)
     if report.comparison:

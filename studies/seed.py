@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from examples.sft_to_rl.evaluate import Scores
 from examples.sft_to_rl.model import load_model
 from examples.sft_to_rl.pipeline import pretrained_base
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
-from lightning_rejuv import RejuvenationReport, rejuvenate
+from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
 from lightning_rejuv.alpha import AlphaSearch
 from studies.arms import ARMS, BARGAIN, EPOCHS, Arm
 from studies.former_rules import find_alpha
@@ -29,7 +29,14 @@ from studies.record import Record, digest_of
 from studies.remedies import make_rl
 
 # What an arm's options leave open: the library's defaults when the study began. The study does not follow them.
-PINNED = {"quantity": "target_logit", "rank_by": "absolute"}
+PINNED: dict[str, Any] = {"quantity": "target_logit", "rank_by": "absolute"}
+
+
+def take_reset(recipe: dict[str, Any]) -> Reset | None:
+    """Take what a recipe says of a reset out of it, and return it as the library's."""
+    said = {field.name: recipe.pop(field.name) for field in fields(Reset) if field.name in recipe}
+    fraction = recipe.pop("reset_fraction")
+    return Reset(fraction, **{**PINNED, **said}) if fraction else None
 
 
 def run_arms(run: Run, root: Path, names: tuple[str, ...], finished: Callable[[str], None]) -> None:
@@ -128,8 +135,9 @@ class Stage:
                 target,
             )
         base = self.checkpoints["base"]
-        calibration, pinned = (self.measures.calibration, PINNED) if arm.reset_fraction else (None, {})
-        report = rejuvenate(model, base, calibration, seed=run.seed, **{**pinned, **options})
+        reset = take_reset(options)
+        calibration = self.measures.calibration if reset else None
+        report = rejuvenate(model, base, calibration, seed=run.seed, reset=reset, **options)
         return model, replace(report, search=search)
 
     def _search(self, arm: Arm) -> AlphaSearch:

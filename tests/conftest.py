@@ -8,6 +8,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from lightning_rejuv.config import Reset
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 
@@ -34,6 +36,26 @@ def signals_arrive():
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+
+
+# Options of a reset that differ from the default and show in the weights, and what is needed for each to show.
+OF_A_RESET = {
+    "fraction": (0.4, {}),
+    "omega": (0.5, {}),
+    "positions": ("entropy_gap", {}),
+    "positions_per_response": (4, {}),
+    "quantity": ("target_logit", {}),
+    "rank_by": ("random", {}),
+    "scope": ("module", {}),
+    "budget": ("union", {"reset.quantity": "target_logit", "reset.positions_per_response": 4}),
+}
+
+
+def nested(options: dict) -> dict:
+    """Options in which those that are called ``reset.scope`` and the like are put into a `Reset`."""
+    inside = {name.partition(".")[2]: value for name, value in options.items() if name.startswith("reset.")}
+    outside = {name: value for name, value in options.items() if not name.startswith("reset.")}
+    return {**outside, "reset": Reset(**inside)} if inside else outside
 
 
 def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, rejuvenate
+from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv import bounded as bounds
 from lightning_rejuv.attribution import attribute_loss, confidence
 from lightning_rejuv.bounded import MAX_STREAMED
@@ -176,13 +176,17 @@ def test_what_is_no_iterable_of_batches_is_refused(data, got):
     with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
         rejuvenate(sharpened(base), base, data)
     with pytest.raises(TypeError, match=f"Expected the calibration {message}"):
-        rejuvenate(sharpened(base), base, data, alpha=0.5, reset_fraction=0.1, loss=lambda m, b: m(**b).loss)
+        rejuvenate(
+            sharpened(base), base, data, alpha=0.5, reset=Reset(fraction=0.1), loss=lambda m, b: m(**b).loss
+        )
     with pytest.raises(TypeError, match=f"Expected the sampled {message}"):
-        rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _model: data)
+        rejuvenate(sharpened(base), base, [greedy_batch(base)], sampler=lambda _model: data)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"alpha": 0.5, "reset_fraction": 0.1, "loss": lambda m, b: m(**b).loss}], ids=["", "loss"]
+    "options",
+    [{}, {"alpha": 0.5, "reset": Reset(fraction=0.1), "loss": lambda m, b: m(**b).loss}],
+    ids=["", "loss"],
 )
 def test_reading_a_loader_leaves_the_random_state(options):
     """A DataLoader draws its order, and the seed of its workers, from the global random state."""
@@ -268,7 +272,7 @@ def test_samples_without_end_are_bounded(monkeypatch):
     sft = sharpened(base)
     stream = Endless(greedy_batch(base))
     with pytest.warns(UserWarning, match="sampled data hold more than 9 responses"):
-        rejuvenate(sft, base, [greedy_batch(sft)], reset_fraction=0, sampler=lambda _: stream)
+        rejuvenate(sft, base, [greedy_batch(sft)], sampler=lambda _: stream)
     assert stream.read == 4
 
 
@@ -278,7 +282,7 @@ def test_batches_of_another_loss_are_bounded():
     with pytest.warns(UserWarning, match="few dozen"):
         found = attribute_loss(net, output_rows(net), stream, lambda m, x: m(x).sum())
     assert found.positions == MAX_STREAMED
-    options = {"alpha": 0.5, "reset_fraction": 0.5, "loss": lambda m, x: m(x).sum()}
+    options = {"alpha": 0.5, "reset": Reset(fraction=0.5), "loss": lambda m, x: m(x).sum()}
     with pytest.warns(UserWarning, match="few dozen"):
         rejuvenate(
             net, base, torch.utils.data.DataLoader(Stream(torch.ones(1, 2)), batch_size=None), **options
@@ -288,7 +292,9 @@ def test_batches_of_another_loss_are_bounded():
 def test_a_fit_with_a_stream_without_end_says_so_and_goes_on(tmp_path):
     base = tiny_llama()
     loader = torch.utils.data.DataLoader(Stream(greedy_batch(base, rows=16)), batch_size=None)
-    callback = RejuvenationCallback(base, at_start=True, calibration=loader, alpha=0.5, reset_fraction=0.1)
+    callback = RejuvenationCallback(
+        base, at_start=True, calibration=loader, alpha=0.5, reset=Reset(fraction=0.1)
+    )
     with pytest.warns(UserWarning, match="calibration data hold more than 128 responses"):
         fit(Module(sharpened(base), base), callback, tmp_path=tmp_path, max_epochs=1)
     assert callback.report.alpha == 0.5

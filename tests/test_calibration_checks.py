@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv import RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.calibration_checks import batches_for, context_length
 from lightning_rejuv.cli import main
 from tests.callbacks.modules import Module, fit
@@ -41,7 +41,7 @@ def test_padding_beyond_the_context_is_not_what_counts():
     flat = {k: v.reshape(1, -1) for k, v in pairs(9, rows=4).items()}
     flat["position_ids"] = torch.arange(9).repeat(4)[None]
     found = rejuvenate(
-        sharpened(base), base, [wide, flat], positions="entropy_gap", alpha=0.5, reset_fraction=0.1
+        sharpened(base), base, [wide, flat], reset=Reset(fraction=0.1, positions="entropy_gap"), alpha=0.5
     )
     assert found.comparison.entropy_after > 0
 
@@ -150,10 +150,10 @@ def test_samples_are_checked_as_calibration_is():
     bad = greedy_batch(base)
     bad["input_ids"][0, 0] = 99
     with pytest.raises(ValueError, match="sampled batch 0 .* vocabulary of 23 but got 99"):
-        rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _: [bad])
+        rejuvenate(sharpened(base), base, [greedy_batch(base)], sampler=lambda _: [bad])
     shifted = {k: v[:, 1:] if k == "labels" else v[:, :-1] for k, v in greedy_batch(base).items()}
     with pytest.raises(ValueError, match="labels of sampled batch 0"):
-        rejuvenate(sharpened(base), base, [greedy_batch(base)], reset_fraction=0, sampler=lambda _: [shifted])
+        rejuvenate(sharpened(base), base, [greedy_batch(base)], sampler=lambda _: [shifted])
 
 
 class Seeing(nn.Module):
@@ -197,13 +197,13 @@ def test_positions_are_refused_where_the_model_takes_none():
 def test_a_model_that_takes_tokens_alone_is_not_given_a_mask():
     data = pairs(9)
     data["labels"][0, -2:] = -100  # of two lengths, so that one is padded
-    found = rejuvenate(Seeing(), Seeing(), [data], alpha="auto", reset_fraction=0, sampler=lambda _: [data])
+    found = rejuvenate(Seeing(), Seeing(), [data], alpha="auto", sampler=lambda _: [data])
     assert found.search.curve
 
 
 @pytest.mark.parametrize(
     ("options", "advice"),
-    [({"reset_fraction": 0.1}, "Set `reset_fraction=0`"), ({}, "Pass a number for `alpha`")],
+    [({"reset": Reset(fraction=0.1)}, "Pass `reset=None`"), ({}, "Pass a number for `alpha`")],
     ids=["reset", "search"],
 )
 def test_an_encoder_decoder_is_refused_and_can_be_fused(options, advice):
@@ -221,5 +221,5 @@ def test_an_encoder_decoder_is_refused_and_can_be_fused(options, advice):
     with pytest.raises((TypeError, ValueError), match=f"BartForConditionalGeneration.*{advice}"):
         rejuvenate(sft, base, [batch()], **options)
     assert all(torch.equal(value, before[name]) for name, value in sft.state_dict().items())
-    report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    report = rejuvenate(sft, base, alpha=0.5)
     assert report.drift_after == pytest.approx(report.drift_before / 2, rel=1e-5)

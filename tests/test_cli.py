@@ -37,7 +37,7 @@ def test_the_whole_way(tmp_path, capsys):
     assert main(["verify", out]) == 0
     assert "whole and loadable" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
-    assert (report["attribution"]["neurons_reset"], report["options"]["reset_fraction"]) == (0, 0.0)
+    assert (report["attribution"]["neurons_reset"], report["options"]["reset"]) == (0, None)
 
 
 def test_a_reset_is_made_where_it_is_asked_for(tmp_path, capsys):
@@ -402,7 +402,7 @@ def test_an_adapter_in_and_out_and_merged(tmp_path, capsys):
     base, adapter = map(str, write_adapter(tmp_path, "lora"))
     out = str(tmp_path / "out")
     fuse = ["rejuvenate", "--sft", adapter, "--quiet"]
-    for more in (["--alpha", "auto"], ["--reset-fraction", "0.02"], ["--reset-fraction", "nan"]):
+    for more in (["--alpha", "auto"], ["--reset-fraction", "0.02"]):
         assert main([*fuse, "--out", out, *more]) == 3
         assert f"Expected no `{' '.join(more) if more[1] == 'auto' else more[0]}`" in capsys.readouterr().err
     assert main([*fuse, "--out", out]) == 0  # alpha is 0.4 where nothing is said

@@ -9,13 +9,15 @@ import io
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 import lightning_rejuv
-from lightning_rejuv import checkpoints, rejuvenate
+from lightning_rejuv import Refit, Reset, checkpoints, rejuvenate
+from lightning_rejuv.arguments import flag
 from lightning_rejuv.calibration_checks import _check_language_model
 from lightning_rejuv.cli import main
 from tests.checkpoints.directories import known_pair, pair, tensors
@@ -61,7 +63,9 @@ def flags():
     for command in ("diagnose", "rejuvenate"):
         with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
             main([command, "--help"])
-        found[command] = set(re.findall(r"--[a-z][a-z-]+", printed.getvalue()))
+        fields_of = {"reset": fields(Reset), "refit": fields(Refit)} if command == "rejuvenate" else {}
+        inside = {flag(f"{name}.{field.name}") for name in fields_of for field in fields_of[name]}
+        found[command] = inside | set(re.findall(r"--[a-z][a-z.-]+", printed.getvalue()))
     return found
 
 
@@ -72,20 +76,20 @@ def flags():
             (),
             3,
             "Expected calibration data for `--alpha auto` but got none. Pass as `--calibration` a JSONL file with "
-            "prompts and responses as in SFT, or a number for `--alpha` (0.4, say), no `--reset-fraction` and no "
-            "`--refit-steps`: fusion by a number needs none.",
+            "prompts and responses as in SFT, or a number for `--alpha`, no `--reset` and no `--refit`: fusion by a "
+            "number needs none.",
         ),
         (
-            ("--reset-fraction", "0.02", "--refit-steps", "2"),
+            ("--reset-fraction", "0.02", "--refit.steps", "2"),
             3,
-            "calibration data for `--alpha auto` and `--reset-fraction 0.02` and `--refit-steps` but got none.",
+            "calibration data for `--alpha auto` and `--reset` and `--refit` but got none.",
         ),
         (
             (*FUSION, *CALIBRATED, "--compute-dtype", "float32"),
             3,
             "Expected no `--calibration`, `--compute-dtype` with a number for `--alpha`, no reset and no refit: it "
-            "would have no effect. Leave it out, or pass `--alpha auto`, a `--reset-fraction` above 0 or "
-            "`--refit-steps`.",
+            "would have no effect. Leave it out, or pass `--alpha auto`, a `--reset` or a "
+            "`--refit`.",
         ),
         (("--alpha", "2"), 3, "Expected `--alpha` to be a number in [0, 1], "),
         (("--alpha", "{root}/two.yaml"), 3, "Expected every value of `--alpha` to be a number in [0, 1] but"),
@@ -94,25 +98,29 @@ def flags():
             3,
             "Expected the patterns of `--alpha` and",
         ),
-        (("--reset-fraction", "2"), 3, "Expected `--reset-fraction` to be a number in [0, 1] but got 2.0."),
-        (("--seed", "1" + 30 * "0"), 3, "Expected `--seed` to be an integer of at least"),
-        (("--refit-steps", "0"), 3, "Expected `--refit-steps` to be an integer of at least 1 but got 0."),
         (
-            ("--refit-steps", "1", "--refit-learning-rate", "0"),
+            ("--reset-fraction", "2"),
             3,
-            "Expected `--refit-learning-rate` to be a finite number above 0 but got 0.0.",
+            "Expected `--reset.fraction` to be a number above 0 and at most 1 but got 2.0.",
+        ),
+        (("--seed", "1" + 30 * "0"), 3, "Expected `--seed` to be an integer of at least"),
+        (("--refit.steps", "0"), 3, "Expected `--refit.steps` to be an integer of at least 1 but got 0."),
+        (
+            ("--refit.steps", "1", "--refit.learning-rate", "0"),
+            3,
+            "Expected `--refit.learning-rate` to be a finite number above 0 but got 0.0.",
         ),
         (
-            (*CALIBRATED, "--refit-steps", "2", "--compute-dtype", "float16"),
+            (*CALIBRATED, "--refit.steps", "2", "--compute-dtype", "float16"),
             3,
-            'Expected `--compute-dtype` to be "float32" or "bfloat16" with `--refit-steps` but got "float16"',
+            'Expected `--compute-dtype` to be "float32" or "bfloat16" with `--refit` but got "float16"',
         ),
         ((*FUSION, "--seed", "2"), 3, "Expected no `--seed` with `--rounding stochastic` to float32: "),
         ((*CALIBRATED, "--device", "gpu"), 2, "Expected `--device` to be a device that torch can use here, "),
         (
-            (*CALIBRATED, "--refit-steps", "3", "--refit-learning-rate", "1e30"),
+            (*CALIBRATED, "--refit.steps", "3", "--refit.learning-rate", "1e30"),
             3,
-            "or leave `--refit-steps` out.",
+            "or leave `--refit` out.",
         ),
     ],
 )
@@ -161,16 +169,10 @@ def test_what_only_python_takes_is_said_to_be(models, refusal, tmp_path, monkeyp
     monkeypatch.setattr(checkpoints, "diagnose", no_model_of_language)
     known = ("--base", str(models["base"]), "--sft", str(models["sft"]))
     text = refusal("rejuvenate", *known, "--out", str(tmp_path / "out"))
-    assert (
-        "Pass a number for `--alpha`, no `--reset-fraction` and no `--refit-steps`; or `loss` for a reset."
-        in text
-    )
+    assert "Pass a number for `--alpha`, no `--reset` and no `--refit`; or `loss` for a reset." in text
     assert "`lightning_rejuv.rejuvenate` in Python takes `loss`; the command has no such option." in text
     text = refusal("diagnose", *known, "--calibration", str(models["calibration"]))
-    assert (
-        "`--alpha` and `--reset-fraction` and `--refit-steps` are options of `lightning-rejuv rejuvenate`; "
-        in text
-    )
+    assert "`--alpha` and `--reset` and `--refit` are options of `lightning-rejuv rejuvenate`; " in text
     assert "without `--calibration` `lightning-rejuv diagnose` runs no model." in text
 
 
@@ -184,7 +186,7 @@ def test_a_model_that_cannot_sample_says_what_the_command_can_do(models, refusal
     known = ("--base", str(models["base"]), "--sft", str(models["sft"]), "--out", str(tmp_path / "out"))
     text = refusal("rejuvenate", *known, "--calibration", str(models["calibration"]))
     assert "Expected a `sampler` for `--alpha auto`, since LlamaForCausalLM has no `generate`: " in text
-    assert "Or pass a number for `--alpha` and no `--refit-steps`." in text
+    assert "Or pass a number for `--alpha` and no `--refit`." in text
     assert "`lightning_rejuv.rejuvenate` in Python takes `sampler`; the command has no such option." in text
 
 
@@ -204,7 +206,7 @@ def test_no_message_of_the_package_leaves_a_python_argument(flags, refusal, monk
             named = set(re.findall(r"`([a-z_]+)(?:=[^`]*)?`", said)) & ARGUMENTS
             wrong = {name for name in named if f"`{name}`" not in python}
             there = flags["rejuvenate" if "of `lightning-rejuv rejuvenate`; " in said else command]
-            wrong |= {flag for flag in re.findall(r"`(--[a-z-]+)", said) if flag not in there}
+            wrong |= {flag for flag in re.findall(r"`(--[a-z.-]+)", said) if flag not in there}
             if wrong:
                 left.append((command, wrong, said))
     assert not left
@@ -252,7 +254,8 @@ def adapter(tmp_path):
         (("--calibration", "c.jsonl", "--merge"), "`--calibration`"),
         (("--calibration", "c.jsonl", "--reset-fraction", "0.02"), "`--reset-fraction`, `--calibration`"),
         (("--alpha", "auto"), "`--alpha auto`"),
-        (("--refit-steps", "2"), "`--refit-steps`"),
+        (("--refit.steps", "2"), "`--refit`"),
+        (("--reset.scope", "layer"), "`--reset`"),
     ],
 )
 def test_an_adapter_is_merged_first_by_the_command_that_is_printed(
@@ -303,7 +306,7 @@ def test_in_python_an_adapter_is_merged_first_by_the_function(adapter, tmp_path)
     with pytest.raises(ValueError, match=call):
         checkpoints.diagnose(base, sft)
     with pytest.raises(ValueError, match=call):
-        checkpoints.rejuvenate_checkpoint(base, sft, tmp_path / "o", alpha=0.4, reset_fraction=0)
+        checkpoints.rejuvenate_checkpoint(base, sft, tmp_path / "o", alpha=0.4)
     with pytest.raises(ValueError, match=call):
         checkpoints.rejuvenate_adapter(sft, tmp_path / "o", alpha="auto")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from dataclasses import asdict
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_rejuv.config import Options, Refit, alpha_by_name
+from lightning_rejuv.config import Options, Refit, Reset, alpha_by_name
 
 REAL = [
     *(1, 0, 0.25, Fraction(1, 4), Decimal("0.25"), np.float64(0.25), np.float32(0.25), np.float16(0.25)),
@@ -62,9 +63,11 @@ class Kind(str, Enum):
 
 
 @pytest.mark.parametrize("value", REAL, ids=repr)
-@pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega"])
+@pytest.mark.parametrize("name", ["alpha", "fraction", "omega"])
 def test_every_real_number_becomes_the_same_float(name, value):
-    got = getattr(Options(**{"reset_fraction": 0.1, name: value}), name)
+    if name == "fraction" and value == 0:
+        return
+    got = getattr(Options(alpha=value) if name == "alpha" else Reset(**{name: value}), name)
     assert type(got) is float
     assert got == float(value)
     if name == "alpha":
@@ -80,10 +83,17 @@ def short(value):
 
 
 @pytest.mark.parametrize("value", NOT_REAL, ids=short)
-@pytest.mark.parametrize("name", ["alpha", "reset_fraction", "omega"])
-def test_what_is_no_share_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=rf"argument `{name}` to be a number in \[0, 1\]") as refused:
-        Options(**{name: value})
+@pytest.mark.parametrize(
+    ("make", "name", "expected"),
+    [
+        (Options, "alpha", r"`alpha` to be a number in \[0, 1\]"),
+        (Reset, "omega", r"`omega` of `Reset` to be a number in \[0, 1\]"),
+        (Reset, "fraction", "`fraction` of `Reset` to be a number above 0 and at most 1"),
+    ],
+)
+def test_what_is_no_share_is_refused_by_name(make, name, expected, value):
+    with pytest.raises(ValueError, match=f"argument {expected}") as refused:
+        make(**{name: value})
     assert len(str(refused.value)) < 450
     with pytest.raises(ValueError, match="every value of `alpha`") as refused:
         Options(alpha={"*": value})
@@ -93,7 +103,7 @@ def test_what_is_no_share_is_refused_by_name(name, value):
 @pytest.mark.parametrize("value", [3, np.int32(3), np.array(3), torch.tensor(3)], ids=repr)
 @pytest.mark.parametrize("name", ["seed", "positions_per_response"])
 def test_every_integer_becomes_an_int(name, value):
-    got = getattr(Options(**{name: value}, reset_fraction=0.1), name)
+    got = getattr((Options if name == "seed" else Reset)(**{name: value}), name)
     assert type(got) is int
     assert got == 3
 
@@ -110,33 +120,41 @@ def test_every_integer_becomes_an_int(name, value):
 def test_what_is_no_integer_is_refused_by_name(name, value):
     if name == "positions_per_response" and type(value) is int and value > 0:
         return
-    with pytest.raises(ValueError, match=f"argument `{name}` to be an integer of at least"):
+    make, called = (Options, "`seed`") if name == "seed" else (Reset, f"`{name}` of `Reset`")
+    with pytest.raises(ValueError, match=f"argument {called} to be an integer of at least"):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["reset", "refit"])
+@pytest.mark.parametrize("value", [0.02, 20, True, {}, "null", Options()], ids=repr)
+def test_what_is_no_reset_and_no_refit_is_refused_by_name(name, value):
+    with pytest.raises(
+        ValueError, match=rf"`{name}` to be a `{name.title()}` or None but got .* Pass `{name.title()}\("
+    ):
         Options(**{name: value})
 
 
-OF_THE_RESET = {
-    "omega": (1.0, 0.5),
-    "positions": ("sharpened", "entropy_gap"),
-    "positions_per_response": (1, 2),
-    "quantity": ("entropy_gradient", "target_logit"),
-    "rank_by": (None, "random"),
-    "scope": ("model", "layer"),
-    "budget": ("share", "union"),
-}
+def test_no_share_at_all_is_a_fusion_alone():
+    with pytest.raises(ValueError, match="`fraction` of `Reset` to be a number above 0 .* but got 0.0"):
+        Reset(fraction=0.0)
+    assert Options().reset is None
 
 
-@pytest.mark.parametrize("name", OF_THE_RESET)
-def test_what_says_how_to_reset_is_refused_where_nothing_is_reset(name):
-    usual, other = OF_THE_RESET[name]
-    assert getattr(Options(**{name: usual}), name) == usual
-    for nothing in ({}, {"reset_fraction": 0}):
-        with pytest.raises(ValueError, match=f"no `{name}` without a reset.*`reset_fraction` above 0"):
-            Options(**{name: other}, **nothing)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"positions": "all"}, {"quantity": "loss"}, {"rank_by": "size"}, {"scope": "head"}, {"budget": "all"}],
+)
+def test_choices_of_a_reset_are_checked_at_its_fields(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"`{name}` of `Reset` to be one of \(.* but got '{value}'"):
+        Reset(**wrong)
 
 
-def test_all_that_says_how_to_reset_is_refused_at_once():
-    with pytest.raises(ValueError, match="no `positions`, `quantity`, `budget` without a reset"):
-        Options(positions="entropy_gap", quantity="target_logit", budget="union")
+def test_the_papers_rule_needs_its_quantity_and_its_scope():
+    assert Reset(budget="union", quantity="target_logit").budget == "union"
+    for wrong in ({}, {"quantity": "target_logit", "scope": "layer"}):
+        with pytest.raises(ValueError, match="the paper's rule, but got scope="):
+            Reset(budget="union", **wrong)
 
 
 def test_seeds_are_all_that_pytorch_takes():
@@ -145,12 +163,12 @@ def test_seeds_are_all_that_pytorch_takes():
 
 
 def test_choices_become_plain_strings_and_what_is_none_of_them_is_refused():
-    assert type(Options(reset_fraction=0.1, scope=Kind.layer).scope) is str
-    assert type(Options(reset_fraction=0.1, positions=np.str_("entropy_gap")).positions) is str
+    assert type(Reset(scope=Kind.layer).scope) is str
+    assert type(Reset(positions=np.str_("entropy_gap")).positions) is str
     assert type(Options(alpha=np.str_("auto")).alpha) is str
     for wrong in (b"layer", 0, None, np.array(["layer"]), torch.ones(2)):
-        with pytest.raises(ValueError, match="argument `scope` to be one of"):
-            Options(scope=wrong)
+        with pytest.raises(ValueError, match="argument `scope` of `Reset` to be one of"):
+            Reset(scope=wrong)
     with pytest.raises(ValueError, match="patterns of parameter names"):
         Options(alpha={0: 0.5})
 
@@ -158,14 +176,13 @@ def test_choices_become_plain_strings_and_what_is_none_of_them_is_refused():
 def test_options_are_json():
     options = Options(
         alpha={"*": Fraction(1, 2)},
-        reset_fraction=Decimal("0.1"),
-        omega=np.float32(1),
+        reset=Reset(fraction=Decimal("0.1"), omega=np.float32(1), scope=Kind.layer),
+        refit=Refit(steps=np.int64(3)),
         seed=np.int64(2),
-        scope=Kind.layer,
     )
-    plain = json.loads(json.dumps(vars(options)))
+    plain = json.loads(json.dumps(asdict(options)))
     assert plain["alpha"] == {"*": 0.5}
-    assert Options(**plain) == options
+    assert Options(**{**plain, "reset": Reset(**plain["reset"]), "refit": Refit(**plain["refit"])}) == options
 
 
 def test_patterns_of_alpha_fit_what_wrappers_rename():

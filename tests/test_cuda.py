@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import RejuvenationReport, rejuvenate
+from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
 from lightning_rejuv.callbacks import RejuvenationCallback
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.callbacks.modules import Calibrated
@@ -17,10 +17,10 @@ from tests.gpu import DEVICE, on_gpu
 
 pytestmark = [on_gpu, pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")]
 OPTIONS = {
-    "fusion": {"alpha": 0.3, "reset_fraction": 0},
-    "reset": {"alpha": 0.3, "reset_fraction": 0.1},
-    "logit": {"alpha": 0.3, "reset_fraction": 0.1, "quantity": "target_logit", "budget": "union"},
-    "auto": {"alpha": "auto", "reset_fraction": 0.1},
+    "fusion": {"alpha": 0.3},
+    "reset": {"alpha": 0.3, "reset": Reset(fraction=0.1)},
+    "logit": {"alpha": 0.3, "reset": Reset(fraction=0.1, quantity="target_logit", budget="union")},
+    "auto": {"alpha": "auto", "reset": Reset(fraction=0.1)},
 }
 
 
@@ -37,7 +37,7 @@ def run_on(device: str, base: nn.Module, **options) -> tuple[RejuvenationReport,
     sft, data, samples = sharpened(base).to(device), calibration(base), greedy_batch(base, rows=8, seed=9)
     if options["alpha"] == "auto":
         options["sampler"] = lambda model: [samples]
-    report = rejuvenate(sft, dict(base.state_dict()), data if options["reset_fraction"] else None, **options)
+    report = rejuvenate(sft, dict(base.state_dict()), data if "reset" in options else None, **options)
     return report, weights(sft)
 
 
@@ -57,7 +57,7 @@ def test_rejuvenation_agrees_with_the_cpu(options):
 def test_fusion_in_bfloat16_rounds_to_one_of_two_neighbours(rounding):
     base = tiny_llama(dtype=torch.bfloat16)
     before, anchor = weights(sharpened(base)), weights(base)
-    options = {"alpha": 0.4, "reset_fraction": 0, "rounding": rounding}
+    options = {"alpha": 0.4, "rounding": rounding}
     (report, found), (again, repeated) = (run_on(DEVICE, base, **options) for _ in range(2))
     for name, value in found.items():
         exact = torch.lerp(before[name], anchor[name], 0.6)
@@ -76,7 +76,7 @@ def test_a_reset_forgets_the_momentum_of_the_rows_that_it_resets():
         optimizer = torch.optim.AdamW(sft.parameters(), lr=0.0, weight_decay=0.0)
         sft(**{name: value.to(device) for name, value in batch().items()}).loss.backward()
         optimizer.step()
-        rejuvenate(sft, base, calibration(base), alpha=1.0, reset_fraction=0.1, optimizer=optimizer)
+        rejuvenate(sft, base, calibration(base), alpha=1.0, reset=Reset(fraction=0.1), optimizer=optimizer)
         moments = {name: optimizer.state[p]["exp_avg"] for name, p in sft.named_parameters()}
         assert all(moment.device.type == device for moment in moments.values())
         forgotten[device] = {name: moment.eq(0).cpu() for name, moment in moments.items()}
@@ -108,7 +108,7 @@ def test_a_fit_rejuvenates_on_its_device(tmp_path):
     base = tiny_llama()
     module = Calibrated(sharpened(base), base)
     expected = copy.deepcopy(module.model)
-    callback = RejuvenationCallback(base, at_start=True, alpha=0.4, reset_fraction=0.05)
+    callback = RejuvenationCallback(base, at_start=True, alpha=0.4, reset=Reset(fraction=0.05))
     Trainer(
         max_steps=1,
         accelerator="gpu" if DEVICE == "cuda" else DEVICE,
@@ -120,7 +120,9 @@ def test_a_fit_rejuvenates_on_its_device(tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(module)
-    report = rejuvenate(expected, base, module.calibration_dataloader(), alpha=0.4, reset_fraction=0.05)
+    report = rejuvenate(
+        expected, base, module.calibration_dataloader(), alpha=0.4, reset=Reset(fraction=0.05)
+    )
     assert callback.report is not None
     assert callback.report.neurons_by_layer == report.neurons_by_layer
     assert callback.report.drift_after == pytest.approx(report.drift_after, rel=1e-4)

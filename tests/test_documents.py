@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution import confidence
 from lightning_rejuv.calibration import as_batches
 from tests.conftest import sharpened, tiny_llama
@@ -102,7 +102,9 @@ def test_figures_of_packed_and_unpacked_calibration_are_the_same():
     base = tiny_llama()
     sft = sharpened(base)
     plain, flat = (
-        rejuvenate(copy.deepcopy(sft), base, data, alpha=0.5, reset_fraction=0.1, positions="entropy_gap")
+        rejuvenate(
+            copy.deepcopy(sft), base, data, alpha=0.5, reset=Reset(fraction=0.1, positions="entropy_gap")
+        )
         for data in (documents(), [forms()["position_ids"]])
     )
     assert flat.neurons_reset == plain.neurons_reset

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.alpha import GRID
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 
@@ -36,14 +36,14 @@ def nll(model, batch):
 
 def fused(pair, alpha):
     model = copy.deepcopy(pair[1])
-    rejuvenate(model, pair[0], alpha=alpha, reset_fraction=0)
+    rejuvenate(model, pair[0], alpha=alpha)
     return model
 
 
 def search_of(pair, **options):
     demonstrations = [greedy_batch(pair[1], rows=8)]
     model = copy.deepcopy(pair[1])
-    options = {"sampler": sample, "reset_fraction": 0, **options}
+    options = {"sampler": sample, **options}
     report = rejuvenate(model, pair[0], demonstrations, alpha="auto", **options)
     assert report.alpha == report.search.alpha
     return report.search
@@ -113,7 +113,7 @@ def test_a_sampler_that_leaves_the_model_in_training_spoils_nothing(sampler, mon
         model = copy.deepcopy(sft).train()
         model.model.layers[0].eval()
         model.lm_head.weight.requires_grad_(False)
-        options = {"reset_fraction": 0.1, "sampler": one}
+        options = {"reset": Reset(fraction=0.1), "sampler": one}
         found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], **options))
         assert torch.is_grad_enabled()
         assert [m.training for m in model.model.layers] == [False, True]
@@ -134,7 +134,7 @@ def test_a_verifier_that_leaves_the_model_in_training_spoils_nothing():
             leaves(model)
             return batch["input_ids"][:, -1] % 2 == 0
 
-        options = {"reset_fraction": 0.1, "sampler": sample, "verifier": verifier}
+        options = {"reset": Reset(fraction=0.1), "sampler": sample, "verifier": verifier}
         found.append(rejuvenate(model, base, [greedy_batch(sft, rows=8)], **options))
         assert torch.is_grad_enabled()
         assert all(p.requires_grad for p in model.parameters())
@@ -224,7 +224,7 @@ def test_a_raise_is_told(pair):
         return torch.full((48,), len(asked) > 1)
 
     demonstrations, model = [greedy_batch(pair[1], rows=8)], copy.deepcopy(pair[1])
-    report = rejuvenate(model, pair[0], demonstrations, reset_fraction=0, sampler=sample, verifier=verifier)
+    report = rejuvenate(model, pair[0], demonstrations, sampler=sample, verifier=verifier)
     search = report.search
     assert (search.alpha, search.raised_from, search.right, search.judged) == (0.5, 0.4, 1.0, 48)
     assert report.alpha == 0.5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, rejuvenate
+from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.forward import evaluation_mode, forward_logits
 from tests.callbacks.modules import Module, fit
 from tests.checkpoints.families import tiny
@@ -45,7 +45,7 @@ def test_under_autocast_every_alpha_runs_its_own_weights(pair, quantity):
         model = copy.deepcopy(sft)
         with autocast(cached):
             model(**greedy_batch(base))  # fills the cache with the weights before
-            options = {"reset_fraction": 0.1, "quantity": quantity, "positions": "entropy_gap"}
+            options = {"reset": Reset(fraction=0.1, quantity=quantity, positions="entropy_gap")}
             reports.append(rejuvenate(model, base, calibration(sft), **options))
         models.append(model)
     assert reports[0].search.curve == reports[1].search.curve
@@ -56,7 +56,7 @@ def test_under_autocast_every_alpha_runs_its_own_weights(pair, quantity):
     assert 0.3 < plain.alpha < 0.7
 
 
-@pytest.mark.parametrize("options", [{}, {"reset_fraction": 0.1}], ids=["fusion", "reset"])
+@pytest.mark.parametrize("options", [{}, {"reset": Reset(fraction=0.1)}], ids=["fusion", "reset"])
 def test_under_autocast_the_edited_weights_are_run_afterwards(pair, options):
     base, sft = pair
     data = greedy_batch(base)
@@ -77,7 +77,7 @@ def test_a_model_that_enters_autocast_itself_inside_another(pair):
         inner = torch.autocast("cpu", BF16, cache_enabled=cached)
         model.forward = inner(model.forward)
         with autocast():
-            found.append(rejuvenate(model, base.state_dict(), calibration(sft), reset_fraction=0.1))
+            found.append(rejuvenate(model, base.state_dict(), calibration(sft), reset=Reset(fraction=0.1)))
     assert found[0].search.curve == found[1].search.curve
     assert found[0].comparison == found[1].comparison
 
@@ -86,7 +86,7 @@ def test_a_model_that_enters_autocast_itself_inside_another(pair):
 def test_the_cache_is_left_as_it_was_also_after_an_error(pair, cached):
     base, sft = pair
     with autocast(cached):
-        rejuvenate(sft, base, calibration(sft), alpha=0.5, reset_fraction=0.1)
+        rejuvenate(sft, base, calibration(sft), alpha=0.5, reset=Reset(fraction=0.1))
         assert torch.is_autocast_cache_enabled() == cached
         with pytest.raises(ValueError, match="one bool for each"):
             rejuvenate(sft, base, calibration(sft), alpha="auto", verifier=lambda batch: True)
@@ -122,10 +122,10 @@ def test_mixed_precision_of_a_trainer_finds_the_alpha_of_autocast(pair, tmp_path
 def test_in_inference_mode_a_rejuvenation_is_the_same(pair):
     base, sft = pair
     inside, asked = copy.deepcopy(sft), copy.deepcopy(sft)
-    expected = rejuvenate(sft, base, calibration(asked), reset_fraction=0.1)
+    expected = rejuvenate(sft, base, calibration(asked), reset=Reset(fraction=0.1))
     with torch.inference_mode():
         data, anchor = calibration(asked), copy.deepcopy(base)
-        report = rejuvenate(inside, anchor, data, reset_fraction=0.1)
+        report = rejuvenate(inside, anchor, data, reset=Reset(fraction=0.1))
     assert report.search.curve == expected.search.curve
     assert equal(inside, sft)
     assert not any(p.is_inference() for p in inside.parameters())
@@ -139,10 +139,10 @@ def test_weights_made_in_inference_mode_are_fused_but_not_reset(pair):
     with pytest.raises(
         ValueError, match=r"'model.embed_tokens.weight' was made inside `torch.inference_mode\(\)`"
     ):
-        rejuvenate(model, base, calibration(base), alpha=0.5, reset_fraction=0.1)
+        rejuvenate(model, base, calibration(base), alpha=0.5, reset=Reset(fraction=0.1))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    rejuvenate(model, base, alpha=0.5, reset_fraction=0)
-    rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    rejuvenate(model, base, alpha=0.5)
+    rejuvenate(sft, base, alpha=0.5)
     assert equal(model, sft)
 
 
@@ -152,7 +152,7 @@ def test_a_compiled_model_is_rejuvenated_as_the_model_in_it(pair, quantity):
     model = copy.deepcopy(sft)
     compiled = torch.compile(model, backend="eager")
     compiled(**greedy_batch(base))
-    options = {"alpha": 0.5, "reset_fraction": 0.1, "quantity": quantity, "positions": "entropy_gap"}
+    options = {"alpha": 0.5, "reset": Reset(fraction=0.1, quantity=quantity, positions="entropy_gap")}
     rejuvenate(compiled, base, calibration(base), **options)
     rejuvenate(sft, base, calibration(base), **options)
     assert equal(model, sft)
@@ -166,7 +166,7 @@ def test_a_compiled_model_is_rejuvenated_as_the_model_in_it(pair, quantity):
     [
         (
             "SequenceClassification",
-            {"alpha": 0.5, "reset_fraction": 0.1},
+            {"alpha": 0.5, "reset": Reset(fraction=0.1)},
             r"\[batch, time, vocabulary\].* got LlamaForSequenceClass",
         ),
         (
@@ -176,7 +176,7 @@ def test_a_compiled_model_is_rejuvenated_as_the_model_in_it(pair, quantity):
         ),
         (
             "TokenClassification",
-            {"alpha": 0.5, "reset_fraction": 0.1},
+            {"alpha": 0.5, "reset": Reset(fraction=0.1)},
             "got LlamaForTokenClassification.*`loss` for a reset",
         ),
         ("PooledClassifier", {"sampler": None}, r"PooledClassifier .* \(8, 9, V\) here, but got \(8, 2\)"),
@@ -199,7 +199,7 @@ def test_a_classifier_is_no_language_model(pair, kind, options, message):
     before = copy.deepcopy(other.state_dict())
     data = calibration(base)
     if "sampler" in options:
-        options = {"alpha": "auto", "reset_fraction": 0, "sampler": lambda _: data}
+        options = {"alpha": "auto", "sampler": lambda _: data}
     with pytest.raises(TypeError, match=message):
         rejuvenate(other, model, data, **options)
     assert all(torch.equal(p, before[name]) for name, p in other.state_dict().items())

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution import attribute_loss
 from lightning_rejuv.neurons import output_rows
 from tests.conftest import shifted
@@ -81,7 +81,7 @@ def test_rows_and_their_biases_return_to_the_base(make, shape):
     sft = shifted(base)
     before = {n: p.detach().clone() for n, p in sft.named_parameters()}
     buffers = {n: b.clone() for n, b in sft.named_buffers()}
-    report = rejuvenate(sft, base, batches(shape), alpha=1.0, reset_fraction=0.25, loss=loss)
+    report = rejuvenate(sft, base, batches(shape), alpha=1.0, reset=Reset(fraction=0.25), loss=loss)
     assert report.neurons_reset == round(0.25 * report.neurons_total)
     assert report.comparison is None
     rows = 0
@@ -121,7 +121,7 @@ def test_with_adapters_the_rows_that_they_change_are_reset(options):
     base, model = _adapted(["0", "2"], **options)
     data = [(x.double(), y) for x, y in batches((4,))]
     was = copy.deepcopy(model).merge_and_unload()
-    report = rejuvenate(model, None, data, alpha=1.0, reset_fraction=0.4, loss=loss)
+    report = rejuvenate(model, None, data, alpha=1.0, reset=Reset(fraction=0.4), loss=loss)
     assert report.neurons_total == 8 + 8 + 3
     assert report.neurons_reset == 8
     now = model.merge_and_unload()
@@ -160,21 +160,21 @@ def test_the_score_of_an_adapter_is_the_derivative_by_what_it_adds():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no `loss` without a `reset_fraction` above 0 and a number for `alpha`"),
+        ({}, "no `loss` without a `reset` and a number for `alpha`"),
         (
-            {"reset_fraction": 0.1},
+            {"reset": Reset(fraction=0.1)},
             "Expected a number for `alpha` with `loss` but got 'auto', a rule that goes by the responses",
         ),
         (
-            {"alpha": 1.0, "reset_fraction": 0.1, "budget": "union", "quantity": "target_logit"},
+            {"alpha": 1.0, "reset": Reset(fraction=0.1, budget="union", quantity="target_logit")},
             "Expected no `quantity`, `budget` with `loss`",
         ),
         (
-            {"alpha": 1.0, "reset_fraction": 0.1, "positions": "entropy_gap"},
+            {"alpha": 1.0, "reset": Reset(fraction=0.1, positions="entropy_gap")},
             "Expected no `positions` with `loss`",
         ),
         (
-            {"alpha": 1.0, "reset_fraction": 0.1, "positions_per_response": 2},
+            {"alpha": 1.0, "reset": Reset(fraction=0.1, positions_per_response=2)},
             "Expected no `positions_per_response` with `loss`",
         ),
     ],
@@ -196,16 +196,16 @@ def test_bad_losses_and_modules():
     sft = shifted(base)
     before = copy.deepcopy(sft.state_dict())
     with pytest.raises(ValueError, match="one number with a gradient but got"):
-        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]), alpha=0.5, reset_fraction=0.1)
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: m(b[0]), alpha=0.5, reset=Reset(fraction=0.1))
     with pytest.raises(ValueError, match="one number with a gradient but got 1.0"):
-        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0, alpha=0.5, reset_fraction=0.1)
+        rejuvenate(sft, base, batches((4,)), loss=lambda m, b: 1.0, alpha=0.5, reset=Reset(fraction=0.1))
     with pytest.raises(ValueError, match="iterable is empty"):
-        rejuvenate(sft, base, [], loss=loss, alpha=0.5, reset_fraction=0.1)
+        rejuvenate(sft, base, [], loss=loss, alpha=0.5, reset=Reset(fraction=0.1))
     with pytest.raises(ValueError, match="`calibration` batches for `loss`"):
-        rejuvenate(sft, base, loss=loss, alpha=0.5, reset_fraction=0.1)
+        rejuvenate(sft, base, loss=loss, alpha=0.5, reset=Reset(fraction=0.1))
     norm = nn.LayerNorm(3)
     with pytest.raises(ValueError, match="have linear or convolutional layers"):
-        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss, alpha=0.5, reset_fraction=0.1)
+        rejuvenate(shifted(norm), norm, batches((3,)), loss=loss, alpha=0.5, reset=Reset(fraction=0.1))
     assert all(torch.equal(v, before[k]) for k, v in sft.state_dict().items())
 
 

@@ -59,7 +59,7 @@ try:
     runpy.run_module({command!r}, run_name="__main__")
 except SystemExit:
     pass
-print(sorted({{"torch", "transformers", "lightning", "numpy", "yaml"}} & set(sys.modules)))
+print(sorted({{"torch", "transformers", "lightning", "numpy"}} & set(sys.modules)))
 """)
         assert out.splitlines()[-1] == "[]", arguments
 
@@ -123,7 +123,6 @@ def test_the_version_is_the_installed_one_and_never_fails(monkeypatch):
         ("transformers", "pip install lightning-rejuv[hf]"),
         ("matplotlib", "pip install lightning-rejuv[plots]"),
         ("tensorboard", "pip install lightning-rejuv[plots]"),
-        ("jsonargparse", "pip install lightning-rejuv[cli]"),
         ("peft", "pip install peft"),
     ],
 )

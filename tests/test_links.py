@@ -22,7 +22,7 @@ def victim(tmp_path):
 
 
 def test_a_report(tmp_path, victim):
-    report = rejuvenate(nn.Linear(2, 2), nn.Linear(2, 2), alpha=0.5, reset_fraction=0)
+    report = rejuvenate(nn.Linear(2, 2), nn.Linear(2, 2), alpha=0.5)
     for name in ("report.json.part", "report.json"):
         (tmp_path / name).symlink_to(victim)
     report.save(tmp_path / "report.json")
@@ -36,7 +36,7 @@ def test_initial_weights(tmp_path, victim):
     module, logs = Line(validates=False), tmp_path / "logs"
     logs.mkdir()
     (logs / f"initial-weights-{os.getpid()}.part").symlink_to(victim)
-    callback = RejuvenationCallback("init", at_end=True, alpha=0.5, reset_fraction=0)
+    callback = RejuvenationCallback("init", at_end=True, alpha=0.5)
     trainer = Trainer(max_epochs=1, accelerator="cpu", default_root_dir=logs, callbacks=[callback], **quiet)
     trainer.fit(module)
     (file,) = logs.glob("initial-weights-*.safetensors")

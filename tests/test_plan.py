@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.neurons import take_apart
 from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
 
@@ -51,8 +51,8 @@ def test_the_entropy_is_attributed_in_the_fused_model():
     gap = (ours - theirs).abs().masked_fill(~response, -1)
     places = list(enumerate(gap.argmax(1).tolist()))
     fused = copy.deepcopy(sft)
-    rejuvenate(fused, base, alpha=0.3, reset_fraction=0)
-    options = {"alpha": 0.3, "reset_fraction": 0.1, "positions": "entropy_gap"}
+    rejuvenate(fused, base, alpha=0.3)
+    options = {"alpha": 0.3, "reset": Reset(fraction=0.1, positions="entropy_gap")}
     unfused = _best_neurons(sft, base, data, places, 17)
     before = _state(fused)
     expected = _best_neurons(fused, base, data, places, 17)
@@ -70,8 +70,8 @@ def test_the_top_share_of_a_position_is_rounded(fraction, count):
     """One position alone: its union is its top share."""
     base = tiny_llama()
     data = batch(rows=1)
-    options = {"positions": "entropy_gap", "quantity": "target_logit", "budget": "union"}
-    report = rejuvenate(sharpened(base), base, [data], alpha=1.0, reset_fraction=fraction, **options)
+    reset = Reset(fraction, positions="entropy_gap", quantity="target_logit", budget="union")
+    report = rejuvenate(sharpened(base), base, [data], alpha=1.0, reset=reset)
     assert report.neurons_total == 168
     assert report.neurons_reset == count
 
@@ -79,9 +79,9 @@ def test_the_top_share_of_a_position_is_rounded(fraction, count):
 @pytest.mark.parametrize(
     "options",
     [
-        {"alpha": 0.5, "reset_fraction": 0.1},
+        {"alpha": 0.5, "reset": Reset(fraction=0.1)},
         {"sampler": lambda _: [greedy_batch(tiny_llama(), seed=1)]},
-        {"sampler": lambda _: [greedy_batch(tiny_llama(), seed=1)], "reset_fraction": 0.1},
+        {"sampler": lambda _: [greedy_batch(tiny_llama(), seed=1)], "reset": Reset(fraction=0.1)},
     ],
     ids=["reset", "search", "both"],
 )
@@ -107,5 +107,5 @@ def test_a_model_in_training_mode_is_measured_without_its_dropout(options):
         (found.entropy_after, after),
     ):
         assert got == pytest.approx(float(values[response].mean()), rel=1e-5)
-    assert (found.rule is None) == (found.sharpened is None) == ("reset_fraction" not in options)
+    assert (found.rule is None) == (found.sharpened is None) == ("reset" not in options)
     assert f"token entropy {found.entropy_before:.3f} -> {found.entropy_after:.3f} nats" in report.summary()

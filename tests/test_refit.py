@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import Refit, rejuvenate
+from lightning_rejuv import Refit, Reset, rejuvenate
 from lightning_rejuv.calibration import Batch
 from tests.conftest import batch, float64_llama, greedy_batch, sharpened, tiny_llama
 
@@ -72,7 +72,7 @@ def unchanged(model, before):
     return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("edit", [{"alpha": 1.0, "reset_fraction": 0}, {"alpha": 0.4, "reset_fraction": 0.1}])
+@pytest.mark.parametrize("edit", [{"alpha": 1.0}, {"alpha": 0.4, "reset": Reset(fraction=0.1)}])
 @pytest.mark.parametrize(("size", "seed"), [(5, 0), (32, 3)], ids=["some at a time", "all at a time"])
 def test_it_is_plain_adamw_after_the_edit(edit, size, seed):
     base = float64_llama()
@@ -80,7 +80,7 @@ def test_it_is_plain_adamw_after_the_edit(edit, size, seed):
     calibration, samples = data_of(base)
     rows = rows_of(calibration) + rows_of(samples)
     expected = copy.deepcopy(sft)
-    rejuvenate(expected, base, calibration if edit["reset_fraction"] else None, **edit)
+    rejuvenate(expected, base, calibration if "reset" in edit else None, **edit)
     before = [mean_nll(expected, part) for part in (rows[:5], rows[5:], rows)]
     by_hand(expected, rows, 4, RATE, min(size, len(rows)), seed)
     refit = Refit(steps=4, learning_rate=RATE, batch_size=size)
@@ -120,7 +120,7 @@ def test_the_search_for_alpha_and_the_refit_see_the_same_samples():
 
     model = sharpened(base)
     calibration = [greedy_batch(model, rows=5)]
-    report = rejuvenate(model, base, calibration, reset_fraction=0.1, refit=Refit(2), sampler=sampler)
+    report = rejuvenate(model, base, calibration, reset=Reset(fraction=0.1), refit=Refit(2), sampler=sampler)
     assert len(calls) == 1
     assert report.search is not None
     assert report.refit.base_samples == 7
@@ -138,7 +138,7 @@ def test_samples_that_did_not_end_are_counted_and_doubted_once(alpha):
             {**samples[0], **({} if ended is None else {"finished": torch.tensor(ended)})},
             {**samples[1], **({} if ended is None else {"finished": torch.tensor([True] * 4)})},
         ]
-        options = {"alpha": alpha, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _, t=told: t}
+        options = {"alpha": alpha, "refit": Refit(2), "sampler": lambda _, t=told: t}
         report = rejuvenate(copy.deepcopy(sft), base, calibration, **options)
         found = report.to_dict()["refit"]
         assert found["unfinished"] == unfinished
@@ -151,7 +151,7 @@ def test_samples_that_did_not_end_are_counted_and_doubted_once(alpha):
 def test_without_a_sampler_the_base_continues_the_calibration_prompts():
     base = tiny_llama()
     calibration, _ = data_of(base)
-    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2, RATE)}
+    options = {"alpha": 0.5, "refit": Refit(2, RATE)}
     models = [sharpened(base) for _ in range(3)]
     reports = [
         rejuvenate(m, base, calibration, **options, seed=s) for m, s in zip(models, (0, 0, 1), strict=True)
@@ -165,7 +165,7 @@ def test_without_a_sampler_the_base_continues_the_calibration_prompts():
 def test_it_leaves_no_trace_and_needs_no_mode():
     base = tiny_llama(attention_dropout=0.3)
     calibration, samples = data_of(base)
-    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(3, RATE), "sampler": lambda _: samples}
+    options = {"alpha": 0.5, "refit": Refit(3, RATE), "sampler": lambda _: samples}
     plain = sharpened(base)
     rejuvenate(plain, base, calibration, **options)
     for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
@@ -191,7 +191,7 @@ def test_frozen_parameters_stay_bitwise():
     for name, parameter in sft.named_parameters():
         parameter.requires_grad_("mlp" in name)
     calibration, samples = data_of(base)
-    options = {"alpha": 0.4, "reset_fraction": 0}
+    options = {"alpha": 0.4}
     fused = copy.deepcopy(sft)
     rejuvenate(fused, base, **options)
     report = rejuvenate(sft, base, calibration, refit=Refit(2, RATE), sampler=lambda _: samples, **options)
@@ -205,7 +205,7 @@ def test_tied_weights_stay_tied():
     base = tiny_llama(tie_word_embeddings=True)
     sft = sharpened(base)
     calibration, samples = data_of(base)
-    options = {"alpha": 1.0, "reset_fraction": 0.1, "sampler": lambda _: samples}
+    options = {"alpha": 1.0, "reset": Reset(fraction=0.1), "sampler": lambda _: samples}
     rejuvenate(sft, base, calibration, refit=Refit(2, RATE), **options)
     assert sft.lm_head.weight is sft.model.embed_tokens.weight
     assert not torch.equal(sft.lm_head.weight, base.lm_head.weight)
@@ -227,7 +227,7 @@ def test_only_the_adapter_is_trained():
     rejuvenate(expected, None, alpha=0.5)
     rows = rows_of(calibration) + rows_of(samples)
     by_hand(expected, rows, 3, 2e-4, len(rows))  # the rate of adapters, where none is named
-    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(3), "sampler": lambda _: samples}
+    options = {"alpha": 0.5, "refit": Refit(3), "sampler": lambda _: samples}
     report = rejuvenate(model, None, calibration, **options)
     reference = state(expected)
     for name, parameter in model.named_parameters():
@@ -250,7 +250,7 @@ def test_the_weights_of_an_adapter_that_is_not_active_are_not_counted():
             nn.init.constant_(parameter, 0.01)
     calibration, samples = data_of(base)
     before = state(model)
-    options = {"alpha": 1.0, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _: samples}
+    options = {"alpha": 1.0, "refit": Refit(2), "sampler": lambda _: samples}
     report = rejuvenate(model, None, calibration, **options)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if ".other." in n)
     assert 2 * report.refit.weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -265,7 +265,7 @@ def test_a_batch_takes_no_more_memory_than_the_data(monkeypatch):
     seen = []
     sft = sharpened(base)
     sft.register_forward_pre_hook(lambda *a: seen.append(a[2]["input_ids"].shape), with_kwargs=True)
-    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+    options = {"alpha": 1.0, "sampler": lambda _: samples}
     rejuvenate(sft, base, calibration, **options, refit=Refit(2, RATE, batch_size=4))
     assert max(rows * width for rows, width in seen) <= 11
     assert len(seen) == 4 + 2 * 4 + 4  # one row a pass: the losses, two steps, the losses
@@ -280,7 +280,7 @@ def test_many_steps_hold_no_more_batches_than_few():
         sft.register_forward_pre_hook(
             lambda *_, held=held: held.append(sum(type(o) is Batch for o in gc.get_objects()))
         )
-        options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+        options = {"alpha": 1.0, "sampler": lambda _: samples}
         rejuvenate(sft, base, calibration, **options, refit=Refit(steps, RATE, batch_size=4))
         most.append(max(held))
     assert most[0] == most[1]
@@ -305,7 +305,7 @@ def test_what_optimizers_hold_follows(dtype):
     base = tiny_llama(dtype=dtype)
     sft = sharpened(base)
     calibration, samples = data_of(base)
-    options = {"alpha": 0.5, "reset_fraction": 0}
+    options = {"alpha": 0.5}
     fused = copy.deepcopy(sft)
     plain = Lookahead(fused.parameters())
     rejuvenate(fused, base, **options, optimizer=plain)
@@ -328,7 +328,7 @@ def test_a_refit_alone_is_forgotten_by_the_optimizer_too():
     sft.model.embed_tokens.weight.requires_grad_(False)
     optimizer = Lookahead(sft.parameters())
     calibration, samples = data_of(base)
-    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: samples}
+    options = {"alpha": 1.0, "sampler": lambda _: samples}
     rejuvenate(sft, base, calibration, **options, optimizer=optimizer, refit=Refit(1, RATE))
     for name, parameter in sft.named_parameters():
         assert bool(optimizer.state[parameter]["momentum_buffer"].any()) == ("embed" in name), name
@@ -369,7 +369,11 @@ REFUSED = {
     ),
     "no calibration": ({"calibration": None}, None, "Expected calibration data for `refit` but got none"),
     "no samples": ({"sampler": lambda _: []}, None, "at least one sampled batch"),
-    "a loss": ({"reset_fraction": 0.1, "loss": lambda m, b: m(**b).loss}, None, "no `refit` with `loss`"),
+    "a loss": (
+        {"reset": Reset(fraction=0.1), "loss": lambda m, b: m(**b).loss},
+        None,
+        "no `refit` with `loss`",
+    ),
     "not a Refit": ({"refit": 20}, None, "`refit` to be a `Refit` or None but got 20"),
 }
 
@@ -380,7 +384,7 @@ def test_what_is_refused_changes_nothing(changes, make, message):
     model = sharpened(base)
     model = make(model) if make else model
     calibration, samples = data_of(base)
-    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": Refit(2)}
+    options = {"calibration": calibration, "alpha": 0.5, "refit": Refit(2)}
     optimizer = torch.optim.Adam(model.parameters())
     for parameter in model.parameters():
         optimizer.state[parameter] = {"exp_avg": torch.ones_like(parameter)}
@@ -398,9 +402,7 @@ def test_a_gradient_that_is_not_finite_stops_it():
     before = state(model)
     model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(ValueError, match="finite gradient in the refit but got (nan|inf) at step 1"):
-        rejuvenate(
-            model, base, calibration, alpha=0.5, reset_fraction=0, refit=Refit(2), sampler=lambda _: samples
-        )
+        rejuvenate(model, base, calibration, alpha=0.5, refit=Refit(2), sampler=lambda _: samples)
     assert unchanged(model, before)
 
 
@@ -416,7 +418,7 @@ def test_a_loss_that_is_infinite_before_any_step_is_not_put_down_to_the_learning
     message = (
         "but got inf before its first step. The model is as it was before. No step had been made by then"
     )
-    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2), "sampler": lambda _: samples}
+    options = {"alpha": 0.5, "refit": Refit(2), "sampler": lambda _: samples}
     with pytest.raises(ValueError, match=message):
         rejuvenate(model, base, calibration, **options)
     assert unchanged(model, before)
@@ -437,7 +439,7 @@ def test_an_interrupt_in_the_midst_leaves_the_model_as_it_was(monkeypatch):
     real = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(KeyboardInterrupt):
-        options = {"alpha": 0.5, "reset_fraction": 0.1, "sampler": lambda _: samples}
+        options = {"alpha": 0.5, "reset": Reset(fraction=0.1), "sampler": lambda _: samples}
         rejuvenate(model, base, calibration, refit=Refit(3, RATE), **options)
     assert unchanged(model, before)
 
@@ -446,7 +448,7 @@ def test_a_model_without_generate_needs_a_sampler():
     base = tiny_llama()
     model, anchor = _without_generate(sharpened(base)), _without_generate(base)
     calibration, samples = data_of(base)
-    options = {"alpha": 0.5, "reset_fraction": 0, "refit": Refit(2, RATE)}
+    options = {"alpha": 0.5, "refit": Refit(2, RATE)}
     before = state(model)
     with pytest.raises(ValueError, match="Expected a `sampler` for `refit`"):
         rejuvenate(model, anchor, calibration, **options)
@@ -467,7 +469,6 @@ def test_a_loss_that_rises_is_warned_of():
             base,
             calibration,
             alpha=0.5,
-            reset_fraction=0,
             refit=Refit(2, 1.0),
             sampler=lambda _: samples,
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import Refit, rejuvenate
+from lightning_rejuv import Refit, Reset, rejuvenate
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 from tests.test_refit import data_of, rows_of, state
 
@@ -38,7 +38,7 @@ def test_frozen_weights_in_float16_below_adapters_in_float32_are_no_reason_to_re
                 nn.init.normal_(parameter, std=0.1)
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
         before = state(model)
-        options = {"alpha": 1.0, "reset_fraction": 0, "refit": Refit(3), "sampler": lambda _: samples}
+        options = {"alpha": 1.0, "refit": Refit(3), "sampler": lambda _: samples}
         rejuvenate(model, None, calibration, **options)
         moves.append(
             torch.cat([(p - before[n]).detach().float().flatten() for n, p in model.named_parameters()])
@@ -71,7 +71,7 @@ def test_steps_that_bfloat16_alone_would_lose_add_up():
         with torch.no_grad():
             for name, parameter in zip(names, parameters, strict=True):
                 parameter.copy_(masters[name])
-    options = {"alpha": 1.0, "reset_fraction": 0, "rounding": "nearest", "sampler": lambda _: samples}
+    options = {"alpha": 1.0, "rounding": "nearest", "sampler": lambda _: samples}
     report = rejuvenate(sft, base, calibration, **options, refit=Refit(steps, rate))
     head = sft.lm_head.weight
     assert rate < 0.5 * torch.finfo(torch.bfloat16).eps / 2  # no step alone reaches half a last place above 1
@@ -88,7 +88,7 @@ def test_steps_that_bfloat16_alone_would_lose_add_up():
 def test_stochastic_rounding_is_right_on_average():
     base = tiny_llama(dtype=torch.bfloat16)
     calibration = [greedy_batch(base, rows=4, seed=1)]
-    options = {"alpha": 1.0, "reset_fraction": 0, "sampler": lambda _: calibration, "refit": Refit(1, 1e-4)}
+    options = {"alpha": 1.0, "sampler": lambda _: calibration, "refit": Refit(1, 1e-4)}
     model, before = sharpened(base), sharpened(base)
     rejuvenate(model, base, calibration, **options)
     moved = (model.lm_head.weight.double() - before.lm_head.weight.double()).detach()
@@ -111,7 +111,7 @@ def test_the_reported_loss_is_that_of_the_model_that_is_left(dtype, rounding, re
         calibration, samples = [greedy_batch(sft, rows=8)], [greedy_batch(base, rows=8, seed=3)]
         options = {
             "alpha": 0.4,
-            "reset_fraction": 0.05,
+            "reset": Reset(fraction=0.05),
             "rounding": rounding,
             "sampler": lambda _, s=samples: s,
         }
@@ -135,7 +135,7 @@ def test_every_pass_sees_the_weights_that_the_edit_would_leave_then():
     """In bfloat16, with steps of which nearly none is half a last place."""
     base = tiny_llama(dtype=torch.bfloat16)
     data = [greedy_batch(base, rows=4, seed=1)]
-    options = {"alpha": 0.4, "reset_fraction": 0, "sampler": lambda _: data}
+    options = {"alpha": 0.4, "sampler": lambda _: data}
     heads = []
     sft = sharpened(base)
     sft.register_forward_pre_hook(lambda *_: heads.append(sft.lm_head.weight.detach().clone()))

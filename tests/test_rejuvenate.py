@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.neurons import take_apart
 from tests.conftest import batch, float64_llama, greedy_batch, sharpened, shift_of_alpha, shifted, tiny_llama
 
@@ -29,7 +29,7 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_fusion_alone_is_the_interpolation(pair):
     base, sft = pair
     before, anchor = _state(sft), _state(base)
-    report = rejuvenate(sft, base, alpha=0.3, reset_fraction=0)
+    report = rejuvenate(sft, base, alpha=0.3)
     for name, parameter in sft.named_parameters():
         torch.testing.assert_close(parameter.detach(), 0.3 * before[name] + 0.7 * anchor[name])
     assert all(torch.equal(p, anchor[n]) for n, p in base.named_parameters())
@@ -40,9 +40,9 @@ def test_fusion_alone_is_the_interpolation(pair):
 def test_alpha_zero_is_the_anchor_and_the_neutral_options_change_no_bit(pair):
     base, sft = pair
     before = _state(sft)
-    rejuvenate(sft, base, alpha=1.0, reset_fraction=0)
+    rejuvenate(sft, base, alpha=1.0)
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
-    rejuvenate(sft, base, alpha=0.0, reset_fraction=0)
+    rejuvenate(sft, base, alpha=0.0)
     assert all(torch.equal(p, q) for p, q in zip(sft.parameters(), base.parameters(), strict=True))
 
 
@@ -52,9 +52,9 @@ def test_exactly_the_selected_rows_and_columns_return_to_the_base(pair, alpha, o
     base, sft = pair
     before, anchor = _state(sft), _state(base)
     fused = copy.deepcopy(sft)
-    rejuvenate(fused, base, alpha=alpha, reset_fraction=0)
+    rejuvenate(fused, base, alpha=alpha)
     fused_state = _state(fused)
-    report = rejuvenate(sft, base, calibration(base), alpha=alpha, reset_fraction=0.1, omega=omega)
+    report = rejuvenate(sft, base, calibration(base), alpha=alpha, reset=Reset(fraction=0.1, omega=omega))
     groups = {g.parameter: g for g in take_apart(sft).groups}
     changed = 0
     for name, parameter in sft.named_parameters():
@@ -89,8 +89,8 @@ def test_a_bias_is_reset_with_its_row(quantity):
     base = Qwen2ForCausalLM(config)
     sft = sharpened(base)
     data = [batch(seed=s) for s in range(4)]
-    options = {"scope": "module", "positions": "entropy_gap", "quantity": quantity, "rank_by": "absolute"}
-    rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.5, **options)
+    reset = Reset(0.5, scope="module", positions="entropy_gap", quantity=quantity, rank_by="absolute")
+    rejuvenate(sft, base, data, alpha=1.0, reset=reset)
     for name in ("q_proj", "k_proj", "v_proj"):
         ours, theirs = (m.get_submodule(f"model.layers.0.self_attn.{name}") for m in (sft, base))
         rows = (ours.weight == theirs.weight).all(1)
@@ -103,7 +103,7 @@ def test_the_logit_is_attributed_in_the_sft_model_not_in_the_fused_one(pair):
     chosen = []
     for alpha in (0.0, 1.0):
         model = copy.deepcopy(sft)
-        options = {"alpha": alpha, "reset_fraction": 0.1, "quantity": "target_logit"}
+        options = {"alpha": alpha, "reset": Reset(fraction=0.1, quantity="target_logit")}
         report = rejuvenate(model, base, calibration(base), **options)
         chosen.append([group.reset for group in report.neurons])
     assert chosen[0] == chosen[1]
@@ -127,9 +127,10 @@ def test_no_option_is_ignored(pair, option, one, other):
     results = []
     for value in (one, other):
         model = copy.deepcopy(sft)
-        options = {"rank_by": "random"} if option == "seed" else {}
+        seed = {"seed": value} if option == "seed" else {}
+        reset = Reset(0.1, **({"rank_by": "random"} if seed else {option: value}))
         data = [*calibration(base), batch()]
-        rejuvenate(model, base, data, alpha=1.0, reset_fraction=0.1, **options, **{option: value})
+        rejuvenate(model, base, data, alpha=1.0, reset=reset, **seed)
         results.append(_state(model))
     assert any(not torch.equal(results[0][n], results[1][n]) for n in results[0])
 
@@ -141,7 +142,7 @@ def test_each_quantity_has_a_ranking_and_its_control_resets_as_many_of_each_matr
     base, sft = pair
     counts = {}
     for rank_by in (None, "absolute", "signed", "random"):
-        options = {"alpha": 0.9, "reset_fraction": 0.1, "quantity": quantity, "rank_by": rank_by}
+        options = {"alpha": 0.9, "reset": Reset(fraction=0.1, quantity=quantity, rank_by=rank_by)}
         report = rejuvenate(copy.deepcopy(sft), base, calibration(base), **options)
         counts[rank_by] = [group.reset for group in report.neurons]
         assert report.attribution.rank_by == (rank_by or ranking)
@@ -159,7 +160,7 @@ def test_modes_gradients_hooks_and_random_states_are_left_as_they_were(pair):
     modes = [m.training for m in sft.modules()]
     pointers = [p.data_ptr() for p in sft.parameters()]
     rng = torch.get_rng_state()
-    rejuvenate(sft, base, calibration(base), reset_fraction=0.1, rank_by="random", alpha=0.5)
+    rejuvenate(sft, base, calibration(base), reset=Reset(fraction=0.1, rank_by="random"), alpha=0.5)
     assert torch.equal(rng, torch.get_rng_state())
     assert modes == [m.training for m in sft.modules()]
     assert pointers == [p.data_ptr() for p in sft.parameters()]
@@ -173,7 +174,7 @@ def test_an_anchor_may_hold_the_base_beside_other_modules(pair):
     base, sft = pair
     before, anchor = _state(sft), _state(base)
     holder = nn.ModuleDict({"model": base, "critic": nn.Linear(2, 2)})
-    rejuvenate(sft, holder, alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, holder, alpha=0.5)
     for name, parameter in sft.named_parameters():
         torch.testing.assert_close(parameter.detach(), (before[name] + anchor[name]) / 2)
 
@@ -191,7 +192,7 @@ def test_tied_embeddings_are_fused_once():
 def test_bfloat16_is_reset_bit_for_bit():
     base = tiny_llama(dtype=torch.bfloat16)
     sft = sharpened(base)
-    options = {"alpha": 1.0, "reset_fraction": 1.0, "quantity": "target_logit"}
+    options = {"alpha": 1.0, "reset": Reset(fraction=1.0, quantity="target_logit")}
     report = rejuvenate(sft, base, calibration(base), **options)
     anchor = _state(base)
     groups = {g.parameter for g in take_apart(sft).groups}
@@ -202,7 +203,7 @@ def test_bfloat16_is_reset_bit_for_bit():
 @pytest.mark.parametrize("quantity", ["entropy_gradient", "target_logit"])
 def test_the_report_is_a_table_and_a_file(pair, tmp_path, quantity):
     base, sft = pair
-    report = rejuvenate(sft, base, calibration(base), alpha=0.4, reset_fraction=0.1, quantity=quantity)
+    report = rejuvenate(sft, base, calibration(base), alpha=0.4, reset=Reset(fraction=0.1, quantity=quantity))
     text = str(report)
     assert "alpha            0.400" in text
     assert f"{report.neurons_reset} of {report.neurons_total}" in text
@@ -222,9 +223,7 @@ def test_the_report_is_a_table_and_a_file(pair, tmp_path, quantity):
 def test_an_alpha_for_each_pattern(pair):
     base, sft = pair
     before, anchor = _state(sft), _state(base)
-    report = rejuvenate(
-        sft, base, alpha={"*.mlp.*": 0.25, "model.layers.1.*": 0.5, "*": 1.0}, reset_fraction=0
-    )
+    report = rejuvenate(sft, base, alpha={"*.mlp.*": 0.25, "model.layers.1.*": 0.5, "*": 1.0})
     for name, parameter in sft.named_parameters():
         alpha = 0.25 if ".mlp." in name else 0.5 if "layers.1." in name else 1.0
         torch.testing.assert_close(parameter.detach(), alpha * before[name] + (1 - alpha) * anchor[name])
@@ -239,9 +238,10 @@ def test_the_papers_union_is_the_brute_force_set(pair):
 
     base, sft = pair
     data = [batch(seed=0), greedy_batch(base)]
-    options = {"reset_fraction": 0.05, "positions": "entropy_gap", "positions_per_response": 2}
+    paper = {"quantity": "target_logit", "budget": "union"}
+    reset = Reset(0.05, positions="entropy_gap", positions_per_response=2, **paper)
     model = copy.deepcopy(sft)
-    report = rejuvenate(model, base, data, alpha=1.0, quantity="target_logit", budget="union", **options)
+    report = rejuvenate(model, base, data, alpha=1.0, reset=reset)
     decoder = take_apart(sft)
     total = sum(g.count for g in decoder.groups)
     chosen: set[int] = set()
@@ -307,7 +307,7 @@ def test_quantity_is_not_ignored(pair):
     results = []
     for quantity in ("target_logit", "entropy_gradient"):
         model = copy.deepcopy(sft)
-        options = {"alpha": 0.9, "reset_fraction": 0.1, "quantity": quantity, "rank_by": "signed"}
+        options = {"alpha": 0.9, "reset": Reset(fraction=0.1, quantity=quantity, rank_by="signed")}
         results.append(rejuvenate(model, base, calibration(base), **options))
     assert [g.reset for g in results[0].neurons] != [g.reset for g in results[1].neurons]
 
@@ -320,7 +320,7 @@ def test_rounding_is_reported_and_stochastic_unless_told_otherwise():
     for rounding in ("nearest", "stochastic"):
         models[rounding] = copy.deepcopy(sft)
         told = {"rounding": rounding} if rounding == "nearest" else {}
-        report = rejuvenate(models[rounding], base, alpha=0.3, reset_fraction=0, **told)
+        report = rejuvenate(models[rounding], base, alpha=0.3, **told)
         assert report.rounding == rounding
         shift = shift_of_alpha(before, anchor, _state(models[rounding]), 0.3)
         assert report.rounding_shift == pytest.approx(shift, rel=1e-3, abs=1e-5)
@@ -341,7 +341,7 @@ def test_rounding_is_reported_and_stochastic_unless_told_otherwise():
 
 def test_float32_reports_no_rounding(pair):
     base, sft = pair
-    assert rejuvenate(sft, base, alpha=0.5, reset_fraction=0).rounding_shift is None
+    assert rejuvenate(sft, base, alpha=0.5).rounding_shift is None
 
 
 def test_a_resized_vocabulary_is_fused_by_index_on_request_only():
@@ -351,8 +351,8 @@ def test_a_resized_vocabulary_is_fused_by_index_on_request_only():
     sft = shifted(larger)
     before, anchor = _state(sft), _state(base)
     with pytest.raises(ValueError, match=r"shape \(26, 16\) but got .*\(23, 16\).*resize_vocabulary=True"):
-        rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
-    rejuvenate(sft, base, alpha=0.5, reset_fraction=0, resize_vocabulary=True)
+        rejuvenate(sft, base, alpha=0.5)
+    rejuvenate(sft, base, alpha=0.5, resize_vocabulary=True)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         table = sft.get_parameter(name).detach()
         torch.testing.assert_close(table[:23], (before[name][:23] + anchor[name]) / 2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.attribution.positions import select_positions
 from lightning_rejuv.calibration import as_batches
@@ -40,7 +40,7 @@ def test_numbers_of_any_kind_do_as_floats_do(pair, tmp_path, kind, form, share):
     found, states = [], []
     for number in (kind, float):
         model = copy.deepcopy(sft)
-        options = {"omega": number(1), "reset_fraction": number(1), "alpha": form(number(share))}
+        options = {"reset": Reset(fraction=number(1), omega=number(1)), "alpha": form(number(share))}
         report = rejuvenate(model, base, calibration(base), **options)
         states.append(_state(model))
         report.save(tmp_path / "report.json")
@@ -55,7 +55,7 @@ def test_numbers_of_any_kind_do_as_floats_do(pair, tmp_path, kind, form, share):
 def test_a_base_of_zeros_is_no_infinity_in_the_file(tmp_path):
     base = nn.Linear(2, 2)
     nn.init.zeros_(base.bias)
-    report = rejuvenate(shifted(base), base, alpha=0.5, reset_fraction=0)
+    report = rejuvenate(shifted(base), base, alpha=0.5)
     assert {t.name: t.drift_before for t in report.tensors}["bias"] == float("inf")
     report.save(tmp_path / "report.json")
     plain = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
@@ -64,7 +64,7 @@ def test_a_base_of_zeros_is_no_infinity_in_the_file(tmp_path):
 
 def test_saving_follows_no_link(pair, tmp_path):
     base, sft = pair
-    report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    report = rejuvenate(sft, base, alpha=0.5)
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "report.json.part").symlink_to(tmp_path / "precious")
     report.save(tmp_path / "report.json")
@@ -86,7 +86,7 @@ def _fail(*_args, **_options):
 def test_what_fails_after_the_edit_does_not_lose_the_report(pair, monkeypatch, target, warning):
     base, sft = pair
     expected = copy.deepcopy(sft)
-    options = {"alpha": 0.5, "reset_fraction": 0.1}
+    options = {"alpha": 0.5, "reset": Reset(fraction=0.1)}
     whole = rejuvenate(expected, base, calibration(base), **options)
     monkeypatch.setattr(sys.modules["lightning_rejuv.rejuvenate"], target, _fail)
     with pytest.warns(UserWarning, match=f"The model was rejuvenated, but {warning}"):
@@ -126,7 +126,7 @@ def test_an_anchor_that_goes_away_after_the_edit_does_not_lose_the_report(pair):
             return self.inner.tensor(name)
 
     with pytest.warns(UserWarning, match="its drift could not be measured afterwards: OSError"):
-        report = rejuvenate(sft, Vanishing(), alpha=0.0, reset_fraction=0)
+        report = rejuvenate(sft, Vanishing(), alpha=0.0)
     assert all(torch.equal(p, q) for p, q in zip(sft.parameters(), base.parameters(), strict=True))
     assert report.drift_after is None
     assert "-> not measured" in report.summary()
@@ -138,7 +138,7 @@ def test_what_is_no_optimizer_is_refused_before_the_edit(pair, wrong):
     base, sft = pair
     before = _state(sft)
     with pytest.raises((ValueError, TypeError), match="optimizer"):
-        rejuvenate(sft, base, alpha=0.5, reset_fraction=0, optimizer=wrong)
+        rejuvenate(sft, base, alpha=0.5, optimizer=wrong)
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
@@ -162,8 +162,8 @@ def test_the_number_of_positions_is_that_of_the_rule(pair, rule, quantity, count
         expected += len(pairs)
         sharpened_count += chosen.sharpened
         learned += chosen.learned
-    options = {"positions": rule, "positions_per_response": count, "quantity": quantity}
-    report = rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.1, **options)
+    reset = Reset(0.1, positions=rule, positions_per_response=count, quantity=quantity)
+    report = rejuvenate(sft, base, data, alpha=1.0, reset=reset)
     assert report.attribution.positions == expected
     assert (report.comparison.sharpened, report.comparison.learned) == (sharpened_count, learned)
     assert f"positions        {expected} ({rule})" in str(report)
@@ -176,8 +176,8 @@ def test_the_number_of_positions_is_that_of_the_rule(pair, rule, quantity, count
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.4])
 def test_the_share_that_was_asked_for_is_reset_in_every_scope(pair, scope, fraction):
     base, sft = pair
-    options = {"rank_by": "absolute", "scope": scope, "alpha": 1.0}
-    report = rejuvenate(sft, base, calibration(base), reset_fraction=fraction, **options)
+    reset = Reset(fraction, rank_by="absolute", scope=scope)
+    report = rejuvenate(sft, base, calibration(base), alpha=1.0, reset=reset)
     assert report.neurons_reset == report.neurons_asked == round(fraction * report.neurons_total)
     assert "asked for" not in str(report)
     assert "asked for" not in report.summary()
@@ -198,7 +198,7 @@ def test_a_neuron_whose_reset_lowers_the_entropy_is_never_chosen_and_the_report_
     groups = take_apart(sft).groups
     scores = attribute_entropy(sft, groups, batches, chosen, lambda n: anchor[n].detach()).total
     positive = sum(int((score > 0).sum()) for score in scores)
-    report = rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.9)
+    report = rejuvenate(sft, base, data, alpha=1.0, reset=Reset(fraction=0.9))
     assert report.neurons_asked == round(0.9 * report.neurons_total)
     assert report.neurons_reset == positive < report.neurons_asked
     assert [group.reset for group in report.neurons] == [int((score > 0).sum()) for score in scores]
@@ -215,7 +215,7 @@ def test_a_neuron_whose_reset_lowers_the_entropy_is_never_chosen_and_the_report_
 
 def test_less_than_half_a_neuron_is_none_and_said_so(pair):
     base, sft = pair
-    report = rejuvenate(sft, base, calibration(base), alpha=0.5, reset_fraction=0.002)
+    report = rejuvenate(sft, base, calibration(base), alpha=0.5, reset=Reset(fraction=0.002))
     assert report.neurons_reset == report.neurons_asked == 0
     assert "0 (0.20%), which is less than half a neuron" in str(report)
 
@@ -229,14 +229,14 @@ def test_contributions_that_are_not_finite_are_refused_before_the_edit(pair):
     with pytest.raises(
         ValueError, match=r"finite contributions of the neurons but those of \['model.layers.0"
     ):
-        rejuvenate(sft, base, calibration(base), alpha=1.0, reset_fraction=0.1)
+        rejuvenate(sft, base, calibration(base), alpha=1.0, reset=Reset(fraction=0.1))
     handle.remove()
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
 
 
 def test_a_report_that_cannot_be_saved_leaves_nothing(pair, tmp_path):
     base, sft = pair
-    report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    report = rejuvenate(sft, base, alpha=0.5)
     (tmp_path / "report.json").mkdir()
     with pytest.raises(OSError, match="report.json"):
         report.save(tmp_path / "report.json")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_rejuv import Anchor, rejuvenate
+from lightning_rejuv import Anchor, Reset, rejuvenate
 from lightning_rejuv.calibration import as_batches
 from lightning_rejuv.sampling import _parts, sample_with_generate
 from tests.conftest import greedy_batch, sharpened, tiny_llama
@@ -155,7 +155,7 @@ def test_the_bases_own_end_ends_its_samples_and_no_rollout(kind, tmp_path):
         calls.append(len(asked))
         return [True] * len(batch["input_ids"])
 
-    rejuvenate(model, anchor, calibration=data(base), verifier=verifier, reset_fraction=0)
+    rejuvenate(model, anchor, calibration=data(base), verifier=verifier)
     assert asked[: calls[0] // 2] == [ends] * (calls[0] // 2)
     assert asked[calls[0] // 2 :] == [[7]] * (len(asked) - calls[0] // 2)
 
@@ -203,7 +203,7 @@ def test_the_alpha_is_the_same_whatever_the_settings_say(plain):
     for setting in ("top_k", "repetition_penalty", "num_beams", "return_dict_in_generate", "eos_token_id"):
         model = sharpened(base)
         setattr(model.generation_config, setting, SETTINGS.get(setting, [7, 9]))
-        alphas.add(rejuvenate(model, base, data(base), reset_fraction=0).alpha)
+        alphas.add(rejuvenate(model, base, data(base)).alpha)
     assert len(alphas) == 1
     assert 0 < alphas.pop() < 1
 
@@ -279,7 +279,7 @@ def test_a_response_ends_with_its_first_end_token_whatever_pads_it(ends, padding
 
 def test_without_an_end_token_all_samples_are_cut_and_the_search_says_so():
     base = tiny_llama(eos_token_id=None)
-    search = rejuvenate(sharpened(base), base, data(base), reset_fraction=0).search
+    search = rejuvenate(sharpened(base), base, data(base)).search
     assert (search.responses, search.unfinished) == (8, 8)
     assert search.doubts[0].startswith("8 of the base's 8 samples did not end")
 
@@ -325,7 +325,8 @@ def test_padded_calibration_finds_the_alpha_of_unpadded(side):
         for b in data(base)
     ]
     found = [
-        rejuvenate(sharpened(base), base, batches, reset_fraction=0.1) for batches in (data(base), padded)
+        rejuvenate(sharpened(base), base, batches, reset=Reset(fraction=0.1))
+        for batches in (data(base), padded)
     ]
     assert 0 < found[0].alpha < 1
     assert found[0].alpha == pytest.approx(found[1].alpha)
@@ -341,7 +342,7 @@ def test_no_pass_is_larger_than_the_callers_batches():
     rows = [{k: v[i : i + 1] for k, v in greedy_batch(base, rows=12).items()} for i in range(12)]
     seen = []
     sft.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    rejuvenate(sft, base, rows, reset_fraction=0.1)
+    rejuvenate(sft, base, rows, reset=Reset(fraction=0.1))
     assert max(shape[0] for shape in seen) == 1
     # Many rows of a few tokens beside a few rows of many: neither rows nor tokens are multiplied, but in `generate`.
     seen.clear()
@@ -357,7 +358,7 @@ def test_no_pass_is_larger_than_the_callers_batches():
     sft.generate = generate_apart
     long = greedy_batch(base, rows=2, length=40)
     long["labels"][:, :38] = -100
-    rejuvenate(sft, base, [greedy_batch(base, rows=20, length=5), *[long] * 5], reset_fraction=0.1)
+    rejuvenate(sft, base, [greedy_batch(base, rows=20, length=5), *[long] * 5], reset=Reset(fraction=0.1))
     assert max(shape[0] for shape in (*seen, *sampling)) <= 20
     assert max(shape.numel() for shape in seen) <= 100
     assert max(shape.numel() for shape in sampling) <= 400

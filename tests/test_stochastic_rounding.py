@@ -26,7 +26,7 @@ def _rounded(*names, seed=0, alpha=0.5, dtype=torch.bfloat16, **more):
     base, sft = _net(*names, dtype=dtype), _net(*names, dtype=dtype)
     for parameter in base.values():
         parameter.data.fill_(1 + torch.finfo(dtype).eps)
-    rejuvenate(sft, base, alpha=alpha, reset_fraction=0, seed=seed, **more)
+    rejuvenate(sft, base, alpha=alpha, seed=seed, **more)
     return {name: (parameter > 1).float() for name, parameter in sft.items()}
 
 
@@ -48,7 +48,7 @@ def test_the_ends_and_what_sft_did_not_change_stay_bit_for_bit(alpha):
     ours[0] = theirs[0] = -0.0
     for share in (alpha, 0.3):
         base, sft = (nn.ParameterDict({"w": nn.Parameter(tensor.clone())}) for tensor in (theirs, ours))
-        rejuvenate(sft, base, alpha=share, reset_fraction=0)
+        rejuvenate(sft, base, alpha=share)
         expected = ours if share == 1 else theirs
         rows = slice(None) if share == alpha else slice(None, None, 2)
         assert torch.equal(sft["w"][rows].view(torch.int16), expected[rows].view(torch.int16))
@@ -88,7 +88,7 @@ def test_the_expectation_is_the_fusion_in_float64():
     total = torch.zeros(64, 64, dtype=torch.float64)
     for seed in range(200):
         model = copy.deepcopy(sft)
-        rejuvenate(model, base, alpha=0.3, reset_fraction=0, seed=seed)
+        rejuvenate(model, base, alpha=0.3, seed=seed)
         total += model["w"].detach().double()
     place = torch.finfo(torch.bfloat16).eps * exact.abs()
     assert float(((total / 200 - exact) / place).abs().max()) < 5 * 0.5 / 200**0.5
@@ -104,7 +104,7 @@ def test_a_copy_that_the_optimizer_holds_is_rounded_as_its_parameter_is():
     average = optimizer.state[sft["a"]]["ax"]
     assert torch.equal(average, sft["a"])
     nearest = torch.lerp(sft["a"], base["a"], 0.5)
-    rejuvenate(sft, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+    rejuvenate(sft, base, alpha=0.5, optimizer=optimizer)
     assert not torch.equal(sft["a"], nearest)
     assert torch.equal(optimizer.state[sft["a"]]["ax"], sft["a"])
 

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv._compat import unwrap
 from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
 from tests.processes import run_in_processes
@@ -33,13 +33,13 @@ def _data(base):
 @pytest.mark.parametrize(
     "wrap", [Policy, lambda model: Policy(model, tiny_llama(seed=5))], ids=["alone", "beside"]
 )
-@pytest.mark.parametrize("options", [{"reset_fraction": 0}, {"reset_fraction": 0.1}], ids=["fusion", "reset"])
+@pytest.mark.parametrize("options", [{}, {"reset": Reset(fraction=0.1)}], ids=["fusion", "reset"])
 def test_a_lightning_module_is_its_language_model(wrap, options):
     base = tiny_llama()
     sft = sharpened(base)
     module = wrap(copy.deepcopy(sft))
     value = module.value.weight.clone()
-    data = _data(base) if options["reset_fraction"] else None
+    data = _data(base) if options else None
     expected = rejuvenate(sft, base, data, alpha=0.5, **options)
     for anchor in (base, Policy(base)):
         inside = copy.deepcopy(module)
@@ -60,7 +60,7 @@ def test_a_lightning_module_without_a_language_model_is_taken_whole():
     base = Net()
     sft = shifted(base)
     middle = (sft.layer.weight + base.layer.weight).detach() / 2
-    rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, base, alpha=0.5)
     torch.testing.assert_close(sft.layer.weight.detach(), middle)
 
 
@@ -68,14 +68,14 @@ def test_fabrics_wrapper_and_its_optimizer():
     base = tiny_llama()
     sft = sharpened(base)
     expected = copy.deepcopy(sft)
-    summary = rejuvenate(expected, base, _data(base), alpha=0.5, reset_fraction=0.1).summary()
+    summary = rejuvenate(expected, base, _data(base), alpha=0.5, reset=Reset(fraction=0.1)).summary()
     fabric = Fabric(accelerator="cpu", devices=1)
     optimizer = torch.optim.AdamW(sft.parameters(), lr=0.0)
     model, optimizer = fabric.setup(sft, optimizer)
     assert unwrap(model)[1] is sft
     model(**batch()).loss.backward()
     optimizer.step()
-    report = rejuvenate(model, base, _data(base), alpha=0.5, reset_fraction=0.1, optimizer=optimizer)
+    report = rejuvenate(model, base, _data(base), alpha=0.5, reset=Reset(fraction=0.1), optimizer=optimizer)
     assert report.summary() == summary
     assert all(torch.equal(p, q) for p, q in zip(sft.parameters(), expected.parameters(), strict=True))
     state = optimizer.state[sft.lm_head.weight]
@@ -101,7 +101,7 @@ def test_all_processes_make_the_plan_of_rank_zero(tmp_path, wrapper):
             model = Policy(copy.deepcopy(sft))
             wrapped = nn.parallel.DistributedDataParallel(model)
             model = model.model
-        options = {"alpha": "auto", "rank_by": "random", "reset_fraction": 0.1}
+        options = {"alpha": "auto", "reset": Reset(fraction=0.1, rank_by="random")}
         report = rejuvenate(wrapped, base, [greedy_batch(base, seed=10 + rank)], seed=rank, **options)
         return {n: p.detach().tolist() for n, p in model.named_parameters()}, report.to_dict()
 
@@ -109,7 +109,7 @@ def test_all_processes_make_the_plan_of_rank_zero(tmp_path, wrapper):
     assert one == other
     assert report == other_report
     alone = copy.deepcopy(sft)
-    options = {"alpha": "auto", "rank_by": "random", "reset_fraction": 0.1}
+    options = {"alpha": "auto", "reset": Reset(fraction=0.1, rank_by="random")}
     expected = rejuvenate(alone, base, [greedy_batch(base, seed=10)], seed=0, **options)
     assert one == {n: p.detach().tolist() for n, p in alone.named_parameters()}
     assert report["alpha"] == expected.alpha
@@ -123,7 +123,7 @@ def test_stochastic_rounding_is_that_of_rank_zero_too(tmp_path):
     def work(rank):
         model = copy.deepcopy(sft)
         wrapped = nn.parallel.DistributedDataParallel(model)
-        rejuvenate(wrapped, base, alpha=0.5, reset_fraction=0, rounding="stochastic", seed=rank)
+        rejuvenate(wrapped, base, alpha=0.5, rounding="stochastic", seed=rank)
         return {n: p.detach().float().tolist() for n, p in model.named_parameters()}
 
     one, other = run_in_processes(work, tmp_path)
@@ -139,7 +139,7 @@ def test_what_rank_zero_refuses_all_processes_refuse(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(model)
         data = [greedy_batch(base)] if rank else []
         with pytest.raises((ValueError, RuntimeError), match="iterable is empty"):
-            rejuvenate(wrapped, base, data, alpha=0.5, reset_fraction=0.1)
+            rejuvenate(wrapped, base, data, alpha=0.5, reset=Reset(fraction=0.1))
         return all(torch.equal(p, q) for p, q in zip(model.parameters(), sft.parameters(), strict=True))
 
     assert run_in_processes(work, tmp_path) == [True, True]
@@ -149,7 +149,7 @@ def test_a_bare_module_is_planned_where_it_is(tmp_path):
     """One process alone may rejuvenate a model of its own: nothing waits for the others."""
     base = tiny_llama()
     sft = sharpened(base)
-    options = {"alpha": 0.5, "reset_fraction": 0.1}
+    options = {"alpha": 0.5, "reset": Reset(fraction=0.1)}
 
     def work(rank):
         if rank:

@@ -183,7 +183,7 @@ def pair():
 
 def searched(pair, verifier, **options):
     base, sft = pair
-    return rejuvenate(sft, base, [greedy_batch(sft, rows=8)], reset_fraction=0, verifier=verifier, **options)
+    return rejuvenate(sft, base, [greedy_batch(sft, rows=8)], verifier=verifier, **options)
 
 
 @pytest.mark.parametrize("bad", [lambda prompt, response: True, 5, awaited])

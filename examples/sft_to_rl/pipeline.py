@@ -24,7 +24,13 @@ from examples.sft_to_rl.sft import (
     held_out_demonstrations,
 )
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
-from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, RejuvenationReport
+from lightning_rejuv import (
+    PlasticityCallback,
+    PlasticityMonitor,
+    RejuvenationCallback,
+    RejuvenationReport,
+    Reset,
+)
 
 RL_MEASURE_EVERY = 5  # RL steps between two measurements of plasticity
 
@@ -129,7 +135,7 @@ def reinforce(run: Run, arm: str, base: Path, checkpoints: dict[str, Path]) -> d
     rejuvenation = None
     if arm == "rejuvenated":
         # The reset is off by default; on this task RL learns faster with it.
-        rejuvenation = RejuvenationCallback(anchor=base, at_start=True, reset_fraction=0.02)
+        rejuvenation = RejuvenationCallback(anchor=base, at_start=True, reset=Reset(fraction=0.02))
         callbacks.insert(0, rejuvenation)
     trainer, curves = make_trainer(run, arm, epochs=1, log_every=1, callbacks=callbacks)
     trainer.fit(module)

@@ -10,21 +10,14 @@ from lightning_rejuv.attribution.confidence import (
 )
 from lightning_rejuv.attribution.demonstrated_format import format_probability
 from lightning_rejuv.attribution.entropy_gradient import Loss, attribute_entropy, attribute_loss
-from lightning_rejuv.attribution.positions import POSITION_RULES, PositionRule
 from lightning_rejuv.attribution.scores import Attribution, attribute
-from lightning_rejuv.attribution.selection import RANKINGS, SCOPES, RankBy, Scope, select_neurons
+from lightning_rejuv.attribution.selection import select_neurons
 
 __all__ = [
-    "POSITION_RULES",
-    "RANKINGS",
-    "SCOPES",
     "Attribution",
     "Comparison",
     "Confidence",
     "Loss",
-    "PositionRule",
-    "RankBy",
-    "Scope",
     "attribute",
     "attribute_entropy",
     "attribute_loss",

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy
-from lightning_rejuv.attribution.positions import PositionRule, Positions, select_positions
+from lightning_rejuv.attribution.positions import Positions, select_positions
 from lightning_rejuv.attribution.scores import Attribution
 from lightning_rejuv.calibration import Batch
+from lightning_rejuv.config import PositionRule
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.weights.edit import Blend
 
@@ -88,7 +89,7 @@ def check_reconstruction(attribution: Attribution, dtype: torch.dtype) -> None:
         raise ValueError(
             f"Expected the neurons' contributions to add up to the target logits but the reconstruction error is "
             f"{attribution.error:.1e} (at most {_TOLERANCE.get(dtype, 1e-1):.0e} for {dtype}): the scores would "
-            "mean nothing. Was a module of the model replaced or patched? Set `reset_fraction=0` for fusion alone."
+            "mean nothing. Was a module of the model replaced or patched? Pass `reset=None` for fusion alone."
         )
 
 
@@ -99,6 +100,6 @@ def _check_any(positions: list[Positions], rule: str, base: list[Confidence], sf
         f"Expected at least one position for `positions={rule!r}` but the calibration set has none: the mean "
         f"token entropy is {mean_entropy(base):.3f} nats in the anchor and {mean_entropy(sft):.3f} in the "
         "model, and nowhere did SFT sharpen what the anchor already gave p >= 0.25. Check that `model` and "
-        "`anchor` are not swapped, bring calibration data in the style of the SFT set, or set "
-        "`reset_fraction=0`."
+        "`anchor` are not swapped, bring calibration data in the style of the SFT set, or pass "
+        "`reset=None`."
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.calibration import Batch
+from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.functional.token_entropy import token_entropy
 
@@ -45,7 +46,7 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, with a logit for each token of its vocabulary, "
             f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model pass "
-            "a number for `alpha`, no `reset_fraction` and no `refit`; or `loss` for a reset."
+            f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
     entropy, log_prob = [], []
     for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):

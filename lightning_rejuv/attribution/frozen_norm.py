@@ -54,6 +54,6 @@ def frozen_norm(norm: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Ten
     if not least <= _TOLERANCE.get(output.dtype, 5e-2):
         raise ValueError(
             f"Expected {type(norm).__name__} to be an RMSNorm or a LayerNorm but neither explains its output "
-            f"(relative error {least:.1e}): its contributions cannot be attributed. Set `reset_fraction=0`."
+            f"(relative error {least:.1e}): its contributions cannot be attributed. Pass `reset=None`."
         )
     return (best if shift is None else best + shift).to(output.dtype), shift

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_rejuv.attribution.confidence import Confidence
-
-PositionRule = Literal["sharpened", "entropy_gap"]
-POSITION_RULES: tuple[str, ...] = get_args(PositionRule)
+from lightning_rejuv.config import PositionRule
 
 # A position counts as sharpened where the base already gave the target token at least this probability:
 # SFT taught nothing new there, it only took the alternatives away. Elsewhere it is learned where the SFT

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lightning_rejuv.attribution.hooks import requiring_grad
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.readers import ReaderAttribution
-from lightning_rejuv.attribution.selection import RankBy
 from lightning_rejuv.attribution.writers import WriterAttribution
 from lightning_rejuv.calibration import Batch
+from lightning_rejuv.config import RankBy
 from lightning_rejuv.neurons import Decoder
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-RankBy = Literal["absolute", "signed", "random"]
-RANKINGS: tuple[str, ...] = get_args(RankBy)
-Scope = Literal["model", "layer", "module"]
-SCOPES: tuple[str, ...] = get_args(Scope)
+from lightning_rejuv.config import Scope
 
 
 def select_neurons(

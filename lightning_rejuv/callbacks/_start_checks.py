@@ -97,7 +97,7 @@ def check_start(
     check_refit(targets, options)
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
-    if options.reset_fraction > 0:
+    if options.reset is not None:
         take_apart(model)
     check_module_data(module, model, calibration, options)
     if not due_now:

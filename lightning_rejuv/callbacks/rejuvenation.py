@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from lightning_rejuv._compat import fast_dev_run, language_model
 from lightning_rejuv.apply_plan import apply_plan, find_copies
-from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.callbacks._accumulation import Accumulation
 from lightning_rejuv.callbacks._averages import averaged_models, warn_of_copies
 from lightning_rejuv.callbacks._calibrating import as_in_training
@@ -27,12 +26,11 @@ from lightning_rejuv.callbacks._rejuvenation_log import announce, check_report_p
 from lightning_rejuv.callbacks._start_checks import check_arguments, check_neighbours, check_start
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
-from lightning_rejuv.config import Alpha, Budget, Options, Quantity, Refit, Rounding
+from lightning_rejuv.config import Alpha, OptimizerState, Options, Refit, Reset, Rounding
 from lightning_rejuv.plan import Plan, make_plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
 from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report import RejuvenationReport
-from lightning_rejuv.weights.optimizer_state import OptimizerState
 from lightning_rejuv.weights.replica import Replica
 from lightning_rejuv.weights.targets import Targets, open_targets
 
@@ -73,21 +71,15 @@ class RejuvenationCallback(OncePerRun):
         name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
         alpha: weight of the SFT model in the fusion: "auto", 0.4 unless the data speak against it; or a
             number, 0 to 1; or one for each name pattern.
-        reset_fraction: share of all neurons that is reset to the base; 0, the default, resets none.
-        omega: weight of the base on a reset neuron; refused without a reset, as are ``positions`` to ``budget`` below.
+        reset: which neurons are reset, how many and how: ``Reset(fraction=0.02)``, in YAML ``{fraction: 0.02}``; see
+            :class:`Reset`. None, the default, is fusion alone.
+        refit: a few plain training steps after the edit, on calibration responses and the base's own samples:
+            ``Refit(steps=20)``, in YAML ``{steps: 20}``.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
-        positions: "sharpened" or "entropy_gap": where neurons are attributed.
-        positions_per_response: at how many positions of a response, at most.
-        quantity: "entropy_gradient" or "target_logit": what neurons are attributed.
-        rank_by: "signed", "absolute" or, as a control, "random"; by default what fits the quantity.
-        scope: what neurons compete in: "model", "layer" or "module".
-        budget: "share" of the neurons, or the paper's "union" of the top share at each position.
         optimizer_state: what the optimizers forget of edited weights: "momentum", "reset" or "keep".
         resize_vocabulary: where SFT added tokens, fuse the common rows and keep the new ones.
         rounding: of parameters in bfloat16 and float16, "stochastic" or "nearest".
         seed: of the random control, of sampling, of stochastic rounding and of the order of a refit.
-        refit: a few plain training steps after the edit, on calibration responses and the base's own samples:
-            ``Refit(steps=20)``, in YAML ``{steps: 20}``.
 
     Attributes:
         report: what was done last, a :class:`RejuvenationReport`; None before it happens.
@@ -116,20 +108,13 @@ class RejuvenationCallback(OncePerRun):
         stop_after: bool = False,
         name: str | None = None,
         alpha: Alpha = "auto",
-        reset_fraction: float = 0.0,
-        omega: float = 1.0,
+        reset: Reset | None = None,
+        refit: Refit | None = None,
         calibration: Any = None,
-        positions: PositionRule = "sharpened",
-        positions_per_response: int = 1,
-        quantity: Quantity = "entropy_gradient",
-        rank_by: RankBy | None = None,
-        scope: Scope = "model",
-        budget: Budget = "share",
         optimizer_state: OptimizerState = "momentum",
         resize_vocabulary: bool = False,
         rounding: Rounding = "stochastic",
         seed: int = 0,
-        refit: Refit | None = None,
     ) -> None:
         trigger = one_trigger(at_start, at_epoch, at_end, when)
         super().__init__(trigger, name)
@@ -140,18 +125,11 @@ class RejuvenationCallback(OncePerRun):
         self._calibration = calibration
         self._options = Options(
             alpha=alpha,
-            reset_fraction=reset_fraction,
-            omega=omega,
-            positions=positions,
-            positions_per_response=positions_per_response,
-            quantity=quantity,
-            rank_by=rank_by,
-            scope=scope,
-            budget=budget,
+            reset=reset,
+            refit=refit,
             optimizer_state=optimizer_state,
             rounding=rounding,
             seed=seed,
-            refit=refit,
         )
         check_arguments(anchor, trigger, stop_after, name, calibration, self._options)
         self._resize_vocabulary = resize_vocabulary

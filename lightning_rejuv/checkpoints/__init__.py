@@ -1,20 +1,25 @@
 """Checkpoints on disk: from a base and an SFT model to one that any RL trainer starts from."""
 
-from lightning_rejuv.checkpoints.adapt import rejuvenate_adapter
-from lightning_rejuv.checkpoints.adapter import is_adapter
-from lightning_rejuv.checkpoints.alphas import read_alphas
-from lightning_rejuv.checkpoints.diagnose import diagnose
-from lightning_rejuv.checkpoints.diagnosis import Diagnosis
-from lightning_rejuv.checkpoints.merge import merge_adapter
-from lightning_rejuv.checkpoints.rejuvenate import rejuvenate_checkpoint
-from lightning_rejuv.checkpoints.report import CheckpointReport
-from lightning_rejuv.checkpoints.verify import Verification, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_rejuv.checkpoints.commands import diagnose, rejuvenate_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_rejuv.checkpoints.adapt import rejuvenate_adapter
+    from lightning_rejuv.checkpoints.adapter import is_adapter
+    from lightning_rejuv.checkpoints.alphas import given_alpha, read_alphas
+    from lightning_rejuv.checkpoints.diagnosis import Diagnosis
+    from lightning_rejuv.checkpoints.merge import merge_adapter
+    from lightning_rejuv.checkpoints.report import CheckpointReport
+    from lightning_rejuv.checkpoints.verification import Verification, verify
 
 __all__ = [
     "CheckpointReport",
     "Diagnosis",
     "Verification",
     "diagnose",
+    "given_alpha",
     "is_adapter",
     "merge_adapter",
     "read_alphas",
@@ -22,3 +27,26 @@ __all__ = [
     "rejuvenate_checkpoint",
     "verify",
 ]
+
+# Where each name is defined that needs torch; it is imported at its first use.
+_LATER = {
+    "CheckpointReport": "report",
+    "Diagnosis": "diagnosis",
+    "Verification": "verification",
+    "given_alpha": "alphas",
+    "is_adapter": "adapter",
+    "merge_adapter": "merge",
+    "read_alphas": "alphas",
+    "rejuvenate_adapter": "adapt",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

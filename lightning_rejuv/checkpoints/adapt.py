@@ -111,7 +111,7 @@ def rejuvenate_adapter(
                 role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
             },
             outputs=writer.digests,
-            options={"alpha": alpha, "reset_fraction": 0.0},
+            options={"alpha": alpha, "reset": None},
             alpha=alpha,
             warnings=tuple(warnings),
         )

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def given_alpha(alpha: float | str | Mapping[str, float]) -> Any:
+    """Return an alpha as it was given, or if that is the path of a YAML file, what the file holds.
+
+    >>> given_alpha(0.4)
+    0.4
+    """
+    if isinstance(alpha, str) and alpha.endswith((".yaml", ".yml")):
+        return read_alphas(Path(alpha).expanduser())
+    return alpha
 
 
 def read_alphas(path: Path) -> dict[str, float]:

@@ -38,17 +38,14 @@ def on_disk(model: nn.Module, checkpoint: Checkpoint, masks: Mapping[str, Tensor
     """
     found = {
         name: pattern_of(mask)
-        for name, mask in _placed(
-            model, checkpoint, masks, "neurons to reset", "set `reset_fraction=0`"
-        ).items()
+        for name, mask in _placed(model, checkpoint, masks, "neurons to reset", "pass `reset=None`").items()
     }
     selected = sum(int(mask.sum()) for mask in masks.values())
     if selected != sum(pattern.count for pattern in found.values()):
         raise ValueError(
             f"Expected the {selected} selected weights of {listing(masks)} on disk but found "
             f"{sum(p.count for p in found.values())}: this family stores them in a form that is not known. "
-            "Set "
-            "`reset_fraction=0` for fusion alone."
+            "Pass `reset=None` for fusion alone."
         )
     return found
 

@@ -150,7 +150,8 @@ def merge_adapter(
             outputs=writer.digests,
             options={
                 "alpha": given,
-                "reset_fraction": 0.0,
+                "reset": None,
+                "merge": True,
                 "dtype": dtype,
                 "rounding": None if HALF_TYPES.isdisjoint(dtypes) else asked.rounding,
                 "seed": asked.seed,

@@ -10,7 +10,7 @@ import torch
 
 from lightning_rejuv.checkpoints.device import check_compute_dtype, check_device
 from lightning_rejuv.checkpoints.stream import DTYPES
-from lightning_rejuv.config import OF_THE_RESET, USES_OF_CALIBRATION, Options
+from lightning_rejuv.config import USES_OF_CALIBRATION, Options
 from lightning_rejuv.weights.rounding import HALF_TYPES
 
 # What only a model that is run has, with the defaults.
@@ -112,7 +112,6 @@ def applied(asked: Options, beside: Mapping[str, Any], dtypes: Iterable[torch.dt
     """
     options = {**asdict(asked), **beside, "calibration": str(beside["calibration"])}
     del options["optimizer_state"]  # a checkpoint on disk has none
-    idle = () if asked.reset_fraction else OF_THE_RESET
     models = () if asked.runs_the_model else ("calibration", "device", "compute_dtype")
     exact = ("rounding",) if HALF_TYPES.isdisjoint(dtypes) else ()
-    return {**options, **dict.fromkeys((*idle, *models, *exact))}
+    return {**options, **dict.fromkeys((*models, *exact))}

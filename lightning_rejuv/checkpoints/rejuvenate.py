@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning_rejuv import __version__
-from lightning_rejuv.attribution import PositionRule, RankBy, Scope
 from lightning_rejuv.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     INDEX,
@@ -30,111 +31,34 @@ from lightning_rejuv.checkpoints.sidecar import copy_sidecar, index_bytes, links
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
 from lightning_rejuv.checkpoints.write_report import check_apart, check_room, write_report
 from lightning_rejuv.checkpoints.writer import FileWriter
-from lightning_rejuv.config import Alpha, Budget, Options, Quantity, Refit, Rounding, alpha_by_name
+from lightning_rejuv.config import Options, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.warned import collecting_warnings
 
 
-def rejuvenate_checkpoint(
+def rejuvenate(
     base: PathLike,
     sft: PathLike,
     out: PathLike,
-    *,
-    alpha: Alpha = "auto",
-    reset_fraction: float = 0.0,
-    omega: float = 1.0,
-    positions: PositionRule = "sharpened",
-    positions_per_response: int = 1,
-    quantity: Quantity = "entropy_gradient",
-    rank_by: RankBy | None = None,
-    scope: Scope = "model",
-    budget: Budget = "share",
-    calibration: PathLike | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    compute_dtype: str = "auto",
-    rounding: Rounding = "stochastic",
-    seed: int = 0,
-    refit: Refit | None = None,
-    progress: Listener | None = None,
+    asked: Options,
+    beside: Mapping[str, Any],
+    progress: Listener | None,
 ) -> CheckpointReport:
-    """Write the rejuvenation of an SFT checkpoint: fusion with its base, then a reset or a refit, if asked for.
-
-    The output has the SFT model's names, shards, config, tokenizer, chat template and generation config. It
-    appears under its name whole, or not at all; the inputs are never written to. Fusion streams: its memory
-    does not grow with the model. The reset loads the SFT model to find the neurons; a refit trains it as the edit will
-    leave it, and what that moved is added to the weights before they are rounded. An option that would have
-    no effect is refused; those that the method has in memory mean the same as in
-    :func:`lightning_rejuv.rejuvenate`.
+    """Do what :func:`lightning_rejuv.checkpoints.rejuvenate_checkpoint` says.
 
     Args:
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
-        out: directory to write; must not exist.
-        alpha: weight of the SFT model in the fusion: ``"auto"`` is 0.4 unless the calibration data speak against
-            it; a number, 0 to 1; or one for each pattern of names on disk.
-        reset_fraction: share of the neurons that is reset, 0 to 1; 0, the default, resets none.
-        omega: weight of the base on a reset neuron.
-        positions: at which positions neurons are attributed.
-        positions_per_response: at how many of a response, at most.
-        quantity: what is attributed to neurons.
-        rank_by: by what neurons are ranked.
-        scope: what neurons compete in.
-        budget: what ``reset_fraction`` is a share of.
-        calibration: JSONL for the reset, for a rule that finds alpha and for a refit, see
-            :func:`lightning_rejuv.checkpoints.dialogues.read_dialogues`.
-        device: where models run for those.
-        dtype: of the output, one of "float32", "bfloat16", "float16"; by default the SFT model's.
-        compute_dtype: in which models are run for those; ``"auto"`` is bfloat16 where the device's hardware
-            multiplies in it and float32 elsewhere, and the report says which it was.
-        rounding: to half types, ``"stochastic"``, so that small changes survive on average, or ``"nearest"``.
-        seed: of stochastic rounding, sampling, the random control and the order of a refit.
-        refit: a few plain training steps after the edit, on the calibration data and the base's own samples.
-        progress: called with the name of each phase, how much of it is done, and how much there is to do (bytes
-            of weights, forward passes or tokens).
-
-    Returns:
-        The report, which stands in the output as ``rejuvenation.json`` too. What is warned of on the way is raised as
-        a warning and stands in its ``warnings``.
-
-    Raises:
-        ValueError: an argument, a file or a pair of checkpoints that cannot be fused. Nothing is written.
-        FileExistsError: the output exists.
-        OSError: reading or writing failed, or the disk is full; nothing is left under the output's name.
-
-    Example: fusion alone.
-
-        >>> import tempfile, torch
-        >>> from safetensors.torch import load_file, save_file
-        >>> root = Path(tempfile.mkdtemp())
-        >>> for name, value in (("base", 0.0), ("sft", 1.0)):
-        ...     (root / name).mkdir()
-        ...     _ = (root / name / "config.json").write_text("{}")
-        ...     save_file({"weight": torch.full((2,), value)}, root / name / "model.safetensors")
-        >>> report = rejuvenate_checkpoint(root / "base", root / "sft", root / "out", alpha=0.25)
-        >>> load_file(root / "out" / "model.safetensors")["weight"]
-        tensor([0.2500, 0.2500])
-        >>> shutil.rmtree(root)
+        out: directory to write; it must not exist.
+        asked: the options of the method.
+        beside: ``calibration``, ``device``, ``dtype`` and ``compute_dtype``.
+        progress: called with phases.
     """
-    asked = Options(
-        alpha=alpha,
-        reset_fraction=reset_fraction,
-        omega=omega,
-        positions=positions,
-        positions_per_response=positions_per_response,
-        quantity=quantity,
-        rank_by=rank_by,
-        scope=scope,
-        budget=budget,
-        rounding=rounding,
-        seed=seed,
-        refit=refit,
-    )
-    beside = {"calibration": calibration, "device": device, "dtype": dtype, "compute_dtype": compute_dtype}
     check_options(asked, beside)
     loads = asked.runs_the_model
     if loads:
-        compute_dtype = beside["compute_dtype"] = compute_dtype_on(device, compute_dtype)
+        beside = {**beside, "compute_dtype": compute_dtype_on(beside["device"], beside["compute_dtype"])}
+    dtype = DTYPES[beside["dtype"]] if beside["dtype"] else None
     base, sft, out = (Path(path).expanduser() for path in (base, sft, out))
     check_free(out)
     check_apart(out, base, sft)
@@ -157,10 +81,10 @@ def rejuvenate_checkpoint(
     given = 1.0 if isinstance(asked.alpha, str) else asked.alpha
     recipe = Recipe(
         alpha_by_name(given, fused),
-        DTYPES[dtype] if dtype else None,
+        dtype,
         asked.rounding == "stochastic",
         asked.seed,
-        omega=asked.omega,
+        omega=asked.reset.omega if asked.reset else 0.0,
     )
     check_seed(asked, dtypes := output_dtypes(ours, recipe.dtype).values())
     size = output_size(ours, recipe.dtype)
@@ -177,15 +101,14 @@ def rejuvenate_checkpoint(
 
             scratch = partial / "scratch"
             scratch.mkdir()
-            assert calibration is not None
             plan = plan_on_disk(
                 ours,
                 theirs,
                 pairing,
                 asked,
-                Path(calibration).expanduser(),
-                device,
-                DTYPES[compute_dtype],
+                Path(beside["calibration"]).expanduser(),
+                beside["device"],
+                DTYPES[beside["compute_dtype"]],
                 scratch,
             )
             shutil.rmtree(scratch)

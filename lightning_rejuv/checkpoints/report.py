@@ -63,6 +63,12 @@ class CheckpointReport:
         plain["tensors"] = {name: row(statistics) for name, statistics in self.tensors.items()}
         return {**plain, "warnings": list(self.warnings)}
 
+    def recipe(self) -> dict[str, Any]:
+        """What the command takes as ``--config`` to do the same again: paths as they were given, options as applied."""
+        paths = {role: self.inputs[role]["path"] for role in ("base", "sft") if role in self.inputs}
+        applied = {name: value for name, value in self.options.items() if value is not None}
+        return {**paths, "out": self.output, **applied}
+
     def __str__(self) -> str:
         return "\n".join(self._lines())
 

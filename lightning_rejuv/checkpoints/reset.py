@@ -90,8 +90,8 @@ def plan_on_disk(
         "calibration": str(calibration),
         "dialogues": sum(len(batch["input_ids"]) for batch in read.batches),
         "neurons": neurons,
-        "neurons_asked": count_of(options.reset_fraction, neurons)
-        if options.reset_fraction and options.budget == "share"
+        "neurons_asked": count_of(options.reset.fraction, neurons)
+        if options.reset and options.reset.budget == "share"
         else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
         "neurons_by_layer": by_layer((r.group.layer, r.group.kind, len(r.index)) for r in plan.resets),

@@ -16,6 +16,7 @@ from lightning_rejuv.checkpoints.directory import write_file
 from lightning_rejuv.names import listing
 
 REPORT = "rejuvenation.json"
+RECIPE = "rejuvenation.yaml"
 CARD = "README.md"
 
 # Weights in any form, and what a trainer leaves for its own resumption. Everything else is handed on.
@@ -23,7 +24,7 @@ _LEFT_BEHIND = re.compile(
     r"\.(?:safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|pkl|npz|distcp|part)$"
     r"|\.(?:safetensors|bin|h5)\.index\.json$"
     r"|^(?:trainer_state|all_results|train_results|eval_results)\.json$"
-    r"|^(?:rejuvenation\.json|README\.md|latest|zero_to_fp32\.py|training_args\..*)$|^\."
+    r"|^(?:rejuvenation\.(?:json|yaml)|README\.md|latest|zero_to_fp32\.py|training_args\..*)$|^\."
 )
 _FOLDERS = ("additional_chat_templates",)
 

@@ -7,17 +7,22 @@ import os
 import shutil
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
+
 from lightning_rejuv.anchor.links import lies_within
 from lightning_rejuv.checkpoints.directory import write_file
 from lightning_rejuv.checkpoints.report import CheckpointReport
-from lightning_rejuv.checkpoints.sidecar import CARD, REPORT
+from lightning_rejuv.checkpoints.sidecar import CARD, RECIPE, REPORT
 
 
 def write_report(partial: Path, card_from: Path, report: CheckpointReport) -> None:
-    """Write ``rejuvenation.json`` and the model card."""
+    """Write ``rejuvenation.json``, the recipe that does the same again, and the model card."""
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is no UTF-8 holds lone surrogates: as JSON's own escapes they come back as they were.
     write_file(partial / REPORT, text.encode(errors="backslashreplace"))
+    recipe = yaml.safe_dump(report.recipe(), sort_keys=False)
+    again = f"# lightning-rejuv rejuvenate --config {RECIPE} --out ANOTHER\n{recipe}"
+    write_file(partial / RECIPE, again.encode())
     card = card_from / CARD
     theirs = lies_within(card_from, CARD) and card.is_file()
     existing = card.read_text(encoding="utf-8", errors="replace") if theirs else ""

@@ -50,7 +50,7 @@ def take_apart(model: nn.Module) -> Decoder:
     if family not in FAMILIES:
         raise ValueError(
             f"The neuron reset does not know the family {family!r} of {type(model).__name__}. It knows "
-            f"{', '.join(sorted(FAMILIES))}. Set `reset_fraction=0` for fusion alone, which works on every "
+            f"{', '.join(sorted(FAMILIES))}. Pass `reset=None` for fusion alone, which works on every "
             "module."
         )
     adapted = is_adapted(model)
@@ -173,5 +173,5 @@ def _check_complete(model: nn.Module, family: str, groups: list[NeuronGroup]) ->
     if unknown or not groups:
         raise ValueError(
             f"The neuron map for {family!r} does not fit {type(model).__name__}: it does not expect "
-            f"{listing(unknown)}. Set `reset_fraction=0` for fusion alone."
+            f"{listing(unknown)}. Pass `reset=None` for fusion alone."
         )

@@ -54,7 +54,7 @@ def output_rows(module: nn.Module, edited: Container[str] | None = None) -> tupl
         groups.setdefault(parameter, new)
     if not groups:
         raise ValueError(
-            f"Expected {type(module).__name__} to have linear or convolutional layers but it has none. Set "
-            "`reset_fraction=0` for fusion alone."
+            f"Expected {type(module).__name__} to have linear or convolutional layers but it has none. Pass "
+            "`reset=None` for fusion alone."
         )
     return tuple(groups.values())

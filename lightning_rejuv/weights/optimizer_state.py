@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_rejuv.config import OptimizerState
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.weights.layout import MOMENTUM, Layout
 from lightning_rejuv.weights.optimizer_weights import KAHAN, states_of, unwrapped
-
-OptimizerState = Literal["keep", "momentum", "reset"]
-OPTIMIZER_STATES: tuple[str, ...] = get_args(OptimizerState)
 
 
 def check_optimizer_state(layout: Layout, mode: OptimizerState, optimizers: Iterable[Optimizer] = ()) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from lightning_rejuv._compat import class_before_fsdp2, is_hugging_face
+from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.weights.drift import measure_drift
 from lightning_rejuv.weights.layout import Layout
@@ -40,10 +41,7 @@ def blank(model: nn.Module, layout: Layout) -> nn.Module:
     Raises:
         ValueError: not a Hugging Face model, or one whose modules were exchanged after it was built.
     """
-    advice = (
-        "Pass a number for `alpha`, no `reset_fraction` and no `refit`, or rejuvenate the checkpoint: "
-        "`lightning-rejuv`."
-    )
+    advice = f"Pass {WITHOUT_CALIBRATION}, or rejuvenate the checkpoint: `lightning-rejuv`."
     if isinstance(model, FSDP):
         model = model.module
     if not is_hugging_face(model):
@@ -86,7 +84,7 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
     if added := set(targets.buffers.fused).difference(name for name, _ in built.named_buffers()):
         raise ValueError(
             f"Expected the buffers that the config of {type(model).__name__} describes but got {listing(added)} as "
-            "well. Pass a number for `alpha`, no `reset_fraction` and no `refit`."
+            f"well. Pass {WITHOUT_CALIBRATION}."
         )
     chief = dist.get_rank() == 0
     if chief:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lightning_rejuv.config import Options
+from lightning_rejuv.config import Options, Reset
 from studies.analysis.markdown import number, table
 from studies.arms import ARMS
 
 Row = Mapping[str, Any]
-OPTIONS = Options()
+RESET = Reset()
 _TARGET = ARMS["auto_nll_100"].options["alpha_target"]
 _SHARE = f"{ARMS['auto_reset_entropy'].reset_fraction:g}"
 
@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
 
 def _ranking() -> str:
-    return "signed (of the entropy gradient)" if OPTIONS.rank_by is None else OPTIONS.rank_by
+    return "signed (of the entropy gradient)" if RESET.rank_by is None else RESET.rank_by
 
 
 def _automatic(name: str, value: str, *arms: str) -> Setting:
@@ -43,13 +43,13 @@ SETTINGS = (
     _automatic("the same, against a number", "excess NLL", "fusion_30", "fusion_40", "fusion_50"),
     Setting(
         "a reset at all",
-        f"{OPTIONS.reset_fraction:.0%}",
+        "a reset" if Options().reset else "none",
         ("auto_reset_entropy",),
         "auto_nll_100",
         "The reset",
     ),
     Setting(
-        "`reset_fraction` where there is one",
+        "`fraction` of a `Reset`",
         _SHARE,
         ("auto_reset_entropy_4",),
         "auto_reset_entropy",
@@ -63,12 +63,12 @@ SETTINGS = (
         "rigid_entropy_2",
         "rigid_entropy_8",
     ),
-    Setting("`quantity`", OPTIONS.quantity, ("auto_reset",), "auto_reset_entropy", "The reset"),
-    _rigid("the same, alpha too large", OPTIONS.quantity, "rigid_reset"),
+    Setting("`quantity`", RESET.quantity, ("auto_reset",), "auto_reset_entropy", "The reset"),
+    _rigid("the same, alpha too large", RESET.quantity, "rigid_reset"),
     _rigid("`rank_by`", _ranking(), "rigid_entropy_absolute"),
-    _rigid("`positions`", OPTIONS.positions, "rigid_entropy_gap"),
-    _rigid("`positions_per_response`", f"{OPTIONS.positions_per_response}", "rigid_entropy_positions_2"),
-    _rigid("`scope`", OPTIONS.scope, "rigid_entropy_layer", "rigid_entropy_module"),
+    _rigid("`positions`", RESET.positions, "rigid_entropy_gap"),
+    _rigid("`positions_per_response`", f"{RESET.positions_per_response}", "rigid_entropy_positions_2"),
+    _rigid("`scope`", RESET.scope, "rigid_entropy_layer", "rigid_entropy_module"),
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from studies.real.evaluate import evaluate
 from studies.real.jobs import Job, with_needs
 from studies.real.master import fast_dtype
@@ -32,35 +32,36 @@ from studies.real.workspace import Workspace
 
 ALPHAS = (0.4, 0.5, 0.6)
 LONGEST = 60  # tokens of a sample of the base
-DEFAULT: dict[str, Any] = {"reset_fraction": 0.02}
-# The paper's ranking; its budget is another.
-PAPERS: dict[str, Any] = {"positions": "entropy_gap", "quantity": "target_logit"}
 
 
 @dataclass(frozen=True)
-class Reset:
+class Way:
     """One way to choose neurons.
 
     Args:
         name: In words.
-        options: Of `lightning_rejuv.rejuvenate`.
+        reset: What is asked of `lightning_rejuv.rejuvenate`; None for fusion alone.
         on_samples: Whether neurons are attributed on the base's own samples, not on demonstrations.
     """
 
     name: str
-    options: dict[str, Any]
+    reset: Reset | None
     on_samples: bool = False
 
 
 RESETS = (
-    Reset("none", {"reset_fraction": 0.0}),
-    Reset("the default, 2 %", DEFAULT),
-    Reset("random neurons, 2 %", {**DEFAULT, "rank_by": "random"}),
-    Reset("the target logit's at the largest entropy gaps, 2 %", {**DEFAULT, **PAPERS}),
-    Reset("on the base's samples, 2 %", {**DEFAULT, "positions": "entropy_gap"}, on_samples=True),
-    Reset("the default, 0.5 %", {"reset_fraction": 0.005}),
-    Reset("the default, 8 %", {"reset_fraction": 0.08}),
-    Reset("random neurons, 8 %", {"reset_fraction": 0.08, "rank_by": "random"}),
+    Way("none", None),
+    Way("the default, 2 %", Reset(0.02)),
+    Way("random neurons, 2 %", Reset(0.02, rank_by="random")),
+    # The paper's ranking; its budget is another.
+    Way(
+        "the target logit's at the largest entropy gaps, 2 %",
+        Reset(0.02, positions="entropy_gap", quantity="target_logit"),
+    ),
+    Way("on the base's samples, 2 %", Reset(0.02, positions="entropy_gap"), on_samples=True),
+    Way("the default, 0.5 %", Reset(0.005)),
+    Way("the default, 8 %", Reset(0.08)),
+    Way("random neurons, 8 %", Reset(0.08, rank_by="random")),
 )
 
 
@@ -83,14 +84,12 @@ def measure(recipe: Recipe, sft_seed: int, stages: Stages, done: frozenset[str])
     own = _samples_of(base, tokenizer, shown, device, sft_seed)
     problems = seed_of(f"{recipe.name} evaluation", sft_seed)
     for alpha in ALPHAS:
-        for reset in RESETS:
-            if _key(recipe.name, sft_seed, alpha, reset.name) in done:
+        for way in RESETS:
+            if _key(recipe.name, sft_seed, alpha, way.name) in done:
                 continue
             model = load_model(excessive).to(device)
-            data = (
-                batches(own if reset.on_samples else shown, end) if reset.options["reset_fraction"] else None
-            )
-            report = rejuvenate(model, base, data, alpha=alpha, seed=sft_seed, **reset.options)
+            data = batches(own if way.on_samples else shown, end) if way.reset else None
+            report = rejuvenate(model, base, data, alpha=alpha, seed=sft_seed, reset=way.reset)
             model = model.to(fast_dtype(device))
             scores = evaluate(
                 model, tokenizer, recipe.rl.split, recipe.evaluation, recipe.rl.max_new_tokens, problems
@@ -99,7 +98,7 @@ def measure(recipe: Recipe, sft_seed: int, stages: Stages, done: frozenset[str])
                 "recipe": recipe.name,
                 "sft_seed": sft_seed,
                 "alpha": alpha,
-                "reset": reset.name,
+                "reset": way.name,
                 "neurons_reset": report.neurons_reset,
                 **scores,
             }

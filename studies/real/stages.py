@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lightning_rejuv import RejuvenationReport, rejuvenate
+from lightning_rejuv import Refit, RejuvenationReport, Reset, rejuvenate
 from studies.real.arms import ARMS, FOUND, STARTS, Edit
 from studies.real.evaluate import evaluate
 from studies.real.grpo import GRPO
@@ -126,25 +126,22 @@ class Stages:
             alpha = record.start("fusion")["edit"]["alpha"]
         elif record.has(job):  # the model was deleted, and is made again without another search
             alpha = record.start(job.name)["edit"]["alpha"]
-        options: dict[str, Any] = {
-            "alpha": alpha,
-            "reset_fraction": edit.reset_fraction,
-            "rank_by": edit.rank_by,
-        }
+        reset = refit = calibration = None
+        if edit.reset_fraction:
+            reset = Reset(edit.reset_fraction, rank_by=edit.rank_by)
         if edit.refit_steps:
-            from lightning_rejuv import Refit
-
-            options["refit"] = Refit(steps=edit.refit_steps, learning_rate=recipe.sft.learning_rate)
-        calibration = None
-        if alpha == "auto" or edit.reset_fraction or edit.refit_steps:
+            refit = Refit(steps=edit.refit_steps, learning_rate=recipe.sft.learning_rate)
+        if alpha == "auto" or reset or refit:
             pairs = demonstrations(tokenizer, recipe.sft.parts, f"{recipe.name} calibration", sft_seed)
             calibration = batches(pairs, end_of(tokenizer))
         report = rejuvenate(
             model,
             self.workspace.base(recipe),
             calibration,
+            alpha=alpha,
+            reset=reset,
+            refit=refit,
             seed=sft_seed,
-            **options,
         )
         return _plain(report)
 

@@ -36,10 +36,10 @@ def test_the_function_gives_what_the_command_writes(family, tmp_path):
     base, sft = make(family, 0), make(family, 1)
     base.save_pretrained(tmp_path / "base", max_shard_size="40KB")
     sft.save_pretrained(tmp_path / "sft")
-    rejuvenate_checkpoint(tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=0.5, reset_fraction=0)
+    rejuvenate_checkpoint(tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=0.5)
     written = dict(type(sft).from_pretrained(tmp_path / "out").named_parameters())
     before, theirs = {n: p.detach().clone() for n, p in sft.named_parameters()}, dict(base.named_parameters())
-    rejuvenate(sft, tmp_path / "base", alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, tmp_path / "base", alpha=0.5)
     for name, parameter in sft.named_parameters():
         assert torch.equal(parameter, written[name]), name
         mean = (before[name].double() + theirs[name].double()) / 2
@@ -97,7 +97,7 @@ def test_a_module_around_the_model_and_biases_under_adapters(family, tmp_path):
     with torch.no_grad():
         for parameter in adapted.parameters():
             parameter.add_(0.1)
-    report = rejuvenate(adapted, tmp_path, alpha=0.0, reset_fraction=0)
+    report = rejuvenate(adapted, tmp_path, alpha=0.0)
     assert report is not None
     for name, parameter in adapted.named_parameters():
         if name.endswith("bias"):
@@ -157,7 +157,7 @@ def test_an_untied_model_of_a_tied_base_takes_the_head_from_its_embedding(tmp_pa
     base, sft = tiny("llama", 0, torch.float32, tie_word_embeddings=True), make("llama", 1)
     base.save_pretrained(tmp_path)
     head = sft.lm_head.weight.detach().double()
-    rejuvenate(sft, tmp_path, alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, tmp_path, alpha=0.5)
     expected = (head + base.model.embed_tokens.weight.double()) / 2
     assert torch.allclose(sft.lm_head.weight.double(), expected, rtol=1e-6, atol=1e-7)
     edit_config(tmp_path, tie_word_embeddings=False)
@@ -187,5 +187,5 @@ def test_a_base_in_float8_is_refused_where_its_experts_are_put_together(tmp_path
     edited = shifted(model, 0.1)
     before = [p.clone() for p in edited.parameters()]
     with pytest.raises(ValueError, match=r"16 bits or more but got .*experts.* \(torch.float8_e4m3fn\)"):
-        rejuvenate(edited, tmp_path, alpha=0.5, reset_fraction=0)
+        rejuvenate(edited, tmp_path, alpha=0.5)
     assert all(torch.equal(p, q) for p, q in zip(edited.parameters(), before, strict=True))

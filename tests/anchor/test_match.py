@@ -54,7 +54,7 @@ def test_an_anchor_that_holds_several_models_is_refused_unless_one_is_named(pref
             there = match(sft, anchor)
             assert all(torch.equal(anchor.tensor(there[n]), p) for n, p in model.named_parameters())
     edited = shifted(base, 0.3)
-    rejuvenate(edited, Anchor.open(source, prefix=names[1]), alpha=0.0, reset_fraction=0)
+    rejuvenate(edited, Anchor.open(source, prefix=names[1]), alpha=0.0)
     assert all(torch.equal(p, q) for p, q in zip(edited.parameters(), base.parameters(), strict=True))
 
 
@@ -123,7 +123,7 @@ def test_a_training_checkpoint_with_the_state_dict_under_a_key(key, models, tmp_
     torch.save(saved, tmp_path / "last.pt")
     for source in (saved, tmp_path / "last.pt", f"{tmp_path}/last.pt::{key}"):
         edited = shifted(sft, 0.0)
-        rejuvenate(edited, source, alpha=0.0, reset_fraction=0)
+        rejuvenate(edited, source, alpha=0.0)
         assert all(torch.equal(p, q) for p, q in zip(edited.parameters(), base.parameters(), strict=True))
     with pytest.raises(ValueError, match=rf"several whose tensors differ.*'ema\.', '{key}\.'"):
         match(sft, Anchor.open({**saved, "ema": sft.state_dict()}))
@@ -134,10 +134,10 @@ def test_one_model_of_several_is_checked_as_a_whole_anchor_is(models):
     module = nn.ModuleDict({"policy": shifted(sft, 0.0), "ref": base})
     before = [p.clone() for p in module.parameters()]
     with pytest.raises(ValueError, match=r"'policy\.' shares its memory with the model"):
-        rejuvenate(module["policy"], Anchor.open(module, prefix="policy."), alpha=0.5, reset_fraction=0)
+        rejuvenate(module["policy"], Anchor.open(module, prefix="policy."), alpha=0.5)
     narrow = {f"ref.{n}": p.to(torch.float8_e4m3fn) for n, p in base.state_dict().items()}
     with pytest.raises(
         ValueError, match=r"16 bits or more but got .*'lm_head.weight \(torch.float8_e4m3fn\)'"
     ):
-        rejuvenate(module["policy"], Anchor.open(narrow, prefix="ref"), alpha=0.5, reset_fraction=0)
+        rejuvenate(module["policy"], Anchor.open(narrow, prefix="ref"), alpha=0.5)
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, rejuvenate
+from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
 from tests.anchor.planted import plant
@@ -16,7 +16,7 @@ from tests.callbacks.modules import Calibrated
 from tests.checkpoints.directories import known_pair
 from tests.conftest import batch, sharpened, tiny_llama
 
-OPTIONS = {"alpha": 0.5, "reset_fraction": 0}
+OPTIONS = {"alpha": 0.5}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_functions(planted, base):
     before = sft.lm_head.weight.detach().clone()
     rejuvenate(sft, planted, **OPTIONS)
     torch.testing.assert_close(sft.lm_head.weight, (before + base.lm_head.weight) / 2)
-    rejuvenate(sharpened(base), planted, [batch()], alpha=0.5, reset_fraction=0.1)
+    rejuvenate(sharpened(base), planted, [batch()], alpha=0.5, reset=Reset(fraction=0.1))
 
 
 def test_callback(planted, base, tmp_path):
@@ -91,7 +91,9 @@ def test_a_checkpoint_on_disk(tmp_path):
     for path in (base, sft):
         shapes = json.loads((path / "config.json").read_text())
         plant(path, {"model.norm.weight": (shapes["hidden_size"],)}, tmp_path / "RAN")
-    rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0.1, calibration=calibration)
+    rejuvenate_checkpoint(
+        base, sft, tmp_path / "out", alpha=0.5, reset=Reset(fraction=0.1), calibration=calibration
+    )
     diagnose(base, sft, calibration=calibration)
     assert not (tmp_path / "RAN").exists()
     assert not (tmp_path / "out" / ".metadata").exists()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def at_end(**options):
-    return RejuvenationCallback(line_anchor(), **{"at_end": True, **options}, alpha=0.3, reset_fraction=0)
+    return RejuvenationCallback(line_anchor(), **{"at_end": True, **options}, alpha=0.3)
 
 
 class Last(Callback):

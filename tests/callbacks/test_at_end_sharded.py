@@ -44,7 +44,7 @@ def test_it_ends_with_the_weights_of_one_device(strategy, moment, tmp_path):
     sft = sharpened(base)
 
     def run(directory, ckpt_path=None, **options):
-        callback = RejuvenationCallback("init", **MOMENTS[moment], alpha=0.3, reset_fraction=0)
+        callback = RejuvenationCallback("init", **MOMENTS[moment], alpha=0.3)
         final, saver = Final(), ModelCheckpoint(directory, "{step}", every_n_train_steps=2, save_top_k=-1)
         module = Sharded(copy.deepcopy(sft), base)
         trainer = fit(module, directory, callback, final, saver, ckpt_path=ckpt_path, **options)

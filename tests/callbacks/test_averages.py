@@ -22,7 +22,7 @@ DECAY = 0.8
 
 
 def rejuvenation(**options):
-    return RejuvenationCallback(line_anchor(), **options, alpha=0.3, reset_fraction=0)
+    return RejuvenationCallback(line_anchor(), **options, alpha=0.3)
 
 
 class Track(Callback):
@@ -189,7 +189,7 @@ def test_a_step_as_long_as_the_edit_is_no_sign_of_one_that_does_not_last(tmp_pat
     module = Line()
     module.configure_optimizers = lambda: torch.optim.Adam(module.parameters(), lr=1e-4)
     base = copy.deepcopy(module.model.state_dict())
-    callback = RejuvenationCallback(base, alpha=0.9, reset_fraction=0, at_epoch=1, optimizer_state="reset")
+    callback = RejuvenationCallback(base, alpha=0.9, at_epoch=1, optimizer_state="reset")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(module, callback, tmp_path=tmp_path)

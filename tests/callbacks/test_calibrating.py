@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_rejuv import RejuvenationCallback
+from lightning_rejuv import RejuvenationCallback, Reset
 from lightning_rejuv.callbacks import AtStep
 from tests.callbacks.modules import Calibrated, fit
 from tests.conftest import sharpened, tiny_llama
@@ -57,7 +57,7 @@ def test_no_random_state_moves(options, tmp_path):
     base = tiny_llama()
     module = Drawing(sharpened(base), base)
     before, after = States(), States()
-    callback = RejuvenationCallback(base, when=AtStep(2), reset_fraction=0.1, **options)
+    callback = RejuvenationCallback(base, when=AtStep(2), reset=Reset(fraction=0.1), **options)
     fit(module, before, callback, after, tmp_path=tmp_path, max_epochs=1)
     assert callback.rejuvenated_at == [2]
     assert len(module.dtypes) >= 2
@@ -69,7 +69,7 @@ def test_new_tensors_are_float32_whatever_the_precision(precision, tmp_path):
     """Lightning's plugins of true half precision change the default dtype; sums are not to be kept in it."""
     base = tiny_llama()
     module = Drawing(sharpened(base), base)
-    callback = RejuvenationCallback(base, when=AtStep(2), alpha="auto", reset_fraction=0.1)
+    callback = RejuvenationCallback(base, when=AtStep(2), alpha="auto", reset=Reset(fraction=0.1))
     fit(module, callback, tmp_path=tmp_path, max_epochs=1, precision=precision)
     assert callback.rejuvenated_at == [2]
     assert set(module.dtypes) == {torch.float32} == {torch.get_default_dtype()}

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv import RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.callbacks import AtEnd, AtEpoch, AtStart, AtStep, Every, WhenMetric
 from tests.callbacks.modules import Calibrated, equal, fit
 from tests.callbacks.test_distributed import in_two_ranks
@@ -21,7 +21,7 @@ from tests.conftest import greedy_batch, sharpened, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
-OPTIONS = {"alpha": 0.4, "reset_fraction": 0.1}
+OPTIONS = {"alpha": 0.4, "reset": Reset(fraction=0.1)}
 TRIGGERS = {
     "start": (AtStart(), [0]),
     "epoch": (AtEpoch(1), [4]),
@@ -193,7 +193,7 @@ def test_forward_passes_run_under_the_precision_plugin(tmp_path):
             return self._batches
 
     for precision in ("32-true", "bf16-mixed", "bf16-true"):
-        callback = RejuvenationCallback(tiny_llama(), at_start=True, alpha="auto", reset_fraction=0)
+        callback = RejuvenationCallback(tiny_llama(), at_start=True, alpha="auto")
         fit(Watched(), callback, tmp_path=tmp_path, precision=precision, max_steps=1)
     assert seen == [(False, torch.float32), (True, torch.float32), (False, torch.float32)]
     assert torch.get_default_dtype() == torch.float32

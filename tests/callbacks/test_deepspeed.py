@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_rejuv import RejuvenationCallback
+from lightning_rejuv import RejuvenationCallback, Reset
 from tests.callbacks.strategies import DEEPSPEED, Sharded
 from tests.callbacks.test_distributed import in_two_ranks
 from tests.callbacks.test_sharded_strategies import WholeWeights, fit, largest_difference
@@ -38,13 +38,13 @@ def pair():
 @pytest.mark.parametrize(
     "moment", [{"at_start": True}, {"at_epoch": 1}], ids=["at the start", "in the middle"]
 )
-@pytest.mark.parametrize("reset_fraction", [0, 0.1])
+@pytest.mark.parametrize("reset", [None, Reset(fraction=0.1)], ids=["fusion", "reset"])
 @pytest.mark.parametrize("stage", DEEPSPEED)
-def test_weights_of_every_step_are_those_of_one_device(pair, tmp_path, stage, reset_fraction, moment):
+def test_weights_of_every_step_are_those_of_one_device(pair, tmp_path, stage, reset, moment):
     base, sft = pair
 
     def run(**options):
-        callback = RejuvenationCallback(base, **moment, alpha=0.4, reset_fraction=reset_fraction)
+        callback = RejuvenationCallback(base, **moment, alpha=0.4, reset=reset)
         weights = WholeWeights()
         fit(Sharded(copy.deepcopy(sft), base), tmp_path, callback, weights, **options)
         return weights.before, callback.report.drift_after
@@ -64,7 +64,7 @@ def test_master_and_copy_in_bfloat16_are_both_edited(pair, tmp_path, stage):
     base, sft = pair
 
     def run(**options):
-        callback = RejuvenationCallback(base, at_epoch=1, alpha=0.4, reset_fraction=0)
+        callback = RejuvenationCallback(base, at_epoch=1, alpha=0.4)
         weights = WholeWeights()
         module = Sharded(copy.deepcopy(sft), base)
         fit(module, tmp_path, callback, weights, precision="bf16-mixed", **options)
@@ -101,7 +101,7 @@ def test_the_edit_waits_for_gradients_accumulated_across_the_end_of_an_epoch(pai
     base, sft = pair
 
     def run():
-        callback = RejuvenationCallback(base, at_epoch=1, alpha=0.4, reset_fraction=0)
+        callback = RejuvenationCallback(base, at_epoch=1, alpha=0.4)
         look = MicroSteps(callback)
         options = {"strategy": DEEPSPEED["deepspeed zero 2"](), "devices": 2}
         options |= {"accumulate_grad_batches": 2, "limit_train_batches": 3}
@@ -115,9 +115,7 @@ def test_a_state_that_cannot_be_dropped_is_refused_before_training(pair, tmp_pat
     base, sft = pair
 
     def run():
-        callback = RejuvenationCallback(
-            base, at_epoch=1, reset_fraction=0, optimizer_state="reset", alpha=0.5
-        )
+        callback = RejuvenationCallback(base, at_epoch=1, optimizer_state="reset", alpha=0.5)
         options = {"strategy": DEEPSPEED["deepspeed zero 1"](), "devices": 2}
         fit(Sharded(copy.deepcopy(sft), base), tmp_path, callback, **options)
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv import RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.report import RejuvenationReport
 from tests.callbacks.modules import Line, line_anchor
 from tests.callbacks.test_rejuvenation import Calibrated, Snapshots
@@ -91,7 +91,7 @@ def test_every_rank_makes_the_edit_of_rank_zero(tmp_path):
 
     def fit():
         snapshots = Snapshots()
-        callback = RejuvenationCallback(base, at_start=True, alpha=0.5, reset_fraction=0.1)
+        callback = RejuvenationCallback(base, at_start=True, alpha=0.5, reset=Reset(fraction=0.1))
         module = RankDependent(copy.deepcopy(sft), base)
         _fit_two(module, tmp_path, callback, snapshots)
         return _numbers(snapshots.taken[0]), _numbers(snapshots.taken[-1]), callback.report.to_dict()
@@ -104,7 +104,7 @@ def test_every_rank_makes_the_edit_of_rank_zero(tmp_path):
     assert report == other_report
     expected = copy.deepcopy(sft)
     data = Calibrated(expected, base)._data[:1]
-    rejuvenate(expected, base, data, alpha=0.5, reset_fraction=0.1)
+    rejuvenate(expected, base, data, alpha=0.5, reset=Reset(fraction=0.1))
     assert first == _numbers(expected.state_dict())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rejuvenation.json"]
 
@@ -118,7 +118,7 @@ def test_a_failure_on_rank_zero_ends_both_ranks(tmp_path):
             raise OSError("no more disk")
 
     def fit():
-        callback = RejuvenationCallback(base, at_start=True, alpha="auto", reset_fraction=0)
+        callback = RejuvenationCallback(base, at_start=True, alpha="auto")
         _fit_two(Broken(copy.deepcopy(sft), base), tmp_path, callback)
 
     found = in_two_ranks(fit)
@@ -133,7 +133,7 @@ def test_rank_zero_alone_writes_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(RejuvenationReport, "save", lambda *args: saved.append(1) or save(*args))
 
     def fit():
-        callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=0.5, reset_fraction=0)
+        callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=0.5)
         _fit_two(Line(), tmp_path, callback)
         return len(saved)
 

@@ -21,7 +21,7 @@ MOMENTS = [{"at_start": True}, {"when": AtStep(3)}, {"at_end": True}]
 
 
 def rejuvenation(**options):
-    return RejuvenationCallback(line_anchor(), **options, alpha=0.3, reset_fraction=0)
+    return RejuvenationCallback(line_anchor(), **options, alpha=0.3)
 
 
 def fitted(callback, *others, tmp_path, **options):
@@ -68,7 +68,7 @@ def test_nothing_is_said_and_nothing_made_where_all_is_well(tmp_path):
             seen.append((tmp_path / "new").exists())
             super().on_train_batch_start(trainer, *args)
 
-    callback = Look(line_anchor(), when=AtStep(2), alpha=0.3, reset_fraction=0)
+    callback = Look(line_anchor(), when=AtStep(2), alpha=0.3)
     said = fitted(callback, tmp_path=tmp_path / "new" / "deep")
     assert not any("report" in m for m in said)
     assert seen[0] is False

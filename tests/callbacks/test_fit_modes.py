@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lightning_rejuv import RejuvenationCallback, rejuvenate
+from lightning_rejuv import RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.callbacks import AtStep, Every, WhenMetric
 from lightning_rejuv.names import canonical_name
 from tests.callbacks.modules import Calibrated, Line, Snapshots, equal, fit, fused, line_anchor
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning", "igno
 
 
 def rejuvenation(**options):
-    return RejuvenationCallback(line_anchor(), **{"alpha": 0.3, "reset_fraction": 0, **options})
+    return RejuvenationCallback(line_anchor(), **{"alpha": 0.3, **options})
 
 
 @pytest.mark.parametrize(
     "options", [{"at_start": True}, {"at_end": True}, {"at_end": True, "anchor": "init"}]
 )
 def test_fast_dev_run_edits_where_it_is_due_and_leaves_no_file(options, tmp_path):
-    callback = RejuvenationCallback(**{"anchor": line_anchor(), "alpha": 0.5, "reset_fraction": 0, **options})
+    callback = RejuvenationCallback(**{"anchor": line_anchor(), "alpha": 0.5, **options})
     fit(Line(), callback, tmp_path=tmp_path, fast_dev_run=2)
     assert callback.rejuvenated_at == [0 if "at_start" in options else 2]
     assert not list(tmp_path.rglob("*.*"))
@@ -162,7 +162,7 @@ def _edited_language_model(change, tmp_path, anchor="base", **options):
     changed = change(module)
     trained = module if changed is None else changed
     before, after = Snapshots(), Snapshots()
-    settings = {"when": AtStep(2), "alpha": 0.4, "reset_fraction": 0.1, **options}
+    settings = {"when": AtStep(2), "alpha": 0.4, "reset": Reset(fraction=0.1), **options}
     callback = RejuvenationCallback(base if anchor == "base" else anchor, **settings)
     fit(trained, before, callback, after, tmp_path=tmp_path, max_epochs=1)
     assert callback.rejuvenated_at == [2]
@@ -204,7 +204,7 @@ def test_compiled_and_checkpointed_models(change, tmp_path):
     before, after, base, module = _edited_language_model(change, tmp_path)
     expected = tiny_llama()
     expected.load_state_dict({canonical_name(k): v for k, v in before.items()})
-    rejuvenate(expected, base, module._data[:2], alpha=0.4, reset_fraction=0.1)
+    rejuvenate(expected, base, module._data[:2], alpha=0.4, reset=Reset(fraction=0.1))
     assert equal(expected.state_dict(), {canonical_name(k): v for k, v in after.items()})
 
 
@@ -216,7 +216,7 @@ def test_layers_in_checkpoint_wrappers_are_fused_and_their_reset_is_refused_at_t
         layer = type(module.model.model.layers[0])
         apply_activation_checkpointing(module.model, check_fn=lambda m: isinstance(m, layer))
 
-    before, after, base, _ = _edited_language_model(wrap, tmp_path, reset_fraction=0)
+    before, after, base, _ = _edited_language_model(wrap, tmp_path, reset=None)
     anchor = {name: base.state_dict()[canonical_name(name)] for name in before}
     assert equal(fused(before, anchor, 0.4), after)
     with pytest.raises(ValueError, match="neuron map .* does not fit"):
@@ -235,7 +235,7 @@ def test_lora_adapters(tmp_path):
     before, after, _, module = _edited_language_model(adapt, tmp_path, anchor=None)
     expected = module.model
     expected.load_state_dict(before)
-    rejuvenate(expected, None, module._data[:2], alpha=0.4, reset_fraction=0.1)
+    rejuvenate(expected, None, module._data[:2], alpha=0.4, reset=Reset(fraction=0.1))
     assert equal(expected.state_dict(), after)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
-from lightning_rejuv import RejuvenationCallback
+from lightning_rejuv import RejuvenationCallback, Reset
 from lightning_rejuv.callbacks import AtStep, Every
 from tests.callbacks.modules import Calibrated, Line, Snapshots, equal, fit, fused
 from tests.callbacks.test_distributed import in_two_ranks
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def from_init(**options):
-    return RejuvenationCallback("init", **{"at_epoch": 1, "alpha": 0.3, "reset_fraction": 0, **options})
+    return RejuvenationCallback("init", **{"at_epoch": 1, "alpha": 0.3, **options})
 
 
 def files(path):
@@ -94,7 +94,7 @@ def test_a_resumed_run_refuses_another_file_or_none(tmp_path):
     # The file itself serves as any anchor does.
     file.write_bytes(content)
     moved = file.rename(tmp_path / "moved.safetensors")
-    callback = RejuvenationCallback(str(moved), at_epoch=1, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(str(moved), at_epoch=1, alpha=0.5)
     fit(Line(), callback, tmp_path=tmp_path, ckpt_path=path)
     assert callback.rejuvenated_at == [4]
     # Done, it is not needed any more.
@@ -189,7 +189,7 @@ class Refusing(Callback):
 
 REFUSALS = {
     "by its own checks": (lambda: from_init(alpha={"nowhere.*": 0.5}), None, "no parameter fits"),
-    "for want of data": (lambda: from_init(reset_fraction=0.1), None, "does not know the family"),
+    "for want of data": (lambda: from_init(reset=Reset(fraction=0.1)), None, "does not know the family"),
     "by another callback": (from_init, Refusing, "not like this"),
 }
 

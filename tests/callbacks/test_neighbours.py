@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def rejuvenation(**options):
-    return RejuvenationCallback(line_anchor(), **options, alpha=0.3, reset_fraction=0)
+    return RejuvenationCallback(line_anchor(), **options, alpha=0.3)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_subclass_has_a_record_of_its_own(tmp_path):
     class Mine(RejuvenationCallback):
         pass
 
-    mine = Mine(line_anchor(), at_epoch=2, alpha=0.5, reset_fraction=0)
+    mine = Mine(line_anchor(), at_epoch=2, alpha=0.5)
     assert mine.state_key.endswith("Mine")
     fit(Line(), rejuvenation(at_epoch=1), mine, tmp_path=tmp_path)
     assert mine.rejuvenated_at == [8]
@@ -131,9 +131,7 @@ FINDERS = {
 def test_finders_leave_the_moment_to_the_fit(finder, anchor, tmp_path):
     """They train and take it back in the middle of a fit's start."""
     base = line_anchor() if anchor == "given" else Line().model.state_dict()
-    callback = RejuvenationCallback(
-        base if anchor == "given" else "init", when=AtStep(2), alpha=0.3, reset_fraction=0
-    )
+    callback = RejuvenationCallback(base if anchor == "given" else "init", when=AtStep(2), alpha=0.3)
     snapshots = Snapshots()
     before = Snapshots()
     fit(Tuned(), before, callback, FINDERS[finder](), snapshots, tmp_path=tmp_path, max_epochs=1)

@@ -44,7 +44,7 @@ class Final(Callback):
 
 def run(trigger, tmp_path, *savers, limit="max_epochs", ckpt_path=None):
     torch.manual_seed(1)
-    callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.3, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.3)
     snapshots, final = Snapshots(), Final()
     fit(
         Line(),
@@ -124,7 +124,7 @@ def test_weights_metric_and_record_of_a_checkpoint_agree(tmp_path):
         def on_validation_epoch_end(self):
             self.log("first", self.model[0].weight[0, 0].detach().clone())
 
-    callback = RejuvenationCallback(line_anchor(), at_epoch=1, alpha=0.3, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), at_epoch=1, alpha=0.3)
     saver = ModelCheckpoint(tmp_path, monitor="first", save_top_k=-1, save_last=True)
     fit(Validated(), callback, saver, tmp_path=tmp_path, num_sanity_val_steps=0)
     assert len(saver.best_k_models) == 3
@@ -137,7 +137,7 @@ def test_weights_metric_and_record_of_a_checkpoint_agree(tmp_path):
 def test_weights_alone_start_a_new_run(tmp_path):
     """They carry no record: Lightning refuses to resume them, and a fresh fit edits again."""
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_weights_only=True)
-    callback = RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=0.5)
     fit(Line(), callback, saver, tmp_path=tmp_path, max_steps=2)
     path = tmp_path / "step=2.ckpt"
     state = torch.load(path, weights_only=True)
@@ -154,7 +154,7 @@ def test_weights_alone_start_a_new_run(tmp_path):
 
 def test_a_second_fit_of_a_trainer_goes_on_with_its_run(tmp_path):
     for trigger, moments in ((AtStart(), [0]), (AtEpoch(1), [4]), (AtEnd(), [12])):
-        callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
+        callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.5)
         module = Line()
         trainer = fit(module, callback, tmp_path=tmp_path)
         trainer.fit_loop.max_epochs = 5
@@ -164,9 +164,7 @@ def test_a_second_fit_of_a_trainer_goes_on_with_its_run(tmp_path):
 
 
 def test_one_that_has_not_come_due_stays_due_in_a_second_fit(tmp_path):
-    callback = RejuvenationCallback(
-        line_anchor(), when=WhenMetric("level", 0.65), reset_fraction=0, alpha=0.5
-    )
+    callback = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 0.65), alpha=0.5)
     module = Line()
     trainer = fit(module, callback, tmp_path=tmp_path, max_epochs=3)  # 0.7 is the last that it sees
     assert callback.rejuvenated_at == []
@@ -178,13 +176,11 @@ def test_one_that_has_not_come_due_stays_due_in_a_second_fit(tmp_path):
 @pytest.mark.parametrize("same", [True, False])
 def test_a_new_trainer_is_a_new_run(same, tmp_path):
     """SFT, then RL with a Trainer of its own, be it with the same callback or with another."""
-    callback = RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=0.5)
     module = Line()
     fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     trained = copy.deepcopy(module.model.state_dict())
-    second = (
-        callback if same else RejuvenationCallback(line_anchor(), at_start=True, reset_fraction=0, alpha=0.5)
-    )
+    second = callback if same else RejuvenationCallback(line_anchor(), at_start=True, alpha=0.5)
     snapshots = Snapshots()
     fit(module, second, snapshots, tmp_path=tmp_path, max_epochs=1)
     assert second.rejuvenated_at == [0]
@@ -193,9 +189,7 @@ def test_a_new_trainer_is_a_new_run(same, tmp_path):
 
 def test_it_can_be_pickled_and_keeps_no_trainer(tmp_path):
     """Launchers pickle it; whoever copies it must not copy a model along."""
-    callback = RejuvenationCallback(
-        line_anchor(), when=WhenMetric("epoch_loss", 0.5), reset_fraction=0, alpha=0.5
-    )
+    callback = RejuvenationCallback(line_anchor(), when=WhenMetric("epoch_loss", 0.5), alpha=0.5)
     fit(Line(validates=False), callback, tmp_path=tmp_path)
     again = pickle.loads(pickle.dumps(callback))
     assert again.state_dict() == copy.deepcopy(callback).state_dict() == callback.state_dict()
@@ -206,7 +200,7 @@ def test_it_can_be_pickled_and_keeps_no_trainer(tmp_path):
 def test_a_checkpoint_of_a_run_without_the_callback(tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     fit(Line(), Snapshots(), saver, tmp_path=tmp_path)
-    callback = RejuvenationCallback(line_anchor(), at_epoch=1, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(line_anchor(), at_epoch=1, alpha=0.5)
     trainer = fit(Line(), callback, tmp_path=tmp_path, max_epochs=2)
     assert callback.rejuvenated_at == [4]
     trainer.fit_loop.max_epochs = 3
@@ -217,16 +211,16 @@ def test_a_checkpoint_of_a_run_without_the_callback(tmp_path):
 def test_another_trigger_after_a_resume(tmp_path):
     """Done is done, whatever the configuration says now; a checkpoint's key does not depend on what is tuned."""
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    first = RejuvenationCallback(line_anchor(), when=AtStep(1), reset_fraction=0, alpha=0.5)
+    first = RejuvenationCallback(line_anchor(), when=AtStep(1), alpha=0.5)
     fit(Line(), first, saver, tmp_path=tmp_path, max_epochs=2)
-    again = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 2.0), alpha=0.1, reset_fraction=0)
+    again = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 2.0), alpha=0.1)
     with pytest.warns(
         UserWarning,
         match=r"by AtStep, and now it is WhenMetric, which does nothing, since it was done.* after steps: \[1\]",
     ):
         fit(Line(), again, tmp_path=tmp_path, ckpt_path=tmp_path / "step=3.ckpt")
     assert again.rejuvenated_at == [1]
-    more = RejuvenationCallback(line_anchor(), when=Every(steps=4), alpha=0.1, reset_fraction=0)
+    more = RejuvenationCallback(line_anchor(), when=Every(steps=4), alpha=0.1)
     with pytest.warns(UserWarning, match=r"now it is Every, which counts afresh"):
         fit(Line(), more, tmp_path=tmp_path, ckpt_path=tmp_path / "step=3.ckpt")
     assert more.rejuvenated_at == [1, 4, 8]
@@ -236,7 +230,7 @@ def test_a_checkpoint_from_the_middle_of_an_edit_is_refused(tmp_path):
     """What a signal handler or `save_on_exception` writes there are neither the old nor the new weights."""
 
     anchor = line_anchor()
-    callback = RejuvenationCallback(anchor, when=AtStep(3), reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(anchor, when=AtStep(3), alpha=0.5)
     saver = ModelCheckpoint(tmp_path, filename="failed", save_on_exception=True)
 
     def interrupted(*args, **kwargs):

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from lightning_rejuv import Refit, RejuvenationCallback, rejuvenate
+from lightning_rejuv import Refit, RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.callbacks import AtStep
 from tests.callbacks.modules import Calibrated, Module, Snapshots, equal, fit
 from tests.callbacks.test_distributed import RankDependent, _fit_two, _numbers, in_two_ranks
@@ -22,7 +22,7 @@ from tests.sharding import LAYOUTS
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 REFIT = Refit(steps=3, learning_rate=3e-3)
-OPTIONS = {"alpha": 0.5, "reset_fraction": 0.1, "refit": REFIT}
+OPTIONS = {"alpha": 0.5, "reset": Reset(fraction=0.1), "refit": REFIT}
 
 
 class Still(Calibrated):
@@ -142,7 +142,7 @@ def test_where_parameters_are_sharded_it_is_refused(layout, tmp_path):
 
 def test_what_is_missing_is_said_at_the_start(tmp_path):
     base = tiny_llama()
-    only = {"alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    only = {"alpha": 0.5, "refit": REFIT}
     callback = RejuvenationCallback(base, at_epoch=1, **only)
     with pytest.raises(MisconfigurationException, match="Expected calibration data for `refit` but got none"):
         fit(Module(sharpened(base), base), callback, tmp_path=tmp_path)

@@ -32,7 +32,7 @@ def test_anchors(tmp_path, kind):
     make, message = ANCHORS[kind]
     module = Line()
     before = copy.deepcopy(module.model.state_dict())
-    callback = RejuvenationCallback(make(module), at_epoch=1, alpha=0.5, reset_fraction=0)
+    callback = RejuvenationCallback(make(module), at_epoch=1, alpha=0.5)
     with pytest.raises(ValueError, match=message):
         fit(module, callback, tmp_path=tmp_path, max_epochs=2)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.model.state_dict().items())
@@ -41,14 +41,14 @@ def test_anchors(tmp_path, kind):
 def test_weights_that_are_computed(tmp_path):
     module = Line()
     parametrizations.weight_norm(module.model[2])
-    callback = RejuvenationCallback(line_anchor(), at_epoch=1, alpha=0.5, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), at_epoch=1, alpha=0.5)
     with pytest.raises(ValueError, match=r"'model.2.weight \(WeightNorm\)'\] are computed from others"):
         fit(module, callback, tmp_path=tmp_path, max_epochs=2)
 
 
 @pytest.mark.parametrize("alpha", [1, 0, torch.tensor(0.5)])
 def test_numbers_of_any_kind(tmp_path, alpha):
-    callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=alpha, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=alpha)
     fit(Line(), callback, tmp_path=tmp_path, max_epochs=1)
     assert callback.report.alpha == float(alpha)
     assert callback.rejuvenated_at == [0]

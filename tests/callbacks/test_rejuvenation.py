@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import re
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -15,10 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
-from lightning_rejuv import Refit, RejuvenationCallback, rejuvenate
+from lightning_rejuv import Refit, RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.callbacks import AtStart, AtStep
 from tests.callbacks.modules import Calibrated, Module, Snapshots, equal, fit
-from tests.conftest import greedy_batch, sharpened, tiny_llama
+from tests.conftest import OF_A_RESET, greedy_batch, nested, sharpened, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
@@ -32,9 +33,11 @@ def pair():
 def test_at_start_it_does_what_the_function_does_before_the_first_update(pair, tmp_path):
     base, sft = pair
     expected, module, snapshots = copy.deepcopy(sft), Calibrated(sft, base), Snapshots()
-    callback = RejuvenationCallback(base, at_start=True, alpha=0.4, reset_fraction=0.05)
+    callback = RejuvenationCallback(base, at_start=True, alpha=0.4, reset=Reset(fraction=0.05))
     fit(module, callback, snapshots, tmp_path=tmp_path)
-    report = rejuvenate(expected, base, module.calibration_dataloader(), alpha=0.4, reset_fraction=0.05)
+    report = rejuvenate(
+        expected, base, module.calibration_dataloader(), alpha=0.4, reset=Reset(fraction=0.05)
+    )
     assert equal(snapshots.taken[0], expected.state_dict())
     assert not equal(snapshots.taken[1], snapshots.taken[0])
     assert callback.report is not None
@@ -45,7 +48,7 @@ def test_at_start_it_does_what_the_function_does_before_the_first_update(pair, t
 def test_automatic_alpha_samples_from_the_anchor(pair, tmp_path):
     base, sft = pair
     module = Calibrated(sft, base)
-    callback = RejuvenationCallback(base, at_start=True, alpha="auto", reset_fraction=0)
+    callback = RejuvenationCallback(base, at_start=True, alpha="auto")
     fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     assert equal(module.sampled_from, base.state_dict())
     assert callback.report is not None
@@ -64,11 +67,11 @@ def test_a_module_that_verifies_has_the_alpha_that_was_found_checked(right, pair
             return torch.full((len(batch["input_ids"]),), right)
 
     seen = []
-    plain = RejuvenationCallback(base, at_start=True, reset_fraction=0)
+    plain = RejuvenationCallback(base, at_start=True)
     fit(Calibrated(copy.deepcopy(sft), base), plain, tmp_path=tmp_path, max_epochs=1)
     module, callback = (
         Verifying(copy.deepcopy(sft), base),
-        RejuvenationCallback(base, at_start=True, reset_fraction=0),
+        RejuvenationCallback(base, at_start=True),
     )
     fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     search, found = callback.report.search, plain.report.search
@@ -77,7 +80,7 @@ def test_a_module_that_verifies_has_the_alpha_that_was_found_checked(right, pair
     assert search.alpha == callback.report.alpha == found.alpha
     assert len(seen) == 2  # batches
     expected = copy.deepcopy(sft)
-    rejuvenate(expected, base, alpha=found.alpha, reset_fraction=0)
+    rejuvenate(expected, base, alpha=found.alpha)
     for batch, weights in seen:
         assert equal(weights, expected.state_dict())
         assert any(batch is own for own in module._data[2:])
@@ -89,7 +92,9 @@ def test_a_module_that_verifies_has_the_alpha_that_was_found_checked(right, pair
 def test_an_anchor_on_disk_and_a_report_beside_the_logs(pair, tmp_path):
     base, sft = pair
     base.save_pretrained(tmp_path / "base")
-    callback = RejuvenationCallback(str(tmp_path / "base"), at_start=True, alpha=0.5, reset_fraction=0.1)
+    callback = RejuvenationCallback(
+        str(tmp_path / "base"), at_start=True, alpha=0.5, reset=Reset(fraction=0.1)
+    )
     logger = CSVLogger(tmp_path, name="logs")
     fit(Calibrated(sft, base), callback, tmp_path=tmp_path, max_epochs=1, logger=logger)
     report = json.loads((tmp_path / "logs" / "version_0" / "rejuvenation.json").read_text())
@@ -101,7 +106,7 @@ def test_an_anchor_on_disk_and_a_report_beside_the_logs(pair, tmp_path):
 def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
     base, sft = pair
     saver = ModelCheckpoint(tmp_path / "elsewhere")
-    callback = RejuvenationCallback(base, when=AtStep(2), alpha=0.5, reset_fraction=0.1)
+    callback = RejuvenationCallback(base, when=AtStep(2), alpha=0.5, reset=Reset(fraction=0.1))
     with caplog.at_level("INFO"):
         fit(Calibrated(sft, base), callback, saver, tmp_path=tmp_path / "logs", max_epochs=1)
     names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
@@ -114,7 +119,7 @@ def test_the_report_lies_beside_the_checkpoints(pair, tmp_path, caplog):
 def test_a_progress_bar_names_the_phases(kind, pair, tmp_path, capsys, monkeypatch):
     """Two batches: through the base and the model, and once more for the attribution."""
     base, sft = pair
-    callbacks, shown = [RejuvenationCallback(base, at_start=True, alpha=0.5, reset_fraction=0.1)], []
+    callbacks, shown = [RejuvenationCallback(base, at_start=True, alpha=0.5, reset=Reset(fraction=0.1))], []
     monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, mininterval=0))
     if kind == "tqdm":
         callbacks.append(TQDMProgressBar())
@@ -140,18 +145,11 @@ def _seen(task):
 # One that differs from the default and shows in the weights, and what is needed for it to show.
 OPTIONS = {
     "alpha": (0.2, {}),
-    "reset_fraction": (0.4, {}),
-    "omega": (0.5, {}),
+    **{f"reset.{name}": value for name, value in OF_A_RESET.items()},
     "calibration": ([greedy_batch(tiny_llama(), seed=s) for s in (8, 9)], {}),
-    "positions": ("entropy_gap", {}),
-    "positions_per_response": (4, {}),
-    "quantity": ("target_logit", {}),
-    "rank_by": ("random", {}),
-    "scope": ("module", {}),
-    "budget": ("union", {"quantity": "target_logit", "positions_per_response": 4}),
     "optimizer_state": ("keep", {}),
     "rounding": ("nearest", {}),
-    "seed": (1, {"rank_by": "random"}),
+    "seed": (1, {"reset.rank_by": "random"}),
     "refit": (Refit(1), {}),
 }
 # What says when, and names and anchors, have tests of their own.
@@ -161,7 +159,8 @@ OTHERS = {
 
 
 def test_every_option_has_a_test():
-    assert {*OPTIONS, *OTHERS} == set(inspect.signature(RejuvenationCallback.__init__).parameters)
+    parameters = set(inspect.signature(RejuvenationCallback.__init__).parameters) - {"reset"}
+    assert {*OPTIONS, *OTHERS} == parameters | {f"reset.{field.name}" for field in fields(Reset)}
 
 
 class Momentum(Calibrated):
@@ -176,10 +175,10 @@ def test_no_option_is_ignored(pair, tmp_path, name):
     results = []
     for options in (needed, {**needed, name: value}):
         module, snapshots = Momentum(copy.deepcopy(sft), base), Snapshots()
-        if name == "positions":  # tokens that the base does not know, so that the two rules differ
+        if name == "reset.positions":  # tokens that the base does not know, so that the two rules differ
             module._data[0]["input_ids"][:, 4:] = torch.arange(5) + torch.arange(3)[:, None]
             module._data[0]["labels"] = module._data[0]["input_ids"].clone()
-        settings = {"alpha": 0.5, "reset_fraction": 0.1, **options}
+        settings = nested({"alpha": 0.5, "reset.fraction": 0.1, **options})
         fit(
             module,
             RejuvenationCallback(base, when=AtStep(1), **settings),
@@ -199,7 +198,9 @@ def test_a_resized_vocabulary_needs_leave(pair, tmp_path):
         fit(Calibrated(larger, base), RejuvenationCallback(base, at_start=True, alpha=0.5), tmp_path=tmp_path)
     new = larger.lm_head.weight[23:].clone()
     callback, snapshots = (
-        RejuvenationCallback(base, at_start=True, resize_vocabulary=True, alpha=0.5, reset_fraction=0.1),
+        RejuvenationCallback(
+            base, at_start=True, resize_vocabulary=True, alpha=0.5, reset=Reset(fraction=0.1)
+        ),
         Snapshots(),
     )
     fit(Calibrated(larger, base), callback, snapshots, tmp_path=tmp_path, max_epochs=1)
@@ -257,9 +258,9 @@ REFUSED = {
     ),
     "no calibration for a reset": (
         Module,
-        {"at_start": True, "alpha": 0.4, "reset_fraction": 0.1},
+        {"at_start": True, "alpha": 0.4, "reset": Reset(fraction=0.1)},
         MisconfigurationException,
-        "Expected calibration data for `reset_fraction=0.1` but",
+        "Expected calibration data for `reset` but",
     ),
     "empty": (Calibrated, {"at_epoch": 2, "calibration": []}, ValueError, "iterable is empty"),
     "no responses": (
@@ -317,7 +318,7 @@ def test_a_model_without_generate_needs_samples(tmp_path):
             return self.model(batch["input_ids"]).sum()
 
     base, module = Net(), Sampled(Net(), tiny_llama())
-    options = {"at_start": True, "alpha": "auto", "reset_fraction": 0, "calibration": module._data[:1]}
+    options = {"at_start": True, "alpha": "auto", "calibration": module._data[:1]}
     with pytest.raises(
         MisconfigurationException, match=r"has no `generate`: give Sampled .*sample_responses"
     ):

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
-from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback
+from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, Reset
 from lightning_rejuv.callbacks.triggers import WhenMetric
 from tests.callbacks.strategies import STRATEGIES, Sharded
 from tests.callbacks.test_distributed import in_two_ranks
@@ -72,7 +72,7 @@ def test_weights_of_every_step_are_those_of_one_device(pair, tmp_path, strategy,
     base, sft = pair
 
     def run(**options):
-        callback = RejuvenationCallback(base, **moment, alpha=0.4, reset_fraction=0.1)
+        callback = RejuvenationCallback(base, **moment, alpha=0.4, reset=Reset(fraction=0.1))
         weights = WholeWeights()
         fit(Sharded(copy.deepcopy(sft), base), tmp_path, callback, weights, **options)
         return weights.before, callback.report.neurons_reset, callback.report.drift_after
@@ -96,7 +96,7 @@ def test_a_resumed_run_makes_the_edit_once(pair, tmp_path, strategy, steps):
     base, sft = pair
 
     def callback():
-        return RejuvenationCallback(base, at_epoch=1, alpha=0.4, reset_fraction=0.1)
+        return RejuvenationCallback(base, at_epoch=1, alpha=0.4, reset=Reset(fraction=0.1))
 
     def module():
         made = Sharded(copy.deepcopy(sft), base)
@@ -130,7 +130,7 @@ def test_other_precisions(pair, tmp_path, strategy, precision):
     base, sft = pair
 
     def run(**options):
-        callback = RejuvenationCallback(base, at_epoch=1, alpha=0.4, reset_fraction=0)
+        callback = RejuvenationCallback(base, at_epoch=1, alpha=0.4)
         weights = WholeWeights()
         module = Sharded(copy.deepcopy(sft), base)
         fit(module, tmp_path, callback, weights, precision=precision, **options)
@@ -166,7 +166,7 @@ def test_a_callback_that_does_not_fire_changes_no_bit(pair, tmp_path, strategy):
 
     def both():
         waiting = RejuvenationCallback(
-            base, when=WhenMetric("val_loss", threshold=-1.0), alpha="auto", reset_fraction=0.1
+            base, when=WhenMetric("val_loss", threshold=-1.0), alpha="auto", reset=Reset(fraction=0.1)
         )
         return run() == run(waiting), waiting.report is None
 
@@ -181,7 +181,7 @@ def test_initial_weights_as_the_anchor_are_written_whole(pair, tmp_path, strateg
 
     def run():
         before = {name: p.tolist() for name, p in sft.named_parameters()}
-        callback = RejuvenationCallback("init", at_epoch=1, alpha=0.4, reset_fraction=0.1)
+        callback = RejuvenationCallback("init", at_epoch=1, alpha=0.4, reset=Reset(fraction=0.1))
         strategies = {"strategy": STRATEGIES[strategy](), "devices": 2}
         fit(Sharded(copy.deepcopy(sft), base), tmp_path, callback, **strategies)
         written = load_file(callback.report.anchor)
@@ -208,7 +208,6 @@ def test_the_monitors_drift_fires_it(pair, tmp_path, strategy):
             base,
             when=WhenMetric("plasticity/relative_drift", threshold=0.01, mode="max"),
             alpha=0.4,
-            reset_fraction=0,
         )
         trainer = fit(Sharded(copy.deepcopy(sft), base), tmp_path, plasticity, callback, **options)
         logged = float(trainer.callback_metrics["plasticity/relative_drift"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_rejuv import RejuvenationCallback
+from lightning_rejuv import RejuvenationCallback, Reset
 from tests.callbacks.modules import Calibrated, fit
 from tests.conftest import sharpened, tiny_llama
 from tests.weights.test_optimizer_weights import Hidden
@@ -70,7 +70,7 @@ def test_it_is_refused_at_the_start(anchor, options, change, message, moment, tm
     module = Counted(sharpened(base), base)
     if change is not None:
         change(module)
-    options = {"alpha": 0.3, "reset_fraction": 0.1, **options}
+    options = {"alpha": 0.3, "reset": Reset(fraction=0.1), **options}
     callback = RejuvenationCallback(base if anchor is None else anchor(base), **moment, **options)
     with pytest.raises((ValueError, MisconfigurationException), match=message):
         fit(module, callback, tmp_path=tmp_path, max_epochs=2)
@@ -80,7 +80,7 @@ def test_it_is_refused_at_the_start(anchor, options, change, message, moment, tm
 def test_training_may_start_from_the_anchor_itself(tmp_path):
     base = tiny_llama()
     module = Counted(copy.deepcopy(base), base)
-    callback = RejuvenationCallback(base, at_end=True, alpha=0.3, reset_fraction=0)
+    callback = RejuvenationCallback(base, at_end=True, alpha=0.3)
     fit(module, callback, tmp_path=tmp_path, max_epochs=1)
     assert callback.rejuvenated_at == [4]
 
@@ -97,7 +97,7 @@ def test_a_refusal_at_the_moment_does_not_mark_the_run_as_half_edited(tmp_path):
     base = tiny_llama()
     module = Counted(sharpened(base), base)
     module.configure_optimizers = lambda: Late(module.parameters(), lr=0.1)
-    callback = RejuvenationCallback(base, at_epoch=1, alpha=0.3, reset_fraction=0)
+    callback = RejuvenationCallback(base, at_epoch=1, alpha=0.3)
     with pytest.raises(ValueError, match=r"Late\.kept"):
         fit(module, callback, tmp_path=tmp_path, max_epochs=2)
     assert module.seen == 4

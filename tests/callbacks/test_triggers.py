@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def fired_at(trigger, tmp_path, module=None, *others, **options):
-    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.5)
     fit(module or Line(), callback, *others, tmp_path=tmp_path, **options)
     return callback.rejuvenated_at
 
@@ -85,9 +85,7 @@ def test_where_only_the_run_can_tell_nothing_is_refused(tmp_path):
 
 
 def test_the_batch_that_ends_a_manual_fit_may_make_more_steps_than_planned(tmp_path):
-    callback = RejuvenationCallback(
-        line_anchor(), when=AtStep(12), stop_after=True, reset_fraction=0, alpha=0.5
-    )
+    callback = RejuvenationCallback(line_anchor(), when=AtStep(12), stop_after=True, alpha=0.5)
     fit(Line(manual=1), callback, tmp_path=tmp_path, max_steps=11)
     assert callback.rejuvenated_at == [12]
 
@@ -123,10 +121,7 @@ def test_a_trigger_of_ones_own(tmp_path):
 
 def test_callbacks_do_not_share_a_triggers_state(tmp_path):
     trigger = Every(steps=5)
-    callbacks = [
-        RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, name=name, alpha=0.5)
-        for name in "ab"
-    ]
+    callbacks = [RejuvenationCallback(line_anchor(), when=trigger, name=name, alpha=0.5) for name in "ab"]
     fit(Line(), *callbacks, tmp_path=tmp_path)
     assert [c.rejuvenated_at for c in callbacks] == [[5, 10], [5, 10]]
     assert trigger.state_dict() == {"done": 0}

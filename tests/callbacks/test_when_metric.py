@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
 
 
 def fired_at(trigger, tmp_path, module=None, before=(), after=(), **options):
-    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.5)
     fit(module or Line(), *before, callback, *after, tmp_path=tmp_path, **options)
     return callback.rejuvenated_at
 
@@ -70,7 +70,7 @@ def test_what_is_decided_stays_decided(accumulated, stop, steps, tmp_path):
             self.log("level", 0.0 if self.seen == 1 else 1.0, batch_size=1)
 
     trigger = WhenMetric("level", 0.5)
-    callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, stop_after=stop, alpha=0.5)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, stop_after=stop, alpha=0.5)
     options = {"accumulate_grad_batches": accumulated, "val_check_interval": 2}
     trainer = fit(Once(), callback, tmp_path=tmp_path, **options)
     assert callback.rejuvenated_at == [steps]
@@ -163,7 +163,7 @@ def test_a_misspelt_measure_of_plasticity_is_refused_with_those_there_are(first,
             return super().training_step(batch, batch_idx)
 
     trigger = WhenMetric("plasticity/tokn_entropy", 0.1, every_n_steps=every)
-    callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(base, when=trigger, alpha=0.5)
     both = [_plasticity(2), callback] if first else [callback, _plasticity(2)]
     with pytest.raises(
         (MisconfigurationException, RuntimeError), match="'plasticity/tokn_entropy'"
@@ -194,7 +194,7 @@ def test_measures_that_are_taken_in_training_are_not_refused_at_its_start(name, 
     monitor = PlasticityMonitor(anchor=base, probe=probe, rank_sites=None)
     plasticity = PlasticityCallback(monitor, 2, figure_every_n_steps=0, **options)
     trigger = WhenMetric(name, 1e9, every_n_steps=2)
-    callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(base, when=trigger, alpha=0.5)
     module = Rewarded(sharpened(base), base)
     fit(module, plasticity, callback, tmp_path=tmp_path, max_epochs=1, log_every_n_steps=1)
     assert callback.rejuvenated_at == [2]
@@ -205,7 +205,7 @@ def test_measures_of_plasticity_are_seen_when_they_are_taken(tmp_path):
     made = []
     trigger = WhenMetric("plasticity/token_entropy", 1e9, every_n_steps=2)
     for first in (True, False):
-        callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+        callback = RejuvenationCallback(base, when=trigger, alpha=0.5)
         both = [_plasticity(2), callback] if first else [callback, _plasticity(2)]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -289,7 +289,7 @@ def test_a_look_before_the_first_measurement_names_both_intervals(every, tmp_pat
         track_updates=True,
     )
     trigger = WhenMetric("plasticity/update_ratio", 1e9, every_n_steps=every)
-    callback = RejuvenationCallback(base, when=trigger, reset_fraction=0, alpha=0.5)
+    callback = RejuvenationCallback(base, when=trigger, alpha=0.5)
     with pytest.raises(RuntimeError, match="has not measured it yet") as caught:
         fit(Calibrated(sharpened(base), base), watching, callback, tmp_path=tmp_path)
     looks = "a validation or an epoch" if every is None else "1 steps"

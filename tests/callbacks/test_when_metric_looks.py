@@ -71,9 +71,7 @@ def test_in_the_epochs_that_are_left(tmp_path):
     for trigger, options, expected in fine:
         assert fired_at(trigger, tmp_path, **options) == expected
     # Where the fit ends with it the last look counts.
-    last = RejuvenationCallback(
-        line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, reset_fraction=0, alpha=0.5
-    )
+    last = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, alpha=0.5)
     fit(Line(), last, tmp_path=tmp_path, max_epochs=1)
     assert last.rejuvenated_at == [4]
 
@@ -133,8 +131,6 @@ def test_a_stop_adds_a_validation_that_counts_where_the_fit_ends_with_it(tmp_pat
         def on_train_batch_end(self, outputs, batch, batch_idx):
             self.trainer.should_stop = batch_idx == 1
 
-    callback = RejuvenationCallback(
-        line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, reset_fraction=0, alpha=0.5
-    )
+    callback = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 2.0), stop_after=True, alpha=0.5)
     fit(Stopped(), callback, tmp_path=tmp_path, max_steps=3)
     assert callback.rejuvenated_at == [2]

@@ -21,9 +21,7 @@ def test_two_ranks_decide_alike(first, tmp_path):
             self.log("level", [first, 0.4][self.global_rank], batch_size=1)
 
     def train():
-        callback = RejuvenationCallback(
-            line_anchor(), when=WhenMetric("level", 0.6), reset_fraction=0, alpha=0.5
-        )
+        callback = RejuvenationCallback(line_anchor(), when=WhenMetric("level", 0.6), alpha=0.5)
         fit(Uneven(), callback, tmp_path=tmp_path, strategy="ddp", devices=2)
         return callback.rejuvenated_at, callback._trigger.reason()
 
@@ -46,7 +44,7 @@ class OnOneRank(Line):
 
 def _train(rank, trigger, tmp_path, **options):
     def train():
-        callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
+        callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.5)
         # Four batches an epoch on each rank.
         options_ = {
             "strategy": "ddp",
@@ -97,7 +95,7 @@ def test_the_highest_value_of_the_ranks_decides_where_it_fires_above(tmp_path):
 
     def train():
         trigger = WhenMetric("level", 0.6, mode="max")
-        callback = RejuvenationCallback(line_anchor(), when=trigger, reset_fraction=0, alpha=0.5)
+        callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.5)
         fit(Uneven(), callback, tmp_path=tmp_path, strategy="ddp", devices=2)
         return callback.rejuvenated_at, callback._trigger.reason()
 

@@ -26,7 +26,7 @@ class Rarely(Line):
 
 
 def run(trigger, tmp_path, *others, module=Line, **options):
-    callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.3, reset_fraction=0)
+    callback = RejuvenationCallback(line_anchor(), when=trigger, alpha=0.3)
     trainer = fit(module(), callback, *others, tmp_path=tmp_path, **{"max_epochs": 4, **options})
     return callback, trainer
 

@@ -132,7 +132,7 @@ def known_pair(path: Path) -> tuple[Path, Path, Path]:
 def fuse(base, sft, **options):
     """Fuse into a new directory beside them; return it and the report."""
     out = sft.parent / f"out{len(list(sft.parent.iterdir()))}"
-    report = rejuvenate_checkpoint(base, sft, out, **{"alpha": 0.5, "reset_fraction": 0, **options})
+    report = rejuvenate_checkpoint(base, sft, out, **{"alpha": 0.5, **options})
     return out, report
 
 

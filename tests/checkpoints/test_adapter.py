@@ -323,7 +323,7 @@ def test_an_adapter_in_the_place_of_the_base(tmp_path):
     with pytest.raises(FileNotFoundError, match=message):
         merge_adapter(adapter, adapter, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=message):
-        rejuvenate_checkpoint(adapter, base, tmp_path / "out", alpha=0.5, reset_fraction=0)
+        rejuvenate_checkpoint(adapter, base, tmp_path / "out", alpha=0.5)
 
 
 def test_a_second_rejuvenation_is_warned_of_and_a_merge_of_the_first_is_none(tmp_path):

@@ -150,7 +150,7 @@ def test_an_sft_model_that_is_less_certain_than_its_base_is_doubted(swapped, tmp
         resave(path, lambda _, factor=factor: {**state, "lm_head.weight": factor * state["lm_head.weight"]})
     directories = (sft, base) if swapped else (base, sft)
     found = diagnose(*directories, calibration=calibration, compute_dtype="float32")
-    options = {"calibration": calibration, "reset_fraction": 0, "compute_dtype": "float32"}
+    options = {"calibration": calibration, "compute_dtype": "float32"}
     report = rejuvenate_checkpoint(*directories, tmp_path / "out", **options)
     for doubts in (found.behaviour.search.doubts, report.attribution["search"].doubts):
         assert any("are the two swapped" in text for text in doubts) == swapped
@@ -165,7 +165,7 @@ def test_demonstrations_that_sft_was_trained_on_are_doubted(seen, models, tmp_pa
     unseen = [json.loads(line.replace('"w1"', '"w5"').replace(" w1", " w9")) for line in lines]
     calibration = trained_on if seen else write_lines(tmp_path / "unseen.jsonl", *unseen)
     search = rejuvenate_checkpoint(
-        base, sft, tmp_path / "out", calibration=calibration, reset_fraction=0, compute_dtype="float32"
+        base, sft, tmp_path / "out", calibration=calibration, compute_dtype="float32"
     ).attribution["search"]
     assert any("was it trained on them" in doubt for doubt in search.doubts) == seen
     found = diagnose(base, sft, calibration=calibration, compute_dtype="float32")
@@ -212,7 +212,7 @@ def test_demonstrations_that_end_where_generation_does_not(said, ends, models):
     options = {"calibration": calibration, "compute_dtype": "float32"}
     found = diagnose(base, sft, **options)
     texts = [(f.ok, f.detail) for f in found.findings if "demonstrations end" in f.detail]
-    report = rejuvenate_checkpoint(base, sft, sft.parent / "out", reset_fraction=0, **options)
+    report = rejuvenate_checkpoint(base, sft, sft.parent / "out", **options)
     warnings = [text for text in report.warnings if "demonstrations end" in text]
     if ends is None:
         assert texts == warnings == []

@@ -18,7 +18,7 @@ from lightning_rejuv.checkpoints.vocabulary import token_ids
 from tests.anchor.planted import Touch
 from tests.checkpoints.directories import edit_config, known_pair, pair, write_calibration
 
-FUSION = {"alpha": 0.5, "reset_fraction": 0}
+FUSION = {"alpha": 0.5}
 
 
 @pytest.fixture(autouse=True)

@@ -57,9 +57,7 @@ def test_drift_from_the_files_alone(models):
     assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", None, None)
     assert "Nothing is recommended without calibration data" in diagnosis.recommendation
     assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
-    written = rejuvenate_checkpoint(
-        base, sft, sft.parent / "out", reset_fraction=0, alpha=USUAL_ALPHA, rounding="nearest"
-    )
+    written = rejuvenate_checkpoint(base, sft, sft.parent / "out", alpha=USUAL_ALPHA, rounding="nearest")
     assert diagnosis.total.rounding_shift == written.total.rounding_shift  # what it foretells is what comes
     assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
     rows = str(diagnosis).partition("by layer")[2]

@@ -174,7 +174,7 @@ def forked(base, sft, out, die_at=None):
             calls = itertools.count()
             for name in ("write", "fsync", "rename"):
                 setattr(os, name, _deadly(getattr(os, name), calls, die_at))
-        rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+        rejuvenate_checkpoint(base, sft, out, alpha=0.5)
     finally:
         os._exit(0)
 
@@ -215,7 +215,7 @@ def test_a_kill_at_any_moment_leaves_nothing_or_everything(tmp_path):
         os.waitpid(child, 0)
         halfway += not check_nothing_or_everything(out, expected) and partial.exists()
     assert halfway  # some were killed while they were writing
-    rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+    rejuvenate_checkpoint(base, sft, out, alpha=0.5)
     assert check_nothing_or_everything(out, expected)
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
 
@@ -223,7 +223,7 @@ def test_a_kill_at_any_moment_leaves_nothing_or_everything(tmp_path):
 def test_a_kill_at_every_write_sync_and_rename(tmp_path):
     base, sft = pair(tmp_path)
     out = tmp_path / "out"
-    rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+    rejuvenate_checkpoint(base, sft, out, alpha=0.5)
     expected = tensors(out)
     assert check_nothing_or_everything(out, expected)
     there = []
@@ -250,16 +250,16 @@ def test_a_full_disk_at_any_write(tmp_path, monkeypatch, call):
 
     monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", full)
     with pytest.raises(OSError, match="No space left"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", reset_fraction=0, alpha=0.5)
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
 
 
 def test_a_write_that_takes_only_a_part_is_continued(tmp_path, monkeypatch):
     base, sft = pair(tmp_path)
-    rejuvenate_checkpoint(base, sft, tmp_path / "whole", reset_fraction=0, alpha=0.5)
+    rejuvenate_checkpoint(base, sft, tmp_path / "whole", alpha=0.5)
     write = os.write
     monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", lambda d, data: write(d, data[:1000]))
-    rejuvenate_checkpoint(base, sft, tmp_path / "parts", reset_fraction=0, alpha=0.5)
+    rejuvenate_checkpoint(base, sft, tmp_path / "parts", alpha=0.5)
     assert all(torch.equal(t, tensors(tmp_path / "whole")[n]) for n, t in tensors(tmp_path / "parts").items())
     assert verify(tmp_path / "parts")
 
@@ -271,9 +271,7 @@ def test_a_truncated_shard_is_refused(tmp_path, which, keep):
     file = sorted((tmp_path / which).glob("*.safetensors"))[-1]
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
     with pytest.raises(ValueError, match="truncated"):
-        rejuvenate_checkpoint(
-            tmp_path / "base", tmp_path / "sft", tmp_path / "out", reset_fraction=0, alpha=0.5
-        )
+        rejuvenate_checkpoint(tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=0.5)
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
 
 
@@ -281,5 +279,5 @@ def test_a_shard_that_shrinks_while_it_is_read_is_an_error(tmp_path, monkeypatch
     base, sft = pair(tmp_path)
     monkeypatch.setattr("lightning_rejuv.checkpoints.checkpoint.os.preadv", lambda *_: 0)
     with pytest.raises(OSError, match="ended early"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", reset_fraction=0, alpha=0.5)
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]

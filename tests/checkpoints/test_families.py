@@ -31,7 +31,7 @@ def test_every_parameter_of_the_loaded_fusion_is_the_mean_rounded_once(family, t
     tiny(family, 0).save_pretrained(tmp_path / "base")
     tiny(family, 1).save_pretrained(tmp_path / "sft", max_shard_size="30KB")
     directories = (tmp_path / "base", tmp_path / "sft", tmp_path / "out")
-    rejuvenate_checkpoint(*directories, reset_fraction=0, alpha=0.5, rounding="nearest")
+    rejuvenate_checkpoint(*directories, alpha=0.5, rounding="nearest")
     base, sft, out = (
         AutoModelForCausalLM.from_pretrained(tmp_path / which, dtype=torch.bfloat16)
         for which in ("base", "sft", "out")

@@ -240,7 +240,6 @@ def test_any_config_is_taken_or_refused(tmp_path, ours, theirs):
             tmp_path / "base",
             tmp_path / "sft",
             tmp_path / "out",
-            reset_fraction=0,
             dtype="float16",
             alpha=0.5,
         )

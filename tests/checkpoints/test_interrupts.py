@@ -149,7 +149,7 @@ def forked(base, sft, out):
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+            rejuvenate_checkpoint(base, sft, out, alpha=0.5)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             return 0
         except KeyboardInterrupt:

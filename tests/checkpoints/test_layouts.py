@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lightning_rejuv import Reset
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
 from tests.checkpoints.directories import fuse, pair, resave, tensors, write_calibration
 from tests.checkpoints.families import FAMILIES, tiny
@@ -42,7 +43,7 @@ def test_names_in_memory_and_names_on_the_hub_are_fused_either_way(family, tmp_p
         save_as_in_memory(model, tmp_path / f"{name}_memory")
     theirs = dict(base.named_parameters())
     for a, b in itertools.product(("base", "base_memory"), ("sft", "sft_memory")):
-        rejuvenate_checkpoint(tmp_path / a, tmp_path / b, tmp_path / f"{a}_{b}", alpha=0.5, reset_fraction=0)
+        rejuvenate_checkpoint(tmp_path / a, tmp_path / b, tmp_path / f"{a}_{b}", alpha=0.5)
         assert tensors(tmp_path / f"{a}_{b}").keys() == tensors(tmp_path / b).keys()
         loaded = dict(type(sft).from_pretrained(tmp_path / f"{a}_{b}").named_parameters())
         for name, parameter in sft.named_parameters():
@@ -61,7 +62,7 @@ def test_the_reset_of_experts_that_are_stored_as_one_tensor(tmp_path):
             (tmp_path / "memory" / file.name).write_bytes(file.read_bytes())
     for file in sft.glob("model-*"):
         file.unlink()
-    options = {"alpha": 0.5, "reset_fraction": 0.05, "positions": "entropy_gap"}
+    options = {"alpha": 0.5, "reset": Reset(fraction=0.05, positions="entropy_gap")}
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     for name in ("sft", "memory"):
         rejuvenate_checkpoint(
@@ -144,7 +145,7 @@ def test_the_reset_and_the_diagnosis_of_wrapped_names(tmp_path):
 
     base, sft = pair(tmp_path, dtype=torch.float32)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"calibration": calibration, "reset_fraction": 0.05, "positions": "entropy_gap"}
+    options = {"calibration": calibration, "reset": Reset(fraction=0.05, positions="entropy_gap")}
     expected, _ = fuse(base, sft, **options)
     before = diagnose(base, sft, calibration=calibration)
     resave(sft, lambda state: {f"module.{name}": tensor for name, tensor in state.items()})

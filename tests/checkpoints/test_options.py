@@ -3,31 +3,26 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
 
 from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
 from lightning_rejuv.checkpoints.options import applied, check_options
-from lightning_rejuv.config import Options
+from lightning_rejuv.config import Options, Reset
 from tests.checkpoints.directories import known_pair, tensors
+from tests.conftest import OF_A_RESET, nested
 
-FIXED = {"alpha": 0.5, "reset_fraction": 0.1}
+FIXED = {"alpha": 0.5, "reset.fraction": 0.1}
 # One that differs from the default and shows in the weights, and what is needed for it to show.
 OPTIONS = {
     "alpha": (0.2, FIXED),
-    "reset_fraction": (0.4, FIXED),
-    "omega": (0.5, FIXED),
-    "positions": ("entropy_gap", FIXED),
-    "positions_per_response": (4, FIXED),
-    "quantity": ("target_logit", FIXED),
-    "rank_by": ("random", FIXED),
-    "scope": ("module", FIXED),
-    "budget": ("union", {**FIXED, "quantity": "target_logit", "positions_per_response": 4}),
+    **{f"reset.{name}": (value, {**FIXED, **needed}) for name, (value, needed) in OF_A_RESET.items()},
     "calibration": ("other.jsonl", FIXED),
     "dtype": ("bfloat16", FIXED),
     "rounding": ("nearest", {**FIXED, "dtype": "bfloat16"}),
-    "seed": (1, {**FIXED, "rank_by": "random"}),
+    "seed": (1, {**FIXED, "reset.rank_by": "random"}),
 }
 # These show elsewhere, and have tests of their own.
 OTHERS = {"base", "sft", "out", "device", "compute_dtype", "refit", "progress"}
@@ -49,7 +44,7 @@ def models(tmp_path_factory):
 
 def run(models, out, **options):
     base, sft, calibration = models
-    given = {"calibration": calibration, **options}
+    given = nested({"calibration": calibration, **options})
     given["calibration"] = base.parent / given["calibration"]
     report = rejuvenate_checkpoint(base, sft, out, **given)
     found = tensors(out)
@@ -71,8 +66,15 @@ def usual(models, tmp_path_factory):
     return get
 
 
+def flat(options):
+    """The options of a report by name, those of a reset as ``reset.scope``."""
+    inside = {f"reset.{name}": value for name, value in (options["reset"] or {}).items()}
+    return {name: value for name, value in options.items() if name != "reset"} | inside
+
+
 def test_every_option_has_a_test():
-    assert {*OPTIONS, *OTHERS} == set(inspect.signature(rejuvenate_checkpoint).parameters)
+    parameters = set(inspect.signature(rejuvenate_checkpoint).parameters) - {"reset"}
+    assert {*OPTIONS, *OTHERS} == parameters | {f"reset.{field.name}" for field in fields(Reset)}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -83,9 +85,9 @@ def test_no_option_is_ignored_on_disk(name, models, usual, tmp_path):
     assert not all(
         found[n].dtype == tensor.dtype and torch.equal(found[n], tensor) for n, tensor in without.items()
     )
-    said = report.options[name]
+    applied_before, said = flat(before.options), flat(report.options)[name]
     assert said.endswith(value) if name == "calibration" else said == value
-    changed = {key for key in report.options if report.options[key] != before.options[key]}
+    changed = {key for key, value in flat(report.options).items() if value != applied_before[key]}
     # The models are in float32, so that nothing is rounded without a `dtype`.
     assert changed == ({name, "rounding"} if name == "dtype" else {name})
 
@@ -111,23 +113,16 @@ def test_the_report_holds_what_was_applied(models, usual, tmp_path):
     fields = {*vars(Options()), "calibration", "device", "dtype", "compute_dtype"} - {"optimizer_state"}
     _, whole = usual(FIXED)
     base, sft, _ = models
-    alone = rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0)
+    alone = rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
     assert set(whole.options) == set(alone.options) == fields
     nothing_done_with = {name for name, value in alone.options.items() if value is None}
     assert nothing_done_with == {
-        *("omega", "positions", "positions_per_response", "quantity", "rank_by", "scope", "budget"),
-        *("calibration", "device", "compute_dtype", "dtype", "refit", "rounding"),
+        *("reset", "calibration", "device", "compute_dtype", "dtype", "refit", "rounding"),
     }
     assert json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["options"] == alone.options
 
 
 IDLE = {
-    "omega": 0.5,
-    "positions": "entropy_gap",
-    "positions_per_response": 2,
-    "quantity": "target_logit",
-    "rank_by": "random",
-    "scope": "layer",
     "calibration": "c.jsonl",
     "device": "cuda",
     "compute_dtype": "bfloat16",
@@ -139,7 +134,7 @@ IDLE = {
 def test_what_has_no_effect_on_a_fusion_is_refused_by_name(name, models, tmp_path):
     base, sft, _ = models
     with pytest.raises(ValueError, match=f"`?{name}"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, **{name: IDLE[name]})
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, **{name: IDLE[name]})
     assert not any(tmp_path.iterdir())
 
 
@@ -183,16 +178,15 @@ def test_options_that_a_directory_has_none_of_are_unknown(name, tmp_path):
 def test_a_partial_effect_is_an_effect():
     """Alpha is searched without a reset: models run, and only what the reset has is left out of the report."""
     beside = {"calibration": "c.jsonl", "device": "cpu", "dtype": None, "compute_dtype": "bfloat16"}
-    searched = Options(alpha="auto", reset_fraction=0, seed=3)
+    searched = Options(alpha="auto", seed=3)
     check_options(searched, beside)
     found = applied(searched, beside, [torch.float32])
-    assert (found["seed"], found["compute_dtype"], found["omega"]) == (3, "bfloat16", None)
+    assert (found["seed"], found["compute_dtype"], found["reset"]) == (3, "bfloat16", None)
 
 
 def test_a_seed_of_any_kind_of_integer_draws_the_same(models, tmp_path):
     half = {
         "alpha": 0.5,
-        "reset_fraction": 0,
         "calibration": None,
         "dtype": "bfloat16",
     }

@@ -97,8 +97,8 @@ def test_a_merged_adapter_is_not_rejuvenated(made, copy, tmp_path):
 
 
 def test_a_second_rejuvenation_is_warned_of(made, tmp_path):
-    again = rejuvenate_checkpoint(made[0], made[2], tmp_path / "again", alpha=0.5, reset_fraction=0)
-    first = rejuvenate_checkpoint(made[0], made[1], tmp_path / "first", alpha=0.5, reset_fraction=0)
+    again = rejuvenate_checkpoint(made[0], made[2], tmp_path / "again", alpha=0.5)
+    first = rejuvenate_checkpoint(made[0], made[1], tmp_path / "first", alpha=0.5)
     assert first.warnings == ()
     assert "rejuvenated already (alpha" in again.warnings[0]
 
@@ -123,7 +123,7 @@ def test_the_report_of_a_rejuvenation_in_memory_is_recognised(made, tmp_path):
 
     base = tiny("llama")
     model = shifted(base, 0.01)
-    report = rejuvenate(model, base, alpha=0.4, reset_fraction=0)
+    report = rejuvenate(model, base, alpha=0.4)
     model.save_pretrained(tmp_path / "out")
     report.save(tmp_path / "out" / "rejuvenation.json")
     record, (finding,) = found(made, tmp_path / "out")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightning_rejuv
-from lightning_rejuv import Refit, cli
+from lightning_rejuv import Refit, Reset, cli
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint, verify
 from lightning_rejuv.checkpoints.checkpoint import open_checkpoint
 from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
@@ -27,7 +27,12 @@ REFIT = Refit(steps=3, learning_rate=3e-3, batch_size=8)
 def test_the_written_model_is_what_the_library_makes_in_memory(family, tmp_path):
     base, sft = pair(tmp_path, family, torch.float32)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"alpha": 0.5, "reset_fraction": 0.05, "positions": "entropy_gap", "refit": REFIT, "seed": 4}
+    options = {
+        "alpha": 0.5,
+        "reset": Reset(fraction=0.05, positions="entropy_gap"),
+        "refit": REFIT,
+        "seed": 4,
+    }
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     expected, memory = rejuvenated_in_memory(base, sft, calibration, **options)
     out = dict(load(tmp_path / "out").named_parameters())
@@ -53,9 +58,9 @@ def test_tokens_that_sft_added_are_trained_with_the_others(tmp_path):
     write_tokenizer(sft, [*(word for word, _ in words), "n1", "n2"])
     assert all((path / "generation_config.json").is_file() for path in (base, sft))
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    options = {"alpha": 0.5, "refit": REFIT}
     rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
-    in_memory = {**options, "positions": "sharpened", "resize_vocabulary": True}
+    in_memory = {**options, "reset": None, "resize_vocabulary": True}
     expected, _ = rejuvenated_in_memory(base, sft, calibration, **in_memory)
     out = tensors(tmp_path / "out")
     for name, parameter in expected.named_parameters():
@@ -69,7 +74,7 @@ def test_tokens_that_sft_added_are_trained_with_the_others(tmp_path):
 def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
     base, sft = pair(tmp_path)  # in bfloat16
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    options = {"calibration": calibration, "alpha": 0.5, "refit": REFIT}
     options["rounding"] = "nearest"
     whole = rejuvenate_checkpoint(base, sft, tmp_path / "whole", dtype="float32", **options)
     half = rejuvenate_checkpoint(base, sft, tmp_path / "half", **options)
@@ -91,7 +96,7 @@ def test_in_bfloat16_the_reported_loss_is_that_of_the_edit_in_memory(rounding, t
     """At the default rate, most of whose steps bfloat16 cannot hold; the edit in memory leaves what it reports."""
     base, sft = pair(tmp_path)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"alpha": 0.4, "reset_fraction": 0, "refit": Refit(8), "rounding": rounding}
+    options = {"alpha": 0.4, "refit": Refit(8), "rounding": rounding}
     report = rejuvenate_checkpoint(
         base, sft, tmp_path / "out", calibration=calibration, compute_dtype="bfloat16", **options
     )
@@ -119,7 +124,7 @@ def test_a_head_that_is_stored_beside_its_embedding_moves_with_it(tmp_path):
     index["weight_map"]["lm_head.weight"] = file.name
     (sft / "model.safetensors.index.json").write_text(json.dumps(index))
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"calibration": calibration, "alpha": 1.0, "reset_fraction": 0, "refit": REFIT}
+    options = {"calibration": calibration, "alpha": 1.0, "refit": REFIT}
     rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
     out = tensors(tmp_path / "out")
     assert torch.equal(out["lm_head.weight"], out["model.embed_tokens.weight"])
@@ -130,7 +135,7 @@ def test_a_head_that_is_stored_beside_its_embedding_moves_with_it(tmp_path):
 def test_the_record_knows_of_it_and_a_changed_file_is_found(tmp_path):
     base, sft = pair(tmp_path, dtype=torch.float32)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"calibration": calibration, "alpha": 1.0, "reset_fraction": 0, "refit": REFIT}
+    options = {"calibration": calibration, "alpha": 1.0, "refit": REFIT}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
     said = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
     assert said["refit"]["steps"] == 3
@@ -149,7 +154,7 @@ def test_samples_of_the_base_that_did_not_end_are_told_of(tmp_path):
     """With a number for alpha; of these, by the default sampler, not one ends."""
     base, sft = pair(tmp_path, dtype=torch.float32)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
-    options = {"calibration": calibration, "alpha": 0.4, "reset_fraction": 0, "refit": REFIT}
+    options = {"calibration": calibration, "alpha": 0.4, "refit": REFIT}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
     doubt = "6 of the base's 6 samples did not end: their beginnings were judged."
     said = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["refit"]
@@ -166,7 +171,7 @@ def test_the_command(tmp_path, capsys):
     steps = ["--refit-steps", "2", "--refit-learning-rate", "0.003"]
     assert cli.main([*common, *steps, "--out", str(tmp_path / "out")]) == 0
     assert "2 steps of AdamW at 0.003, 12 responses each" in capsys.readouterr().out
-    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": Refit(2, 3e-3)}
+    options = {"calibration": calibration, "alpha": 0.5, "refit": Refit(2, 3e-3)}
     rejuvenate_checkpoint(base, sft, tmp_path / "python", **options)
     ours, theirs = tensors(tmp_path / "out"), tensors(tmp_path / "python")
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
@@ -200,7 +205,7 @@ def test_without_calibration_data_or_for_an_adapter_it_is_refused(tmp_path, caps
     with pytest.raises(
         ValueError, match="Expected calibration data for `refit` but got none. Pass as `calibration` a JSONL"
     ):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, reset_fraction=0, refit=REFIT)
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, refit=REFIT)
     (sft / "config.json").rename(sft / "adapter_config.json")
     command = ["rejuvenate", "--sft", str(sft), "--out", str(tmp_path / "out"), "--refit-steps", "2"]
     assert cli.main(command) == 3
@@ -215,7 +220,7 @@ def test_a_weight_without_a_place_on_disk_is_refused(tmp_path, monkeypatch):
         "lightning_rejuv.checkpoints.disk_names.to_disk_layout",
         lambda model, state: {f"{name}_elsewhere": tensor for name, tensor in state.items()},
     )
-    options = {"calibration": calibration, "alpha": 0.5, "reset_fraction": 0, "refit": REFIT}
+    options = {"calibration": calibration, "alpha": 0.5, "refit": REFIT}
     with pytest.raises(
         ValueError, match="weights that the refit trained lie in .*_elsewhere.* leave `refit` out"
     ):

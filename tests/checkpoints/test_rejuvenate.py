@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from lightning_rejuv import Reset
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
 from lightning_rejuv.checkpoints.checkpoint import Reader
 from tests.checkpoints.directories import (
@@ -203,10 +204,10 @@ def test_inputs_are_untouched_and_nothing_is_overwritten(models):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (base, sft) for p in d.iterdir()}
     out, _ = fuse(base, sft)
     with pytest.raises(FileExistsError, match="Nothing is ever overwritten"):
-        rejuvenate_checkpoint(base, sft, out, reset_fraction=0, alpha=0.5)
+        rejuvenate_checkpoint(base, sft, out, alpha=0.5)
     for inside in (sft, sft / "inner", base / "a" / "b"):
         with pytest.raises((ValueError, FileExistsError)):
-            rejuvenate_checkpoint(base, sft, inside, reset_fraction=0, alpha=0.5)
+            rejuvenate_checkpoint(base, sft, inside, alpha=0.5)
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for d in (base, sft) for p in d.iterdir()}
 
 
@@ -215,12 +216,11 @@ def test_inputs_are_untouched_and_nothing_is_overwritten(models):
     [
         ({"alpha": 1.5}, "argument `alpha`"),
         ({"alpha": float("nan")}, "argument `alpha`"),
-        ({"reset_fraction": -0.1}, "argument `reset_fraction`"),
-        ({"reset_fraction": 0.01}, "Expected calibration data"),
+        ({"reset": -0.1}, "argument `reset` to be a `Reset` or None"),
+        ({"reset": Reset(fraction=0.01)}, "Expected calibration data"),
         ({"alpha": "auto"}, "Expected calibration data"),
         ({"dtype": "int8"}, "argument `dtype`"),
         ({"compute_dtype": None}, "argument `compute_dtype`"),
-        ({"rank_by": "luck"}, "argument `rank_by`"),
     ],
 )
 def test_arguments_out_of_range(models, options, message):
@@ -271,4 +271,4 @@ def test_an_output_below_links_in_a_circle_is_an_error_of_the_file_system(tmp_pa
     base, sft = pair(tmp_path)
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(OSError, match="circle"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "circle" / "out", alpha=0.5, reset_fraction=0)
+        rejuvenate_checkpoint(base, sft, tmp_path / "circle" / "out", alpha=0.5)

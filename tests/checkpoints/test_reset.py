@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import lightning_rejuv
+from lightning_rejuv import Reset
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
 from lightning_rejuv.checkpoints.checkpoint import open_checkpoint
 from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
@@ -25,7 +27,7 @@ from tests.checkpoints.directories import (
 )
 from tests.checkpoints.families import FAMILIES, tiny
 
-OPTIONS = {"alpha": 0.5, "reset_fraction": 0.05, "positions": "entropy_gap"}
+OPTIONS = {"alpha": 0.5, "reset": Reset(fraction=0.05, positions="entropy_gap")}
 
 
 def load(path, dtype=torch.float32):
@@ -72,7 +74,7 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
     write_tokenizer(sft, moved)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     teach(sft, calibration)
-    options = {**OPTIONS, "alpha": "auto", "quantity": "target_logit"}
+    options = {**OPTIONS, "alpha": "auto", "reset": replace(OPTIONS["reset"], quantity="target_logit")}
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     assert 0.0 < report.alpha < 1.0
     assert report.attribution["search"].alpha == report.alpha
@@ -90,7 +92,9 @@ def test_a_partial_reset_and_half_precision(tmp_path):
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     common = {**OPTIONS, "calibration": calibration, "alpha": 0.5, "rounding": "nearest"}
     whole = rejuvenate_checkpoint(base, sft, tmp_path / "whole", **common)
-    half = rejuvenate_checkpoint(base, sft, tmp_path / "half", **common, omega=0.5)
+    half = rejuvenate_checkpoint(
+        base, sft, tmp_path / "half", **{**common, "reset": replace(common["reset"], omega=0.5)}
+    )
     assert whole.reset == half.reset
     ours, theirs = tensors(sft), tensors(base)
     for name in whole.reset:
@@ -127,7 +131,13 @@ def test_random_control_resets_the_same_number(tmp_path):
     base, sft = pair(tmp_path, dtype=torch.float32)
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     one, other = (
-        rejuvenate_checkpoint(base, sft, tmp_path / kind, calibration=calibration, rank_by=kind, **OPTIONS)
+        rejuvenate_checkpoint(
+            base,
+            sft,
+            tmp_path / kind,
+            calibration=calibration,
+            **{**OPTIONS, "reset": replace(OPTIONS["reset"], rank_by=kind)},
+        )
         for kind in ("absolute", "random")
     )
     assert one.attribution["neurons_reset"] == other.attribution["neurons_reset"]

@@ -49,14 +49,14 @@ def test_the_same_model_is_refused_in_every_form(make, alpha, tmp_path):
     base, sft = pair(tmp_path)
     make(sft, base)
     with pytest.raises(ValueError, match="in every tensor: there is nothing to pull back"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=alpha, reset_fraction=0)
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=alpha)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
 
 
 def test_the_very_directory_is_refused(tmp_path):
     _, sft = pair(tmp_path)
     with pytest.raises(ValueError, match="there is nothing to pull back"):
-        rejuvenate_checkpoint(sft, sft, tmp_path / "out", alpha=0.5, reset_fraction=0)
+        rejuvenate_checkpoint(sft, sft, tmp_path / "out", alpha=0.5)
 
 
 @pytest.mark.parametrize("place", [0, -1])

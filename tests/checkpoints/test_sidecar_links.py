@@ -12,7 +12,7 @@ from lightning_rejuv.checkpoints import merge_adapter, rejuvenate_adapter, rejuv
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_files, sidecar_size
 from tests.checkpoints.directories import pair
 
-FUSION = {"alpha": 0.5, "reset_fraction": 0}
+FUSION = {"alpha": 0.5}
 
 
 @pytest.fixture

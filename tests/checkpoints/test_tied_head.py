@@ -96,9 +96,7 @@ def test_what_the_message_says_leads_to_the_fusion(kind, tmp_path):
     merged = peft.PeftModel.from_pretrained(model, tmp_path / "sft").merge_and_unload()
     assert torch.allclose(merged(inputs).logits, expected, rtol=1e-4, atol=1e-4)
     merged.save_pretrained(tmp_path / "merged")
-    rejuvenate_checkpoint(
-        tmp_path / "base", tmp_path / "merged", tmp_path / "out", alpha=0.5, reset_fraction=0
-    )
+    rejuvenate_checkpoint(tmp_path / "base", tmp_path / "merged", tmp_path / "out", alpha=0.5)
     out = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     want = (merged.lm_head.weight.detach().double() + theirs) / 2
     assert torch.allclose(out.lm_head.weight.double(), want, rtol=1e-5, atol=1e-6)

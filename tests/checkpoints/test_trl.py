@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_rejuv import Reset
 from lightning_rejuv.checkpoints import rejuvenate_adapter, rejuvenate_checkpoint
 from tests.checkpoints.directories import TEMPLATE, known_pair, tensors
 
@@ -20,7 +21,7 @@ def test_grpo_starts_from_the_written_directory_and_takes_a_few_steps(tmp_path):
 
     base, sft, calibration = known_pair(tmp_path)
     out = tmp_path / "out"
-    rejuvenate_checkpoint(base, sft, out, calibration=calibration, alpha=0.5, reset_fraction=0.1)
+    rejuvenate_checkpoint(base, sft, out, calibration=calibration, alpha=0.5, reset=Reset(fraction=0.1))
     prompts = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": f"w{i} w{i + 1}"}]} for i in range(8)]
     )
@@ -87,7 +88,7 @@ def test_trl_sft_output_is_taken_and_its_adapter_too(tmp_path):
         trainer = SFTTrainer(str(base), arguments, train_dataset=Dataset.from_list(rows), peft_config=lora)
         trainer.train()
         trainer.save_model()
-    rejuvenate_checkpoint(base, tmp_path / "full", tmp_path / "out", reset_fraction=0, alpha=0.5)
+    rejuvenate_checkpoint(base, tmp_path / "full", tmp_path / "out", alpha=0.5)
     ours, theirs = tensors(tmp_path / "full"), tensors(base)
     for name, tensor in tensors(tmp_path / "out").items():
         assert torch.equal(tensor, torch.lerp(ours[name], theirs[name], 0.5)), name

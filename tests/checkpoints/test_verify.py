@@ -13,7 +13,7 @@ from tests.checkpoints.directories import edit_config, pair, tensors
 @pytest.fixture
 def whole(tmp_path):
     base, sft = pair(tmp_path)
-    rejuvenate_checkpoint(base, sft, tmp_path / "out", reset_fraction=0, alpha=0.5)
+    rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
     return tmp_path / "out"
 
 

@@ -41,7 +41,7 @@ def without_prompts(calibration):
 
 def test_in_python_they_are_raised_and_in_the_report(models, tmp_path):
     base, sft, calibration = models
-    options = {"calibration": calibration, "alpha": 0.4, "reset_fraction": 0, "refit": Refit(2, 1.0)}
+    options = {"calibration": calibration, "alpha": 0.4, "refit": Refit(2, 1.0)}
     with pytest.warns(UserWarning, match=TOO_LARGE):
         report = rejuvenate_checkpoint(base, sft, tmp_path / "out", **options)
     assert [text[: len(TOO_LARGE)] for text in report.warnings] == [TOO_LARGE]
@@ -54,7 +54,7 @@ def test_in_python_they_are_raised_and_in_the_report(models, tmp_path):
 
 def test_where_nothing_is_wrong_there_are_none(models, tmp_path):
     base, sft, calibration = models
-    options = {"calibration": calibration, "alpha": 0.4, "reset_fraction": 0, "refit": Refit(2)}
+    options = {"calibration": calibration, "alpha": 0.4, "refit": Refit(2)}
     assert rejuvenate_checkpoint(base, sft, tmp_path / "out", **options).warnings == ()
 
 

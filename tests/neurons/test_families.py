@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import attribute
 from lightning_rejuv.calibration import as_batches
@@ -64,11 +64,11 @@ def test_a_reset_returns_whole_neurons_and_nothing_else(name):
     before = {n: p.detach().clone() for n, p in sft.named_parameters()}
     anchor = dict(base.named_parameters())
     fused = copy.deepcopy(sft)
-    rejuvenate(fused, base, alpha=0.0, reset_fraction=0)
+    rejuvenate(fused, base, alpha=0.0)
     assert all(torch.equal(p, anchor[n]) for n, p in fused.named_parameters())
 
     data = [batch(vocabulary=61)]
-    report = rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.1, positions="entropy_gap")
+    report = rejuvenate(sft, base, data, alpha=1.0, reset=Reset(fraction=0.1, positions="entropy_gap"))
     assert 0 < report.neurons_reset <= round(0.1 * report.neurons_total)
     expected = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in sft.named_parameters()}
     moved = 0

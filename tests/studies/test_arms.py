@@ -25,7 +25,7 @@ from studies.arms import (
 )
 from studies.former_rules import TARGETS
 from studies.remedies import make_rl
-from studies.seed import PINNED
+from studies.seed import take_reset
 
 TASKS = list(MODERATE_EPOCHS)
 NOT_OF_REJUVENATE = {"start", "support_of", "remedy"}
@@ -93,9 +93,9 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
             assert options["alpha"] in {*TARGETS, BARGAIN}
             assert options.pop("alpha_target", 1.0) > 0
             options["alpha"] = "auto"
-        pinned = PINNED if options["reset_fraction"] else {}
-        checked = Options(**{**pinned, **options})  # raises for what it does not know
-        assert checked.reset_fraction == ARMS[arm].reset_fraction
+        reset = take_reset(options)
+        checked = Options(**options, reset=reset)  # raises for what it does not know
+        assert (checked.reset.fraction if checked.reset else 0.0) == ARMS[arm].reset_fraction
     if "remedy" in recipe:
         task = get_task(name)
         with pytest.raises(ValueError, match="Expected `remedy`"):

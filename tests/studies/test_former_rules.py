@@ -49,7 +49,7 @@ def entropy(model, batch):
 def value(rule, pair, alpha):
     base, sft = pair
     model, own, theirs = copy.deepcopy(sft), respond(base), respond(sft)
-    rejuvenate(model, base, alpha=alpha, reset_fraction=0)
+    rejuvenate(model, base, alpha=alpha)
     if rule == "entropy_ratio":
         return 1 - entropy(model, own) / entropy(base, own)
     if rule == "support_retention":

@@ -76,8 +76,8 @@ def measure(layout, dtype):
         def fuse(rank):
             model = SHARDS[layout](net(dtype))
             # The first call leaves behind what every first call leaves: threads, buffers of the collectives.
-            rejuvenate(model, base, alpha=0.9, reset_fraction=0)
-            return growth_during(lambda: rejuvenate(model, base, alpha=0.5, reset_fraction=0))
+            rejuvenate(model, base, alpha=0.9)
+            return growth_during(lambda: rejuvenate(model, base, alpha=0.5))
 
         return run_in_processes(fuse, Path(directory), 1 if layout == "whole" else 2)
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.neurons import take_apart
 from tests.conftest import batch, greedy_batch, tiny_llama
 from tests.families import tiny
@@ -44,9 +44,9 @@ def test_a_second_adapter_on_fewer_modules_is_fused_and_the_first_is_left(option
     model = _second(base, **options)
     whole = copy.deepcopy(model).merge_and_unload(adapter_names=["two"])
     torch.testing.assert_close(_logits(whole), _logits(model), rtol=1e-4, atol=1e-4)
-    expected = rejuvenate(whole, base, alpha=alpha, reset_fraction=0)
+    expected = rejuvenate(whole, base, alpha=alpha)
     before = {name: p.clone() for name, p in model.named_parameters() if ".default." in name}
-    report = rejuvenate(model, None, alpha=alpha, reset_fraction=0)
+    report = rejuvenate(model, None, alpha=alpha)
     torch.testing.assert_close(_logits(model), _logits(whole), rtol=1e-4, atol=1e-4)
     assert before
     assert all(torch.equal(model.get_parameter(name), p) for name, p in before.items())
@@ -62,7 +62,7 @@ def test_the_reset_of_a_second_adapter_counts_the_models_neurons(quantity):
     model = _second(base)
     whole = copy.deepcopy(model).merge_and_unload(adapter_names=["two"])
     data = [greedy_batch(base, seed=seed) for seed in range(3)]
-    options = {"alpha": 1.0, "reset_fraction": 0.05, "positions": "entropy_gap", "quantity": quantity}
+    options = {"alpha": 1.0, "reset": Reset(fraction=0.05, positions="entropy_gap", quantity=quantity)}
     expected = rejuvenate(whole, base, data, **options)
     report = rejuvenate(model, None, data, **options)
     assert report.neurons_total == expected.neurons_total == sum(g.count for g in take_apart(base).groups)
@@ -83,7 +83,7 @@ def test_neurons_under_adapters_on_some_projections_are_the_models():
     data = [greedy_batch(base, seed=seed) for seed in range(3)]
     for scope in ("model", "layer", "module"):
         ours, theirs = copy.deepcopy(model), copy.deepcopy(whole)
-        options = {"alpha": 1.0, "reset_fraction": 0.1, "scope": scope, "positions": "entropy_gap"}
+        options = {"alpha": 1.0, "reset": Reset(fraction=0.1, scope=scope, positions="entropy_gap")}
         report, expected = rejuvenate(ours, None, data, **options), rejuvenate(theirs, base, data, **options)
         assert report.neurons_total == expected.neurons_total == 2 * (16 + 8 + 8 + 16 + 12 + 12 + 12)
         assert [g.reset for g in report.neurons] == [g.reset for g in expected.neurons]
@@ -96,7 +96,7 @@ def test_experts_under_adapters_of_the_attention_are_the_bases_own():
     model = adapted(base, target_modules=["q_proj", "v_proj"])
     whole = merged(model)
     data = [batch(vocabulary=61)]
-    options = {"alpha": 1.0, "reset_fraction": 0.1, "positions": "entropy_gap"}
+    options = {"alpha": 1.0, "reset": Reset(fraction=0.1, positions="entropy_gap")}
     expected, report = rejuvenate(whole, base, data, **options), rejuvenate(model, None, data, **options)
     assert report.neurons_total == expected.neurons_total
     assert sum(g.reset for g in report.neurons if g.kind in ("gate", "up", "down")) == 0
@@ -117,10 +117,10 @@ def test_adapters_whose_initialisation_changed_the_base_are_refused(start):
             with pytest.raises(
                 ValueError, match=f"The adapter 'default' was initialised with '{start}', which changes"
             ):
-                rejuvenate(outer, anchor, alpha=0.5, reset_fraction=0)
+                rejuvenate(outer, anchor, alpha=0.5)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     whole = merged(model)
-    rejuvenate(whole, base, alpha=0.0, reset_fraction=0)
+    rejuvenate(whole, base, alpha=0.0)
     _close(whole, base)
 
 
@@ -143,7 +143,7 @@ def test_a_pissa_adapter_that_was_converted_is_a_plain_one(tmp_path):
     plain = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "plain")
     for (name, p), q in zip(merged(plain).named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(p, q, msg=name, rtol=1e-4, atol=1e-4)
-    rejuvenate(plain, None, alpha=0.0, reset_fraction=0)
+    rejuvenate(plain, None, alpha=0.0)
     _close(merged(plain), base)
 
 
@@ -151,7 +151,7 @@ def test_a_pissa_adapter_that_was_converted_is_a_plain_one(tmp_path):
 def test_adapters_whose_initialisation_left_the_base_go_back_to_it(start):
     base = tiny_llama()
     model = adapted(base, init_lora_weights=start, target_modules=["q_proj", "down_proj"])
-    rejuvenate(model, None, alpha=0.0, reset_fraction=0)
+    rejuvenate(model, None, alpha=0.0)
     _close(merged(model), base)
 
 
@@ -162,20 +162,20 @@ def test_states_of_adapters_that_are_refused():
         model.disable_adapter(),
         pytest.raises(ValueError, match=r"are disabled, so that the model is its base"),
     ):
-        rejuvenate(model, None, alpha=0.5, reset_fraction=0)
+        rejuvenate(model, None, alpha=0.5)
     model.merge_adapter(adapter_names=["default"])
     with pytest.raises(ValueError, match=r"is merged. Call `model.unmerge_adapter\(\)`"):
-        rejuvenate(model, None, alpha=0.5, reset_fraction=0)
+        rejuvenate(model, None, alpha=0.5)
     model.unmerge_adapter()
     model.base_model.set_adapter(["default", "two"])
     with pytest.raises(ValueError, match=r"one active LoRA adapter but got \['default', 'two'\]"):
-        rejuvenate(model, None, alpha=0.5, reset_fraction=0)
+        rejuvenate(model, None, alpha=0.5)
     untrained = _second(base, trained=False)
     with pytest.raises(ValueError, match="or activate the adapter that was trained"):
-        rejuvenate(untrained, None, alpha=0.5, reset_fraction=0)
+        rejuvenate(untrained, None, alpha=0.5)
     embedding = adapted(base, target_modules=["embed_tokens", "q_proj"])
     with pytest.raises(ValueError, match=r"'base_model.model.model.embed_tokens' is an adapted embedding"):
-        rejuvenate(embedding, None, alpha=0.5, reset_fraction=0)
+        rejuvenate(embedding, None, alpha=0.5)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_adapters_of_another_kind_are_refused_by_name(make, message):
     model = peft.get_peft_model(copy.deepcopy(base), make())
     for anchor in (None, base):
         with pytest.raises(ValueError, match=message):
-            rejuvenate(model, anchor, alpha=0.5, reset_fraction=0)
+            rejuvenate(model, anchor, alpha=0.5)
 
 
 def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(tmp_path):
@@ -209,9 +209,9 @@ def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(tmp_pa
     model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter")
     whole = merged(model)
     with pytest.raises(ValueError, match="trained in place"):
-        rejuvenate(model, None, alpha=0.3, reset_fraction=0)
-    rejuvenate(whole, base, alpha=0.3, reset_fraction=0)
-    rejuvenate(model, base, alpha=0.3, reset_fraction=0)
+        rejuvenate(model, None, alpha=0.3)
+    rejuvenate(whole, base, alpha=0.3)
+    rejuvenate(model, base, alpha=0.3)
     _close(merged(model), whole)
 
 
@@ -225,4 +225,4 @@ def test_a_base_that_lies_under_the_adapter_itself_moves_along():
     with pytest.raises(
         ValueError, match=r"shares its memory with the model: \['base_model.model.model.norm.weight'\]"
     ):
-        rejuvenate(model, base, alpha=0.5, reset_fraction=0)
+        rejuvenate(model, base, alpha=0.5)

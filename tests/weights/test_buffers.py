@@ -66,7 +66,7 @@ SOURCES = ["module", "state dict", "file", "checkpoint of a LightningModule", "m
 def test_running_statistics_are_fused_and_counts_and_constants_are_left(tmp_path, source, alpha):
     base, sft, x = _pair()
     before, there = copy.deepcopy(sft.state_dict()), copy.deepcopy(base.state_dict())
-    report = rejuvenate(sft, _as(source, base, tmp_path), alpha=alpha, reset_fraction=0)
+    report = rejuvenate(sft, _as(source, base, tmp_path), alpha=alpha)
     for name, tensor in sft.state_dict().items():
         if name == "norm.num_batches_tracked":
             assert tensor == before[name] != there[name]
@@ -90,7 +90,7 @@ def test_the_report_says_which_buffers_an_anchor_of_parameters_leaves():
     base, sft, _ = _pair()
     before = copy.deepcopy(sft.state_dict())
     parameters = {name: p.detach() for name, p in base.named_parameters()}
-    report = rejuvenate(sft, parameters, alpha=0.0, reset_fraction=0)
+    report = rejuvenate(sft, parameters, alpha=0.0)
     assert set(report.buffers_kept) == {"norm.running_mean", "norm.running_var", "scale"}
     assert report.buffers_fused == []
     assert all(torch.equal(b, before[n]) for n, b in sft.named_buffers() if n in before)
@@ -109,11 +109,9 @@ def test_a_routers_correction_is_fused_as_the_command_does(tmp_path, alpha):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
     for name, model in (("base", base), ("sft", sft)):
         model.save_pretrained(tmp_path / name)
-    rejuvenate_checkpoint(
-        tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=alpha, reset_fraction=0
-    )
+    rejuvenate_checkpoint(tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=alpha)
     written = load_file(tmp_path / "out" / "model.safetensors")
-    report = rejuvenate(sft, base, alpha=alpha, reset_fraction=0)
+    report = rejuvenate(sft, base, alpha=alpha)
     assert [name.rpartition(".")[2] for name in report.buffers_fused] == ["e_score_correction_bias"]
     sft.save_pretrained(tmp_path / "python")
     ours = load_file(tmp_path / "python" / "model.safetensors")
@@ -137,7 +135,7 @@ def test_a_search_looks_at_the_buffers_too():
         return [batch(vocabulary=61)]
 
     with pytest.raises(ValueError, match="sampled batch 1"):
-        rejuvenate(sft, base, [batch(vocabulary=61)], reset_fraction=0, sampler=lambda m: [*sampler(m), {}])
+        rejuvenate(sft, base, [batch(vocabulary=61)], sampler=lambda m: [*sampler(m), {}])
     assert torch.equal(seen[0], base.get_buffer(name))
     assert torch.equal(sft.get_buffer(name), before)
 
@@ -147,11 +145,11 @@ def test_patterns_of_alpha_and_half_types_cover_buffers():
     base, sft = base.bfloat16(), sft.bfloat16()
     there, before = base.state_dict(), copy.deepcopy(sft.state_dict())
     alphas = {"norm.running_*": 0.0, "norm.*": 0.5, "*": 1.0}
-    rejuvenate(sft, base, alpha=alphas, reset_fraction=0, rounding="stochastic")
+    rejuvenate(sft, base, alpha=alphas, rounding="stochastic")
     assert torch.equal(sft.norm.running_mean, there["norm.running_mean"])
     assert torch.equal(sft.scale, before["scale"])
     with pytest.raises(ValueError, match=r"no pattern fits \['norm.running_mean'"):
-        rejuvenate(sft, base, alpha={"*weight": 0.5, "*bias": 0.5}, reset_fraction=0)
+        rejuvenate(sft, base, alpha={"*weight": 0.5, "*bias": 0.5})
 
 
 @pytest.mark.parametrize("whose", ["model", "anchor"])
@@ -160,7 +158,7 @@ def test_buffers_that_are_not_finite_are_refused(whose):
     (sft if whose == "model" else base).norm.running_var[1] = float("nan")
     before = copy.deepcopy(sft.state_dict())
     with pytest.raises(ValueError, match=rf"finite buffers but the {whose}.* in \['norm.running_var'\]"):
-        rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+        rejuvenate(sft, base, alpha=0.5)
     assert all(torch.equal(t, before[n]) or n == "norm.running_var" for n, t in sft.state_dict().items())
 
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
 from torch.testing._internal.two_tensor import TwoTensor
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.metrics import PlasticityMonitor
 from lightning_rejuv.weights.layout import Layout, layout_of
 from tests.conftest import greedy_batch, sharpened, tiny_llama
@@ -36,7 +36,7 @@ def test_an_unknown_kind_of_parameter_is_refused_by_name():
     net = nn.Linear(2, 2, bias=False)
     net.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
     with pytest.raises(ValueError, match=r"Expected plain parameters, DTensors .*'weight \(TwoTensor\)'"):
-        rejuvenate(net, nn.Linear(2, 2, bias=False), alpha=0.5, reset_fraction=0)
+        rejuvenate(net, nn.Linear(2, 2, bias=False), alpha=0.5)
 
 
 def test_an_unknown_kind_beside_a_known_one_is_refused(tmp_path):
@@ -96,7 +96,7 @@ def test_adapters_are_refused_where_parameters_are_sharded(tmp_path):
 
     def make():
         model = peft.get_peft_model(tiny_llama(), config)
-        rejuvenate(fsdp2(model.base_model.model), None, alpha=0.5, reset_fraction=0)
+        rejuvenate(fsdp2(model.base_model.model), None, alpha=0.5)
 
     assert all(
         "model without adapters where parameters are sharded" in text for text in refusals(tmp_path, make)
@@ -108,7 +108,7 @@ def test_a_reset_needs_a_model_that_can_be_built_again(tmp_path):
         model = tiny_llama()
         model.model.layers[0].mlp.extra = nn.Linear(2, 2)
         base = copy.deepcopy(model)
-        rejuvenate(fsdp2(model), base, [greedy_batch(tiny_llama())], alpha=0.5, reset_fraction=0.1)
+        rejuvenate(fsdp2(model), base, [greedy_batch(tiny_llama())], alpha=0.5, reset=Reset(fraction=0.1))
 
     assert all("the model was changed after it was built" in text for text in refusals(tmp_path, changed))
 
@@ -120,7 +120,7 @@ def test_every_process_learns_of_a_failure_on_rank_zero(tmp_path):
         model = fsdp2(sharpened(base))
         before = whole(model)
         with pytest.raises((ValueError, RuntimeError)) as failure:
-            rejuvenate(model, base, [], alpha=0.5, reset_fraction=0.1)
+            rejuvenate(model, base, [], alpha=0.5, reset=Reset(fraction=0.1))
         return str(failure.value), whole(model) == before
 
     (first, kept), (second, also_kept) = run_in_processes(attempt, tmp_path)
@@ -135,7 +135,7 @@ def test_a_resized_vocabulary(shard, tmp_path):
     base = tiny_llama(vocab_size=20)
     sft = sharpened(tiny_llama())
     expected = copy.deepcopy(sft)
-    options = {"alpha": 0.3, "reset_fraction": 0, "resize_vocabulary": True}
+    options = {"alpha": 0.3, "resize_vocabulary": True}
     rejuvenate(expected, base, **options)
 
     def edit(rank):

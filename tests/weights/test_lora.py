@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution import confidence, nll_per_response
 from lightning_rejuv.calibration_checks import batches_for
 from lightning_rejuv.neurons import take_apart
@@ -57,9 +57,9 @@ def test_fusion_of_the_adapter_is_fusion_of_the_merged_weights(options):
     base = tiny_llama(attention_bias="lora_bias" in options, mlp_bias="lora_bias" in options)
     model = adapted(base, **options)
     whole = merged(model)
-    expected = rejuvenate(whole, base, alpha=0.3, reset_fraction=0)
+    expected = rejuvenate(whole, base, alpha=0.3)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    report = rejuvenate(model, None, alpha=0.3, reset_fraction=0)
+    report = rejuvenate(model, None, alpha=0.3)
     _close(merged(model), whole)
     for name, parameter in model.named_parameters():
         if not any(part in name for part in ("lora_B", "modules_to_save", "magnitude")):
@@ -78,7 +78,7 @@ def test_reset_of_the_adapter_is_reset_of_the_merged_weights(options, quantity):
     model = adapted(base, **options)
     data = [greedy_batch(base, seed=s) for s in range(3)]
     whole, untouched = merged(model), merged(model)
-    how = {"alpha": 1.0, "reset_fraction": 0.1, "positions": "entropy_gap", "quantity": quantity}
+    how = {"alpha": 1.0, "reset": Reset(fraction=0.1, positions="entropy_gap", quantity=quantity)}
     report = rejuvenate(model, None, data, **how)
     assert report.attribution is not None
     assert (report.attribution.reconstruction_error or 0.0) < 1e-4
@@ -104,29 +104,29 @@ def test_trained_biases_need_the_base():
     model = adapted(base, bias="all", target_modules=["q_proj", "v_proj"])
     whole = merged(model)
     with pytest.raises(ValueError, match="trained in place"):
-        rejuvenate(model, None, alpha=0.3, reset_fraction=0)
-    rejuvenate(whole, base, alpha=0.3, reset_fraction=0)
-    rejuvenate(model, base, alpha=0.3, reset_fraction=0)
+        rejuvenate(model, None, alpha=0.3)
+    rejuvenate(whole, base, alpha=0.3)
+    rejuvenate(model, base, alpha=0.3)
     _close(merged(model), whole)
 
 
 def test_what_scaling_the_adapter_cannot_do_is_refused():
     base = tiny_llama()
     dora = adapted(base, use_dora=True)
-    for options in ({"reset_fraction": 0.1}, {"alpha": "auto", "reset_fraction": 0}):
+    for options in ({"reset": Reset(fraction=0.1)}, {"alpha": "auto"}):
         with pytest.raises(ValueError, match="with DoRA adapters, which can be fused but not reset"):
             rejuvenate(dora, None, [greedy_batch(base)], **options)
     quantised = adapted(base)
     layer = quantised.base_model.model.model.layers[0].mlp.up_proj.base_layer
     layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised"):
-        rejuvenate(quantised, None, reset_fraction=0, alpha=0.5)
+        rejuvenate(quantised, None, alpha=0.5)
     model = adapted(base)
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"is merged. Call `model.unmerge_adapter\(\)`"):
-        rejuvenate(model, None, reset_fraction=0, alpha=0.5)
+        rejuvenate(model, None, alpha=0.5)
     with pytest.raises(ValueError, match="Expected an `anchor` but got None"):
-        rejuvenate(base, None, reset_fraction=0, alpha=0.5)
+        rejuvenate(base, None, alpha=0.5)
 
 
 def test_an_automatic_alpha_samples_with_generate_from_the_base_under_the_adapter():
@@ -138,7 +138,7 @@ def test_an_automatic_alpha_samples_with_generate_from_the_base_under_the_adapte
         own = batches_for(model, sample_with_generate(batches, 0)(model), "sampled")
         known = nll_per_response([confidence(model, batch) for batch in own])
     theirs = nll_per_response([confidence(model, batch) for batch in own])
-    report = rejuvenate(model, None, data, alpha="auto", reset_fraction=0)
+    report = rejuvenate(model, None, data, alpha="auto")
     assert 0 < report.alpha == report.search.alpha < 1
     ends = [report.search.curve[end].base_samples for end in (0, -1)]
     assert ends == pytest.approx([known, theirs], rel=1e-5)
@@ -157,7 +157,7 @@ def test_the_ends_of_a_dora_fusion(alpha):
     optimizer.step()
     for state in optimizer.state.values():
         state["exp_avg"].fill_(1.0)
-    rejuvenate(model, None, alpha=alpha, reset_fraction=0, optimizer=optimizer)
+    rejuvenate(model, None, alpha=alpha, optimizer=optimizer)
     _close(merged(model), expected)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -171,7 +171,7 @@ def test_layers_that_store_their_weights_transposed():
     model = adapted(base, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
     whole = merged(model)
     data = [batch(vocabulary=61, seed=s) for s in range(3)]
-    how = {"reset_fraction": 0.1, "positions": "entropy_gap", "quantity": "target_logit"}
+    how = {"reset": Reset(fraction=0.1, positions="entropy_gap", quantity="target_logit")}
     report = rejuvenate(model, None, data, alpha=0.7, **how)
     expected = rejuvenate(whole, base, data, alpha=0.7, **how)
     _close(merged(model), whole)

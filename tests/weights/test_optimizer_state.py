@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 
 OPTIMIZERS = {
@@ -46,7 +46,7 @@ def test_momentum_of_what_was_edited_is_forgotten_row_by_row(pair, make):
     optimizer = _trained(sft, make)
     before, weights = _momenta(optimizer, sft), {n: p.detach().clone() for n, p in sft.named_parameters()}
     data = [greedy_batch(base)]
-    report = rejuvenate(sft, base, data, alpha=1.0, reset_fraction=0.1, optimizer=optimizer)
+    report = rejuvenate(sft, base, data, alpha=1.0, reset=Reset(fraction=0.1), optimizer=optimizer)
     after = _momenta(optimizer, sft)
     zeroed = 0
     for name, parameter in sft.named_parameters():
@@ -65,9 +65,9 @@ def test_fusion_forgets_all_momentum_and_keep_keeps_it(pair):
     base, sft = pair
     optimizer = _trained(sft, OPTIMIZERS["adamw"])
     before = _momenta(optimizer, sft)
-    rejuvenate(sft, base, alpha=0.9, reset_fraction=0, optimizer=optimizer, optimizer_state="keep")
+    rejuvenate(sft, base, alpha=0.9, optimizer=optimizer, optimizer_state="keep")
     assert all(torch.equal(m, before[n]) for n, m in _momenta(optimizer, sft).items())
-    rejuvenate(sft, base, alpha=0.9, reset_fraction=0, optimizer=[optimizer])
+    rejuvenate(sft, base, alpha=0.9, optimizer=[optimizer])
     assert not any(m.any() for m in _momenta(optimizer, sft).values())
     steps = {float(s["step"]) for s in optimizer.state.values()}
     assert steps == {5.0}
@@ -80,7 +80,7 @@ def test_reset_drops_the_state_of_edited_parameters_only(pair):
         sft.model.layers[0].mlp.up_proj.weight.add_(0.01)
     optimizer = _trained(sft, OPTIMIZERS["adamw"])
     alpha = {"lm_head.*": 1.0, "*": 0.5}
-    rejuvenate(sft, base, alpha=alpha, reset_fraction=0, optimizer=optimizer, optimizer_state="reset")
+    rejuvenate(sft, base, alpha=alpha, optimizer=optimizer, optimizer_state="reset")
     left = [name for name, p in sft.named_parameters() if p in optimizer.state]
     assert left == ["lm_head.weight"]
     sft(**greedy_batch(base)).loss.backward()
@@ -95,7 +95,7 @@ def _first_step(mode):
     for _ in range(2000):
         layer.weight.grad = 1 + 0.1 * torch.randn(4, 4)
         optimizer.step()
-    rejuvenate(layer, base, alpha=0.5, reset_fraction=0, optimizer=optimizer, optimizer_state=mode)
+    rejuvenate(layer, base, alpha=0.5, optimizer=optimizer, optimizer_state=mode)
     start = layer.weight.detach().clone()
     layer.weight.grad = torch.ones(4, 4)
     optimizer.step()
@@ -111,7 +111,7 @@ def test_the_first_step_after_the_edit_is_no_kick():
 def test_a_state_that_cannot_be_sliced_is_reported(pair):
     base, sft = pair
     optimizer = _trained(sft, lambda p: torch.optim.Adafactor(p, lr=1e-3))
-    report = rejuvenate(sft, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+    report = rejuvenate(sft, base, alpha=0.5, optimizer=optimizer)
     matrices = [name for name, p in sft.named_parameters() if p.dim() > 1]
     assert set(matrices) <= set(report.optimizer_state_left)
     assert "could not be edited" in str(report)
@@ -138,7 +138,7 @@ def test_the_option_of_the_callback_reaches_the_trainers_optimizers(pair, tmp_pa
         module.configure_optimizers = lambda module=module: torch.optim.SGD(
             module.parameters(), lr=1e-4, momentum=0.9
         )
-        callback = RejuvenationCallback(base, at_epoch=1, reset_fraction=0, optimizer_state=mode, alpha=0.5)
+        callback = RejuvenationCallback(base, at_epoch=1, optimizer_state=mode, alpha=0.5)
         fit(module, callback, Look(), tmp_path=tmp_path, max_epochs=2)
     assert seen["momentum"] == 0.0
     assert seen["reset"] is None
@@ -152,7 +152,7 @@ def test_a_quantised_state_of_the_parameters_shape_is_reported():
     codes = torch.full((2, 3), 7, dtype=torch.uint8)
     optimizer.state[layer.weight] = {"step": 3, "state1": codes, "absmax1": torch.ones(2, 3)}
     optimizer.state[layer.bias] = {"exp_avg": torch.ones(2)}
-    report = rejuvenate(layer, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+    report = rejuvenate(layer, base, alpha=0.5, optimizer=optimizer)
     assert report.optimizer_state_left == ["weight"]
     assert bool((codes == 7).all())
     assert not optimizer.state[layer.bias]["exp_avg"].any()

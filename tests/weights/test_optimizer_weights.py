@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.weights.layout import Layout
 from lightning_rejuv.weights.optimizer_weights import WeightCopies, unwrapped
 from tests.conftest import greedy_batch, sharpened, tiny_llama
@@ -119,7 +119,7 @@ def test_what_the_optimizer_averages_goes_on_from_edited_weights(make, mode):
     runs = [(net, make(net.parameters())) for net in (edited, plain)]
     for net, optimizer in runs:
         train(net, optimizer, 7)
-    report = rejuvenate(edited, base, alpha=0.3, reset_fraction=0, optimizer=runs[0][1], optimizer_state=mode)
+    report = rejuvenate(edited, base, alpha=0.3, optimizer=runs[0][1], optimizer_state=mode)
     assert report.optimizer_state_left == []
     for _ in range(6):
         for net, optimizer in runs:
@@ -140,7 +140,7 @@ def test_a_master_keeps_what_half_precision_loses():
     optimizer = Master(net.parameters())
     train(net, optimizer, 3, scale=1e-3)
     masters = {n: optimizer.state[p]["main"].double() for n, p in net.named_parameters()}
-    rejuvenate(net, base, alpha=0.3, reset_fraction=0, optimizer=optimizer)
+    rejuvenate(net, base, alpha=0.3, optimizer=optimizer)
     there = dict(base.named_parameters())
     for name, p in net.named_parameters():
         value = 0.3 * masters[name] + 0.7 * there[name].double()
@@ -153,7 +153,7 @@ def test_a_reset_edits_the_same_rows_and_columns_of_a_copy():
     optimizer = Master(net.parameters(), lr=0.0)
     net(**greedy_batch(base)).loss.backward()
     optimizer.step()
-    rejuvenate(net, base, [greedy_batch(base)], alpha=1.0, reset_fraction=0.1, optimizer=optimizer)
+    rejuvenate(net, base, [greedy_batch(base)], alpha=1.0, reset=Reset(fraction=0.1), optimizer=optimizer)
     assert all(torch.equal(state["main"], p) for p, state in optimizer.state.items())
 
 
@@ -165,7 +165,7 @@ def test_the_flat_start_of_prodigy_is_fused(stride):
     start = torch.randn(30)[::stride]
     optimizer.state[net.weight] = {"p0": start.clone(), "s": torch.ones_like(start)}
     optimizer.state[net.bias] = {"p0": torch.tensor(0.0), "s": torch.zeros(5)[::stride]}
-    report = rejuvenate(net, base, alpha=0.3, reset_fraction=0, optimizer=optimizer)
+    report = rejuvenate(net, base, alpha=0.3, optimizer=optimizer)
     anchor = base.weight.detach().flatten()[::stride]
     torch.testing.assert_close(optimizer.state[net.weight]["p0"], 0.3 * start + 0.7 * anchor)
     torch.testing.assert_close(optimizer.state[net.bias]["p0"], 0.7 * base.bias.detach()[::stride])
@@ -213,7 +213,7 @@ def test_a_count_near_a_single_number_is_no_copy_of_it(make):
         train(net, optimizer, steps)
         keys = WeightCopies.find([optimizer], Layout(dict(net.named_parameters()))).keys
         assert [k for _, k in keys] == ([("ax",)] if make is torch.optim.ASGD else [])
-        rejuvenate(net, base, alpha=0.5, reset_fraction=0, optimizer=optimizer)
+        rejuvenate(net, base, alpha=0.5, optimizer=optimizer)
         train(net, optimizer, 1)
         assert all(float(optimizer.state[p]["step"]) == steps + 1 for p in net.parameters())
 
@@ -254,7 +254,9 @@ def test_the_remainder_of_kahan_summation_goes_with_the_old_weights(mode):
         optimizer.state[p] = {"kahan_comp": torch.full_like(p, 1e-4)}
     before = {p: p.detach().clone() for p in net.parameters()}
     data = [greedy_batch(base)]
-    rejuvenate(net, base, data, alpha=1.0, reset_fraction=0.1, optimizer=optimizer, optimizer_state=mode)
+    rejuvenate(
+        net, base, data, alpha=1.0, reset=Reset(fraction=0.1), optimizer=optimizer, optimizer_state=mode
+    )
     edited = 0
     for p, old in before.items():
         left = optimizer.state[p]["kahan_comp"]
@@ -276,7 +278,7 @@ def test_the_history_of_lbfgs_is_dropped():
     for mode, steps in (("keep", 4), ("momentum", 0), ("reset", 0)):
         optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4)
         optimizer.step(closure)
-        rejuvenate(net, base, alpha=0.5, reset_fraction=0, optimizer=optimizer, optimizer_state=mode)
+        rejuvenate(net, base, alpha=0.5, optimizer=optimizer, optimizer_state=mode)
         assert sum(s.get("n_iter", 0) for s in optimizer.state.values()) == steps
 
 
@@ -313,7 +315,7 @@ def test_what_cannot_be_edited_is_refused_before_anything_changes(make, message)
     base, net = pair(torch.bfloat16)
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match=message):
-        rejuvenate(net, base, alpha=0.3, reset_fraction=0, optimizer=make(net.parameters()))
+        rejuvenate(net, base, alpha=0.3, optimizer=make(net.parameters()))
     assert all(torch.equal(before[n], p) for n, p in net.state_dict().items())
 
 
@@ -321,14 +323,14 @@ def test_an_optimizer_of_other_tensors_is_left_alone():
     base, net = pair()
     temperature = torch.zeros((), requires_grad=True)
     optimizers = [Sgd(net.parameters()), Sgd([temperature])]
-    assert rejuvenate(net, base, alpha=0.3, reset_fraction=0, optimizer=optimizers).drift_after > 0
+    assert rejuvenate(net, base, alpha=0.3, optimizer=optimizers).drift_after > 0
 
 
 def test_one_step_count_for_all_parameters_cannot_be_reset():
     base, net = pair()
     optimizer = Sgd(net.parameters(), betas=(0.9, 0.999), k=0)
     with pytest.raises(ValueError, match="share one step count"):
-        rejuvenate(net, base, alpha=0.3, reset_fraction=0, optimizer=optimizer, optimizer_state="reset")
+        rejuvenate(net, base, alpha=0.3, optimizer=optimizer, optimizer_state="reset")
 
 
 def test_each_state_is_found_once():
@@ -381,7 +383,7 @@ def test_optimizers_of_other_packages_do_not_undo_the_edit(name):
     getattr(optimizer, "train", lambda: None)()
     train(net, optimizer, 12, scale=1e-3)
     before = nn.utils.parameters_to_vector(net.parameters()).detach()
-    rejuvenate(net, base, alpha=0.3, reset_fraction=0, optimizer=optimizer)
+    rejuvenate(net, base, alpha=0.3, optimizer=optimizer)
     after = nn.utils.parameters_to_vector(net.parameters()).detach().clone()
     train(net, optimizer, 12, scale=0.0)
     getattr(optimizer, "eval", lambda: None)()

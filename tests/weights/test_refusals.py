@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.weights.targets import open_targets
 from tests.conftest import shifted, tiny_llama
 
@@ -23,7 +23,7 @@ def _net():
 def _refused(model, anchor, message, **options):
     before = copy.deepcopy(dict(model.named_parameters()))
     with pytest.raises(ValueError, match=message):
-        rejuvenate(model, anchor, **{"alpha": 0.5, "reset_fraction": 0, **options})
+        rejuvenate(model, anchor, **{"alpha": 0.5, **options})
     for name, parameter in model.named_parameters():
         assert parameter.is_meta or torch.equal(parameter, before[name])
 
@@ -51,7 +51,11 @@ def test_weights_that_are_computed_from_others(kind, route):
     with torch.no_grad():
         for parameter in sft.parameters():
             parameter += 0.1
-    options = {"calibration": [torch.ones(2, 4)], "loss": lambda m, x: m(x).sum(), "reset_fraction": 0.2}
+    options = {
+        "calibration": [torch.ones(2, 4)],
+        "loss": lambda m, x: m(x).sum(),
+        "reset": Reset(fraction=0.2),
+    }
     _refused(
         sft, base, r"computed from others.*remove_parametrizations", **(options if route == "loss" else {})
     )
@@ -65,7 +69,7 @@ def test_a_layer_is_taken_once_its_parametrization_is_removed():
         parametrizations.weight_norm(model[2])
         parametrize.remove_parametrizations(model[2], "weight")
     middle = (base[2].weight + sft[2].weight).detach() / 2
-    rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, base, alpha=0.5)
     torch.testing.assert_close(sft[2].weight.detach(), middle)
 
 
@@ -131,7 +135,7 @@ def test_two_parameters_in_one_memory_would_be_edited_twice(form):
     model[2].weight = model[0].weight
     anchor[2].weight = anchor[0].weight
     expected = (model[0].weight.detach() + anchor[0].weight.detach()) / 2
-    rejuvenate(model, anchor, alpha=0.5, reset_fraction=0)
+    rejuvenate(model, anchor, alpha=0.5)
     torch.testing.assert_close(model[0].weight.detach(), expected)
 
 
@@ -142,7 +146,7 @@ def test_frozen_layers_may_be_shared_with_the_base():
     sft[0] = base[0].requires_grad_(False)
     frozen = base[0].weight.clone()
     middle = (base[2].weight + sft[2].weight).detach() / 2
-    rejuvenate(sft, base, alpha=0.5, reset_fraction=0)
+    rejuvenate(sft, base, alpha=0.5)
     torch.testing.assert_close(sft[2].weight.detach(), middle)
     assert torch.equal(base[0].weight, frozen)
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.names import canonical_name
 from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
 from tests.families import tiny
@@ -17,10 +17,10 @@ from tests.weights.test_optimizer_weights import Master
 
 OPTIONS = {
     "fusion": {"alpha": 0.4},
-    "reset alone": {"alpha": 1.0, "reset_fraction": 0.1},
-    "both": {"alpha": {"*.mlp.*": 0.3, "*": 0.6}, "reset_fraction": 0.1, "omega": 0.7},
+    "reset alone": {"alpha": 1.0, "reset": Reset(fraction=0.1)},
+    "both": {"alpha": {"*.mlp.*": 0.3, "*": 0.6}, "reset": Reset(fraction=0.1, omega=0.7)},
     "a search": {"alpha": "auto"},
-    "a search and a reset": {"alpha": "auto", "reset_fraction": 0.05},
+    "a search and a reset": {"alpha": "auto", "reset": Reset(fraction=0.05)},
 }
 # By name: what the optimizer forgets, and alpha.
 MEMORIES = {
@@ -94,7 +94,7 @@ def test_training_goes_on_as_on_a_single_process(layout, memory, tmp_path):
 
     def run(model):
         optimizer = train(model)
-        plan = {"alpha": alpha, "reset_fraction": 0.1, "optimizer": optimizer, "optimizer_state": mode}
+        plan = {"alpha": alpha, "reset": Reset(fraction=0.1), "optimizer": optimizer, "optimizer_state": mode}
         report = rejuvenate(model, base, data, **plan)
         optimizer.zero_grad()
         model(**data[0]).loss.backward()
@@ -116,7 +116,12 @@ def test_training_goes_on_as_on_a_single_process(layout, memory, tmp_path):
 
 @pytest.mark.parametrize("layout", ["fsdp2", "fsdp1"])
 @pytest.mark.parametrize(
-    "options", [OPTIONS["fusion"], {**OPTIONS["both"], "positions": "entropy_gap"}], ids=["fusion", "both"]
+    "options",
+    [
+        OPTIONS["fusion"],
+        {**OPTIONS["both"], "reset": Reset(fraction=0.1, omega=0.7, positions="entropy_gap")},
+    ],
+    ids=["fusion", "both"],
 )
 def test_buffers_that_every_process_holds_are_fused_alike(layout, options, tmp_path):
     size, shard = LAYOUTS[layout]
@@ -158,7 +163,7 @@ def test_copies_of_the_weights_are_edited_as_on_a_single_process(layout, memory,
             optimizer.zero_grad()
             model(**data[0]).loss.backward()
             optimizer.step()
-        rejuvenate(model, base, data, alpha=0.6, reset_fraction=0.1, optimizer=optimizer)
+        rejuvenate(model, base, data, alpha=0.6, reset=Reset(fraction=0.1), optimizer=optimizer)
         optimizer.zero_grad()
         model(**data[0]).loss.backward()
         optimizer.step()  # writes the master over the parameter

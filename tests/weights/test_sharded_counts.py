@@ -26,14 +26,14 @@ def test_what_rounding_does_is_that_of_a_single_process(tmp_path):
         sft.lm_head.weight.add_(2e-3)
     expected = copy.deepcopy(sft)
     before, anchor = ({n: p.detach().clone() for n, p in m.named_parameters()} for m in (sft, base))
-    rejuvenate(expected, base, alpha=0.3, reset_fraction=0, rounding="nearest")
+    rejuvenate(expected, base, alpha=0.3, rounding="nearest")
     after = {n: p.detach() for n, p in expected.named_parameters()}
     shift = shift_of_alpha(before, anchor, after, 0.3)
     assert abs(shift) > 0.01
 
     def edit(rank):
         model = tensor_parallel(copy.deepcopy(sft))
-        return rejuvenate(model, base, alpha=0.3, reset_fraction=0, rounding="nearest").rounding_shift
+        return rejuvenate(model, base, alpha=0.3, rounding="nearest").rounding_shift
 
     assert run_in_processes(edit, tmp_path) == pytest.approx([shift] * 2, rel=1e-3)
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.neurons import take_apart
 from tests.conftest import batch, shifted, tiny_llama
 
@@ -35,9 +35,7 @@ def test_a_resized_vocabulary_is_compared_and_reset_with_the_models_own_new_toke
         base if anchor == "module" else base.state_dict(),
         [data],
         alpha=1.0,
-        reset_fraction=0.1,
-        positions="entropy_gap",
-        quantity=quantity,
+        reset=Reset(fraction=0.1, positions="entropy_gap", quantity=quantity),
         resize_vocabulary=True,
     )
     assert report.comparison is not None

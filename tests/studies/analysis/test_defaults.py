@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_rejuv.config import Options
+from lightning_rejuv.config import Options, Reset
 from studies.analysis.checks import DEFAULT
 from studies.analysis.defaults import SETTINGS, defaults_table
 from studies.analysis.markdown import MINUS
@@ -25,8 +25,8 @@ def _options(arm):
 
 def test_the_studys_default_is_the_librarys():
     """But for the rule for alpha and for the reset: the library has another one since, and resets nothing unasked."""
-    ours, library = _options(DEFAULT), Options()
-    assert (ours["reset_fraction"], library.reset_fraction) == (0.02, 0.0)
+    ours, library = _options(DEFAULT), Reset()
+    assert (ours["reset_fraction"], Options().reset) == (library.fraction, None)
     for name in ("quantity", "positions", "positions_per_response", "scope"):
         assert ours[name] == getattr(library, name), name
     assert (ours["rank_by"], library.rank_by) == ("signed", None)
@@ -53,10 +53,10 @@ def test_alternatives_differ_in_one_setting(setting):
 def test_every_default_has_its_row(tmp_path):
     write(tmp_path, "retail_desk", 1001, {"base": record(0.0)})
     found = rows(defaults_table(summarise(load(tmp_path / "docs" / "results" / "study"))))
-    library = Options()
+    library = Reset()
     shown = {name: row["default"] for name, row in found.items()}
-    assert shown["a reset at all"] == f"{library.reset_fraction:.0%}" == "0%"
-    assert shown["`reset_fraction` where there is one"] == "0.02"
+    assert shown["a reset at all"] == "none"
+    assert shown["`fraction` of a `Reset`"] == "0.02"
     assert shown["`quantity`"] == library.quantity
     assert shown["`rank_by`"] == "signed (of the entropy gradient)"
     assert found["`rank_by`"]["not told apart"] == "`rigid_entropy_absolute` not run"
@@ -81,7 +81,7 @@ def test_alternatives_are_told_apart_whichever_way_round_they_are_kept(tmp_path)
         return tuple(found[name][column] for column in columns)
 
     assert told("a reset at all") == (f"`{DEFAULT}` +0.27", "none", "none")
-    assert told("`reset_fraction` where there is one") == ("`auto_reset_entropy_4` +0.13", "none", "none")
+    assert told("`fraction` of a `Reset`") == ("`auto_reset_entropy_4` +0.13", "none", "none")
     assert told("`quantity`") == ("none", f"`auto_reset` {MINUS}0.20", "none")
     assert (
         told("target of the study's rule for alpha")[2]

@@ -22,7 +22,7 @@ def test_a_line_for_each_reset_and_no_second_one(miniature, monkeypatch, device,
     assert [line["reset"] for line in lines] == [reset.name for reset in RESETS]
     counts = {line["reset"]: line["neurons_reset"] for line in lines}
     assert counts["none"] == 0
-    assert len({counts[reset.name] for reset in RESETS if reset.options["reset_fraction"] == 0.02}) == 1
+    assert len({counts[way.name] for way in RESETS if way.reset and way.reset.fraction == 0.02}) == 1
     assert counts["the default, 8 %"] == counts["random neurons, 8 %"] > counts["the default, 2 %"] > 0
 
     capsys.readouterr()

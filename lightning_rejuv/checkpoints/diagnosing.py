@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lightning_rejuv.alpha import USUAL_ALPHA
@@ -30,49 +30,31 @@ from lightning_rejuv.verifier import check_verifier
 from lightning_rejuv.warned import collecting_warnings
 
 
-def diagnose(
+def diagnose_checkpoint(
     base: PathLike,
     sft: PathLike,
-    *,
-    calibration: PathLike | None = None,
-    verifier: str | Callable[[str, str], object] | None = None,
-    device: str = "cpu",
-    compute_dtype: str = "auto",
-    progress: Listener | None = None,
+    calibration: PathLike | None,
+    verifier: str | Callable[[str, str], object] | None,
+    beside: Mapping[str, str],
+    progress: Listener | None,
 ) -> Diagnosis:
-    """Compare an SFT checkpoint with its base.
-
-    Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, the demonstrated
-    format, the verdict and a recommendation need calibration data, for which the SFT model is loaded; where the
-    search for alpha comes to none, the rest is told all the same. The
-    verdict is :func:`lightning_rejuv.verdict.judge`, as in ``PlasticityMonitor``; it is surest with a verifier, with
-    which the SFT model also answers 16 of the prompts 8 times each. A directory with ``rejuvenation.json`` is
-    recognised as rejuvenated, if its weights are those that were written.
+    """Do what :func:`lightning_rejuv.checkpoints.diagnose` says.
 
     Args:
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
-        calibration: JSONL, see :func:`lightning_rejuv.checkpoints.dialogues.read_dialogues`.
-        verifier: from prompt and response to whether it is right (a bool, or 0 or 1), or ``"module:function"``, which
-            is looked for in the working directory, too; it judges rollouts of the SFT model. The prompt is that of
-            a plain line to the letter; of a line with messages it is what the chat template renders of all but the
-            last, special tokens included, as the tokenizer decodes it. The response is without special tokens.
-        device: where the model runs; only with ``calibration``.
-        compute_dtype: in which dtype it runs; see :func:`rejuvenate_checkpoint`; only with ``calibration``.
-        progress: see :func:`rejuvenate_checkpoint`.
-
-    Raises:
-        ValueError: checkpoints that do not belong together, malformed files, an option without an effect, a verifier
-            that cannot be imported or called, or that answers anything but yes and no.
-        RuntimeError: the verifier raised an exception, which is the cause.
-        OSError: reading failed.
+        calibration: JSONL; None if no model is to be run.
+        verifier: a function of prompt and response, or ``"module:function"``.
+        beside: ``device`` and ``compute_dtype``.
+        progress: called with phases.
     """
+    device, compute_dtype = beside["device"], beside["compute_dtype"]
     check_compute_dtype(compute_dtype)
     check = None
     if calibration is None:
         if verifier is not None:
             raise ValueError("Expected `calibration` with `verifier`: its prompts are what is answered.")
-        check_no_model_is_run({"device": device, "compute_dtype": compute_dtype})
+        check_no_model_is_run(beside)
     else:
         check_device(device)
         check = _verifier(verifier)
