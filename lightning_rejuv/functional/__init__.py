@@ -1,7 +1,6 @@
 """The measures as pure functions: one formula a file, torch only, float32 or better inside."""
 
 from lightning_rejuv.functional.active_fraction import active_fraction
-from lightning_rejuv.functional.attention_entropy import attention_entropy
 from lightning_rejuv.functional.critical_pass_rate import critical_pass_rate
 from lightning_rejuv.functional.dormancy_scores import dormancy_scores
 from lightning_rejuv.functional.dormant_fraction import dormant_fraction
@@ -9,7 +8,6 @@ from lightning_rejuv.functional.drift_sparsity import drift_sparsity
 from lightning_rejuv.functional.effective_rank import effective_rank
 from lightning_rejuv.functional.entropy_gap import entropy_gap
 from lightning_rejuv.functional.gradient_dormancy import gradient_dormancy
-from lightning_rejuv.functional.participation_ratio import participation_ratio
 from lightning_rejuv.functional.pass_at_k import pass_at_k
 from lightning_rejuv.functional.relative_drift import relative_drift
 from lightning_rejuv.functional.response_mask import response_mask
@@ -26,7 +24,6 @@ from lightning_rejuv.functional.zero_variance_probability import zero_variance_p
 
 __all__ = [
     "active_fraction",
-    "attention_entropy",
     "critical_pass_rate",
     "dormancy_scores",
     "dormant_fraction",
@@ -34,7 +31,6 @@ __all__ = [
     "effective_rank",
     "entropy_gap",
     "gradient_dormancy",
-    "participation_ratio",
     "pass_at_k",
     "relative_drift",
     "response_mask",

@@ -1,14 +1,12 @@
 """The measures as torchmetrics classes (state and sync, no formula), and what they say together."""
 
 from lightning_rejuv.metrics.active_fraction import ActiveFraction
-from lightning_rejuv.metrics.attention_entropy import AttentionEntropy
 from lightning_rejuv.metrics.dormant_fraction import DormantFraction
 from lightning_rejuv.metrics.drift_sparsity import DriftSparsity
 from lightning_rejuv.metrics.effective_rank import EffectiveRank
 from lightning_rejuv.metrics.entropy_gap import EntropyGap
 from lightning_rejuv.metrics.gradient_dormancy import GradientDormancy
 from lightning_rejuv.metrics.monitor import PlasticityMonitor
-from lightning_rejuv.metrics.participation_ratio import ParticipationRatio
 from lightning_rejuv.metrics.pass_at_k import PassAtK
 from lightning_rejuv.metrics.relative_drift import RelativeDrift
 from lightning_rejuv.metrics.sam_gap import SamGap
@@ -25,13 +23,11 @@ from lightning_rejuv.verdict import Verdict, judge
 
 __all__ = [
     "ActiveFraction",
-    "AttentionEntropy",
     "DormantFraction",
     "DriftSparsity",
     "EffectiveRank",
     "EntropyGap",
     "GradientDormancy",
-    "ParticipationRatio",
     "PassAtK",
     "PlasticityMonitor",
     "RelativeDrift",

@@ -33,7 +33,6 @@ def cases(seed: int = 0) -> dict[str, Case]:
     masks[2][:] = False  # a batch that is all padding
     features = [randn(n, 6, 5) for n in rows]
     hidden = [randn(n, 6, 7).relu() for n in rows]
-    attention = [randn(n, 3, 6, 4).softmax(-1) for n in rows]
     rewards = [(torch.rand(n, 8, generator=g) < 0.3).float() for n in rows]
     weights = [(randn(n, 9), randn(n, 9)) for n in rows]
     gradients = [randn(6, 9) * torch.logspace(-4, 0, 6)[:, None] for _ in rows]
@@ -79,11 +78,6 @@ def cases(seed: int = 0) -> dict[str, Case]:
             list(zip(features, masks, strict=True)),
             lambda: F.srank(cat(features), 0.2, **token),
         ),
-        "ParticipationRatio": Case(
-            lambda: M.ParticipationRatio(5),
-            list(zip(features, masks, strict=True)),
-            lambda: F.participation_ratio(cat(features), **token),
-        ),
         "DormantFraction": Case(
             lambda: M.DormantFraction(7, tau=0.95),
             list(zip(hidden, masks, strict=True)),
@@ -93,11 +87,6 @@ def cases(seed: int = 0) -> dict[str, Case]:
             lambda: M.ActiveFraction(7, threshold=0.3),
             list(zip(hidden, masks, strict=True)),
             lambda: F.active_fraction(cat(hidden), threshold=0.3, **token),
-        ),
-        "AttentionEntropy": Case(
-            lambda: M.AttentionEntropy(3),
-            list(zip(attention, masks, strict=True)),
-            lambda: F.attention_entropy(cat(attention), **token),
         ),
         "GradientDormancy": Case(
             lambda: M.GradientDormancy(6, tau=0.1),

@@ -134,7 +134,6 @@ def test_wrong_widths_are_named():
         (metrics.EffectiveRank(4), torch.zeros(3, 5)),
         (metrics.DormantFraction(4), torch.zeros(3, 5)),
         (metrics.GradientDormancy(4), torch.zeros(3, 5)),
-        (metrics.AttentionEntropy(4), torch.zeros(1, 5, 2, 2)),
     ):
         with pytest.raises(ValueError, match=r"4 .*but got [35]"):
             metric.update(value)
