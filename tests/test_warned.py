@@ -66,7 +66,7 @@ def test_everything_that_the_library_warns_of_goes_this_way():
         for file in sorted(root.rglob("*.py"))
         if "warnings.warn(" in file.read_text().partition("def collecting_warnings")[0]
     ]
-    assert direct == ["functional/_spectrum.py", "warned.py"]
+    assert direct == ["functional/spectrum.py", "warned.py"]
 
 
 def test_what_calibration_data_are_warned_of():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_rejuv.calibration import Batch
 from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.forward import forward_logits
-from lightning_rejuv.functional.token_entropy import token_entropy
+from lightning_rejuv.functional.tokens import token_entropy
 
 # Rows of logits that are taken through float32 at a time.
 _ROWS = 1024

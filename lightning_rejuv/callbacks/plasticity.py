@@ -20,8 +20,8 @@ from lightning_rejuv.callbacks._once_per_run import OncePerRun
 from lightning_rejuv.callbacks._rollouts import entropy_of, rewards_of
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures
-from lightning_rejuv.metrics._step import StepMeasures
 from lightning_rejuv.metrics.monitor import PlasticityMonitor
+from lightning_rejuv.metrics.weights import StepMeasures
 
 
 class PlasticityCallback(Callback):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lightning_rejuv.calibration import IGNORED, Batch
 from lightning_rejuv.checkpoints.dialogues import Prompt, prompt_tokens
 from lightning_rejuv.find_alpha import count_unfinished
-from lightning_rejuv.functional.pass_at_k import pass_at_k
-from lightning_rejuv.functional.zero_variance_fraction import zero_variance_fraction
+from lightning_rejuv.functional.rollouts import pass_at_k, zero_variance_fraction
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.sampling import sample_with_generate
 from lightning_rejuv.verifier import ask, is_right

@@ -1,4 +1,4 @@
-"""Argument checks shared by the measures: what was expected, what was got, which name."""
+"""Checks of arguments that the measures share; messages name the argument, what was expected and what was got."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def check_floating(name: str, value: Tensor, ndim: int | None = None) -> None:
     """Raise unless ``value`` is a real floating-point tensor, of rank ``ndim`` if that is given.
 
     Raises:
-        TypeError: not a tensor, or not of a real floating dtype.
-        ValueError: of another rank.
+        TypeError: ``value`` is no tensor, or not of a real floating dtype.
+        ValueError: it has another rank.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"Expected argument `{name}` to be a tensor but got {type(value).__name__}.")
@@ -36,8 +36,8 @@ def check_mask(mask: Tensor | None, shape: torch.Size, of: str) -> None:
     """Raise unless ``mask`` is None or a bool (or integer) tensor of ``shape``.
 
     Raises:
-        TypeError: a floating mask, which may well be an additive one.
-        ValueError: of another shape than ``of`` has without its last dimension.
+        TypeError: the mask is floating; it may well be an additive one.
+        ValueError: it has another shape than ``of`` has without its last dimension.
     """
     if mask is None:
         return
@@ -52,7 +52,7 @@ def check_mask(mask: Tensor | None, shape: torch.Size, of: str) -> None:
 
 
 def check_selects(mask: Tensor | None, count: int) -> None:
-    """Raise ValueError where a mask leaves no position to measure."""
+    """Raise ValueError if a mask leaves no position to measure."""
     if count == 0:
         what = "no position at all" if mask is None else "a mask that selects none"
         raise ValueError(f"Expected at least one position to measure but got {what} (only padding?).")
@@ -62,6 +62,12 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a positive, finite number."""
     if not isinstance(value, (int, float)) or not 0.0 < value < float("inf"):
         raise ValueError(f"Expected argument `{name}` to be a positive float but got {value!r}.")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number of at least 0."""
+    if not isinstance(value, (int, float)) or not 0.0 <= value < float("inf"):
+        raise ValueError(f"Expected argument `{name}` to be a float >= 0 but got {value!r}.")
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -83,9 +89,9 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_logits(name: str, statistic: Tensor, mask: Tensor | None) -> None:
-    """Raise ValueError where a per-position statistic of the logits is NaN (one host sync).
+    """Raise ValueError if a per-position statistic of the logits is NaN (one host sync).
 
-    It is NaN exactly where a row of logits holds NaN, +inf or nothing but -inf. A single -inf is a
+    It is NaN exactly if a row of logits holds NaN, +inf or nothing but -inf. A single -inf is a
     masked-out token and legitimate: it has probability zero.
     """
     bad = torch.isnan(statistic)

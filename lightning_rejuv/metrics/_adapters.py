@@ -1,7 +1,7 @@
 """Models with adapters (PEFT) beside the base that lies under them: neither is changed, and nothing is merged in place.
 
-PEFT is not imported: its layers are known by their attributes. A layer with an adapter holds the base's in
-``base_layer``; a module that is trained as a whole, in ``original_module``.
+PEFT is not imported: its layers are known by their attributes. A layer with an adapter holds the layer of the base as
+``base_layer``; a module that is trained as a whole holds the original as ``original_module``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning_rejuv._compat import adapters_are_disabled
 from lightning_rejuv.names import listing
 from lightning_rejuv.weights.adapters import CHANGE_THE_BASE, is_tuner
 
-# Kinds that work outside of the layers: on the inputs, the attention's keys, or by a pass of their own.
+# Kinds of adapters that work outside of the layers: on the inputs, on the attention's keys, or by a pass of their own.
 _OUTSIDE = ("ADAPTION_PROMPT", "XLORA")
 
 
@@ -26,7 +26,7 @@ class NotMergeable(ValueError):
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether a model has adapters in its layers."""
+    """Tell whether a model has adapters in its layers."""
     return any(is_tuner(module) or _is_wrapper(module) for module in model.modules())
 
 
@@ -34,7 +34,7 @@ def check_adapters(outermost: nn.Module) -> None:
     """Refuse adapters outside of the layers: the model inside would be measured without them.
 
     Raises:
-        ValueError: prompt tuning and its kin.
+        ValueError: the adapters are those of prompt tuning and its kin.
     """
     kinds = [kind for kind, config in _configs(outermost) if kind in _OUTSIDE or _is_prompt(config)]
     if kinds:
@@ -46,7 +46,7 @@ def check_adapters(outermost: nn.Module) -> None:
 
 
 def why_base_is_unknown(model: nn.Module) -> str | None:
-    """Say why what lies under the adapters is not the base; None where it is."""
+    """Say why what lies under the adapters is not the base; None if it is."""
     for _, config in _configs(model):
         start = str(getattr(config, "init_lora_weights", "")).lower()
         if start.startswith(CHANGE_THE_BASE):
@@ -64,9 +64,9 @@ def why_base_is_unknown(model: nn.Module) -> str | None:
 
 
 def without_adapters(model: nn.Module) -> Any:
-    """Run a model as the base that lies under its adapters; a context manager.
+    """Run a model as the base that lies under its adapters; this is a context manager.
 
-    Merged layers are left as they are: they give what their ``base_layer`` holds.
+    Merged layers are left as they are: they compute with what their ``base_layer`` holds.
     """
     return adapters_are_disabled(
         module
@@ -76,7 +76,7 @@ def without_adapters(model: nn.Module) -> Any:
 
 
 def under_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter of the base, by the name that it has without adapters; a tied one under each of its names."""
+    """Yield every parameter of the base by its name without adapters, a tied one under each of its names."""
     return ((name, tensor) for name, tensor in _walk(model, "") if isinstance(tensor, nn.Parameter))
 
 
@@ -98,12 +98,12 @@ def plain_view(model: nn.Module) -> nn.Module:
 
 
 def with_adapters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every parameter as the model with its adapters has it, in the order and by the names of :func:`under_adapters`.
+    """Yield every parameter as it is with the adapters, in the order and by the names of :func:`under_adapters`.
 
     Layers with an adapter are merged one by one, each in a copy of its own, in float32 or better.
 
     Raises:
-        NotMergeable: an adapter of a kind that cannot be merged, or on quantised weights.
+        NotMergeable: an adapter is of a kind that cannot be merged, or lies on quantised weights.
     """
     if is_tuner(model):
         yield from (
@@ -132,7 +132,7 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _merged_copy(layer: nn.Module, name: str) -> nn.Module:
-    """A copy of a layer with its adapters in its weights; of its hooks none is copied, nor what they hold."""
+    """Return a copy of a layer, without its hooks and what they hold, with its adapters merged into its weights."""
     hooks = {
         id(v): type(v)() for part in layer.modules() for k, v in vars(part).items() if k.endswith("_hooks")
     }
@@ -143,14 +143,13 @@ def _merged_copy(layer: nn.Module, name: str) -> nn.Module:
     for weight in weights:
         wide = torch.promote_types(wide, weight.dtype)
     copied = copy.deepcopy(layer, hooks).to(wide)
-    for part in reversed(
-        [part for part in copied.modules() if is_tuner(part)]
-    ):  # nested ones from the inside
+    # Nested layers are merged from the inside.
+    for part in reversed([part for part in copied.modules() if is_tuner(part)]):
         if part.disable_adapters or _is_merged(part):
             continue
         try:
             part.merge()  # type: ignore[operator]
-        except Exception as error:  # kinds of adapters refuse with errors of many types
+        except Exception as error:  # adapters refuse with errors of many types
             kind = type(part).__module__.split(".")[2:3] or [type(part).__name__]
             raise NotMergeable(
                 f"the adapter of {name.removesuffix('.')!r} ({kind[0]}) cannot be merged: {error}"
@@ -159,7 +158,7 @@ def _merged_copy(layer: nn.Module, name: str) -> nn.Module:
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    """Whether PEFT trains a module as a whole (``modules_to_save``), or some rows of it."""
+    """Tell whether PEFT trains a module as a whole (``modules_to_save``), or some rows of it."""
     return hasattr(module, "active_adapters") and hasattr(module, "original_module")
 
 
@@ -174,7 +173,7 @@ def _original(wrapper: nn.Module) -> nn.Module:
 
 
 def _trained(wrapper: nn.Module) -> nn.Module:
-    """What a wrapper uses: the adapter's module, or the original where the active adapter has none."""
+    """Return what a wrapper uses: the adapter's module, or the original if the active adapter has none."""
     if wrapper.disable_adapters:
         return _original(wrapper)
     if "token_adapter" in wrapper._modules:

@@ -1,4 +1,4 @@
-"""The base as the monitor keeps it: opened on first use, never copied with the monitor."""
+"""The base as the monitor keeps it: it is opened on first use and never copied along with the monitor."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from lightning_rejuv.metrics._probe import Substituted
 from lightning_rejuv.ops.drift_sums import all_drift_sums
 from lightning_rejuv.weights.layout import Layout, layout_of
 
-#: Anchors the monitor to the weights at the start of a fit.
+#: The anchor that stands for the weights at the start of a fit.
 INIT = "init"
 
-#: Of each parameter: Σ(w - b)², Σb², how many elements have not moved, and how many there are.
+#: For each parameter: Σ(w - b)², Σb², how many elements have not moved, and how many there are.
 DriftSums = dict[str, tuple[Tensor, Tensor, Tensor, int]]
 
 
 class Base:
     """An anchor that is opened lazily and shared between copies of the monitor.
 
-    A plain object and no module: nothing of the base is registered as a parameter, saved in a checkpoint or
+    It is a plain object and no module: nothing of the base is registered as a parameter, saved in a checkpoint or
     moved to another device along with the monitor.
     """
 
@@ -44,16 +44,16 @@ class Base:
 
     @property
     def from_init(self) -> bool:
-        """Whether it is the weights at the start of a fit."""
+        """Whether the anchor is the weights at the start of a fit."""
         return isinstance(self._source, str) and self._source == INIT
 
     def keep(self, outermost: nn.Module, *, resumed: bool) -> None:
         """Take a copy of the weights at the start of a fit, in the process's memory.
 
         Args:
-            outermost: as for :meth:`drift`. Where parameters are sharded this is a collective, and every process
+            outermost: as for :meth:`drift`. If parameters are sharded this is a collective, and every process
                 holds a copy of the whole.
-            resumed: whether the fit goes on with a run: then the copy of its start is kept.
+            resumed: whether the fit resumes a run, whose copy is then kept.
 
         Raises:
             ValueError: the run is resumed in another process, which has no copy; or the model has adapters.
@@ -77,7 +77,7 @@ class Base:
         """Return the anchor, opened at the first call.
 
         Raises:
-            ValueError: it is the weights at the start of a fit, and there was none.
+            ValueError: the anchor is the weights at the start of a fit, and there was no fit.
         """
         if self._anchor is None and self.from_init:
             raise ValueError(
@@ -91,15 +91,15 @@ class Base:
     def drift(self, outermost: nn.Module) -> DriftSums:
         """Measure every parameter: Σ(w - b)², Σb², how many elements have not moved, and how many there are.
 
-        Where parameters are sharded each process measures its own part and the sums are added up. Adapters are
-        merged for it, in a copy of one layer at a time.
+        If parameters are sharded each process measures its own part and the sums are added up. Adapters are
+        merged first, in a copy of one layer at a time.
 
         Args:
             outermost: the model, or what is around it; under FSDP the module that the strategy has wrapped.
 
         Raises:
             ValueError: names or shapes differ, or the anchor is the very model that is measured.
-            NotMergeable: an adapter that cannot be merged.
+            NotMergeable: an adapter cannot be merged.
         """
         layout, base_of = self._match(outermost)
         model = language_model(outermost)
@@ -120,13 +120,13 @@ class Base:
 
     @contextmanager
     def in_place_of(self, outermost: nn.Module) -> Iterator[nn.Module]:
-        """Give a module that runs as the base, from one copy of its weights on the model's devices.
+        """Yield a module that runs as the base, from one copy of the base's weights on the model's devices.
 
         Args:
             outermost: as for :meth:`drift`.
 
         Raises:
-            ValueError: as :meth:`drift`, and where the model's parameters are sharded.
+            ValueError: as for :meth:`drift`, and if the model's parameters are sharded.
         """
         model = language_model(outermost)
         layout, base_of = self._match(outermost)
@@ -144,7 +144,7 @@ class Base:
             yield Substituted(model, weights)
 
     def _match(self, outermost: nn.Module) -> tuple[Layout, Callable[[str, Tensor], Tensor]]:
-        """Match the model: its layout, and what gives the base's whole tensor for a name and the model's own tensor."""
+        """Return the model's layout, and what gives the base's whole tensor for a name and the model's own tensor."""
         model = language_model(outermost)
         layout, anchor = layout_of(model, outermost), self.open().read_as(model)
         if is_adapted(model):
@@ -171,13 +171,13 @@ class Base:
 
 
 class BaseUnderAdapters:
-    """The base that a model with adapters carries with it: no copy is needed."""
+    """The base that lies under a model's adapters: no copy is needed."""
 
     def drift(self, outermost: nn.Module) -> DriftSums:
-        """As :meth:`Base.drift`.
+        """Measure every parameter as :meth:`Base.drift` does.
 
         Raises:
-            NotMergeable: an adapter that cannot be merged, or parameters that are sharded or not plain.
+            NotMergeable: an adapter cannot be merged, or parameters are sharded or not plain.
         """
         model = language_model(outermost)
         try:
@@ -190,14 +190,14 @@ class BaseUnderAdapters:
 
     @contextmanager
     def in_place_of(self, outermost: nn.Module) -> Iterator[nn.Module]:
-        """As :meth:`Base.in_place_of`; parameters may be sharded."""
+        """Yield a module that runs as the base, as :meth:`Base.in_place_of` does; parameters may be sharded."""
         model = language_model(outermost)
         with without_adapters(model):
             yield model
 
 
 def base_under_adapters(model: nn.Module, warn: Callable[[str], None]) -> BaseUnderAdapters | None:
-    """Return the base that a model carries with it; None where it has no adapters or, with a warning, hides it."""
+    """Return the base under a model's adapters; None without adapters or, with a warning, if it is not known."""
     if not is_adapted(model):
         return None
     unknown = why_base_is_unknown(model)
@@ -211,14 +211,16 @@ def base_under_adapters(model: nn.Module, warn: Callable[[str], None]) -> BaseUn
 
 
 def merged_drift(model: nn.Module, base_of: Callable[[Tensor], Tensor]) -> DriftSums:
-    """Measure the drift of a model with adapters; a tied parameter once, and again where adapters are on its other use.
+    """Measure the drift of a model with adapters.
+
+    A tied parameter is measured once, and once more for each further use of it that has adapters.
 
     Args:
         model: the model.
         base_of: gives the base's value of a parameter that lies under the adapters.
 
     Raises:
-        NotMergeable: an adapter that cannot be merged.
+        NotMergeable: an adapter cannot be merged.
     """
     sums: DriftSums = {}
     seen: set[int] = set()

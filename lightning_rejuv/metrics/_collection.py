@@ -1,4 +1,4 @@
-"""The monitor's book-keeping: which measures were fed, by site or as a whole, and what they come to."""
+"""The monitor's book-keeping: which measures were updated, by site or as a whole, and what they come to."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import rank_zero_warn
 
-from lightning_rejuv.functional.relative_drift import _relative_drift_compute
-from lightning_rejuv.functional.zero_variance_fraction import check_rewards
-from lightning_rejuv.metrics._activations import ActivationStatistics
+from lightning_rejuv.functional.rollouts import check_rewards
+from lightning_rejuv.functional.weights import _relative_drift_compute
 from lightning_rejuv.metrics._base import DriftSums
-from lightning_rejuv.metrics._layers import LayerValues, activation_values, rank_values, site_scores
+from lightning_rejuv.metrics._measure import LayerValues
 from lightning_rejuv.metrics._plot import plot_values
 from lightning_rejuv.metrics._recorder import Record
-from lightning_rejuv.metrics._spectrum import SiteSpectrum
-from lightning_rejuv.metrics.pass_at_k import PassAtK
+from lightning_rejuv.metrics.activations import ActivationStatistics, activation_values, site_scores
+from lightning_rejuv.metrics.rollouts import PassAtK
+from lightning_rejuv.metrics.spectrum import SiteSpectrum, rank_values
 from lightning_rejuv.names import listing
 
 _ACTIVATIONS, _SPECTRUM = "activations/", "spectrum/"
@@ -27,8 +27,8 @@ _ACTIVATIONS, _SPECTRUM = "activations/", "spectrum/"
 class MeasureCollection(MetricCollection):
     """Measures of the model, of each of its sites, and of rollouts.
 
-    States are made outside of inference mode, also inside of ``trainer.validate``: they could not be updated
-    in a later ``fit`` otherwise.
+    States are made outside of inference mode, even during ``trainer.validate``: otherwise they could not be updated
+    in a later ``fit``.
 
     Args:
         of_model: measures of the model as a whole.
@@ -50,7 +50,7 @@ class MeasureCollection(MetricCollection):
         prefix: str | None,
         postfix: str | None,
     ) -> None:
-        # Without compute groups: measures whose states are equal at first would be merged for good.
+        # There are no compute groups: they would merge measures whose states are equal at first, for good.
         metrics: dict[str, Metric | MetricCollection] = {**of_model, **of_rollouts}
         super().__init__(metrics, prefix=prefix, postfix=postfix, compute_groups=False)
         self.sites = sites
@@ -77,7 +77,7 @@ class MeasureCollection(MetricCollection):
         return {self._set_name(name): value.to(torch.float32) for name, value in values.items()}
 
     def compute_rollouts(self) -> dict[str, Tensor]:
-        """Return the measures of the rollouts alone; empty where there were none. A collective."""
+        """Return the measures of the rollouts alone; empty if there were none. A collective."""
         return {self._set_name(name): value for name, value in self._compute(self._of_rollouts).items()}
 
     def update(self, rewards: Tensor) -> None:  # type: ignore[override]
@@ -87,8 +87,8 @@ class MeasureCollection(MetricCollection):
             rewards: ``[prompts, group]``: the rewards of all samples of each prompt.
 
         Raises:
-            TypeError: not a real tensor.
-            ValueError: another shape, NaN or inf.
+            TypeError: ``rewards`` is not a real tensor.
+            ValueError: it has another shape, or holds NaN or inf.
         """
         check_rewards(rewards)
         for name in self._of_rollouts:
@@ -126,9 +126,9 @@ class MeasureCollection(MetricCollection):
 
     @torch.inference_mode(False)
     def close_rollouts(self) -> dict[str, Tensor]:
-        """Return the measures of the rollouts and count afresh; the verdict keeps these until others come in.
+        """Return the measures of the rollouts and start a new window of them. A collective.
 
-        A collective. Where no rollouts came in the window that was closed before stays.
+        The verdict goes by the closed window until others come in. If none came in, the window closed before stays.
 
         >>> from lightning_rejuv import PlasticityMonitor
         >>> monitor = PlasticityMonitor(pass_at=(1,))
@@ -160,7 +160,7 @@ class MeasureCollection(MetricCollection):
 
     @torch.inference_mode(False)
     def reset_rollouts(self) -> None:
-        """Forget the rollouts, closed ones as well, but not the measures of the model."""
+        """Forget the rollouts, those of the closed window as well, but not the measures of the model."""
         for name in self._of_rollouts:
             self._modules[name].reset()
         self._closed = None
@@ -171,11 +171,11 @@ class MeasureCollection(MetricCollection):
         Args:
             val: what :meth:`compute` returned, or a sequence of that, one for each step; by default what it returns
                 now. Steps may hold different measures.
-            ax: axes to draw in: one where ``together``, else a sequence of as many as there are measures.
+            ax: axes to draw in: one if ``together``, else a sequence of as many as there are measures.
             together: draw all measures in one plot.
 
         Returns:
-            A list of a figure and its axes for each measure, or one such pair where ``together``. Where nothing was
+            A list of a figure and its axes for each measure, or one such pair if ``together``. If nothing was
             measured the list, or the plot, is empty, with a warning.
 
         Raises:
@@ -192,7 +192,7 @@ class MeasureCollection(MetricCollection):
         return plot_values(self.compute() if val is None else val, metrics, ax, together)
 
     def _absorb_drift(self, drift: DriftSums) -> None:
-        """Take in a measurement of the drift, by parameter, in place of the one before."""
+        """Replace the measurement of the drift, which is by parameter."""
         self._forget_drift()
         for name, (squares, base_squares, unmoved, count) in drift.items():
             self._drift[name] = (squares, base_squares)
@@ -227,7 +227,7 @@ class MeasureCollection(MetricCollection):
             )
 
     def _of_sites(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Per site the table of its neurons, and per site its singular values."""
+        """Return per site the table of its neurons, and per site its singular values. A collective."""
         found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         for which, start in enumerate((_ACTIVATIONS, _SPECTRUM)):
             values = self._compute(name for name in self._modules if name.startswith(start))
@@ -235,7 +235,7 @@ class MeasureCollection(MetricCollection):
         return found
 
     def _compute(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Compute the measures that any rank has fed: every rank has to compute the same ones."""
+        """Compute the measures that any rank has updated: every rank has to compute the same ones. A collective."""
         metrics: dict[str, Metric] = {name: self._modules[name] for name in names}
         if not metrics:
             return {}
@@ -248,17 +248,17 @@ class MeasureCollection(MetricCollection):
         }
 
     def _rollout_sums(self) -> Tensor:
-        """This process's rollouts since the last reset: for each measure the sum and the number of groups, float64."""
+        """Return for each rollout measure this process's sum and number of groups since the last reset, float64."""
         metrics = [self._modules[name] for name in self._of_rollouts]
         return torch.stack([torch.stack([metric.total, metric.count.double()]) for metric in metrics])
 
     def _newest_rollouts(self) -> dict[str, float]:
-        """Measures of the rollouts for the verdict, of the closed window where none came in since. A collective.
+        """Return the rollout measures for the verdict, of the closed window if none came in since. A collective.
 
         Returns:
             Values by name, without prefix, and ``rollout_groups``: how many groups they come from, on all ranks, of the
-            measure that has the fewest. In float64, and without the last bits, which sums of pass@k get wrong: in
-            float32 27 of 30 are less than 0.9. Empty where there were no rollouts.
+            measure that has the fewest. They are float64, without the last bits, which sums of pass@k get wrong: in
+            float32 27 of 30 are less than 0.9. Empty if there were no rollouts.
         """
         since = self._rollout_sums()
         closed = torch.zeros_like(since) if self._closed is None else self._closed.to(since.device)
@@ -269,7 +269,7 @@ class MeasureCollection(MetricCollection):
         return {**values, **fewest}
 
     def _no_site(self) -> dict[str, Tensor]:
-        """NaN for what no site was recorded for: never 0 % dormant."""
+        """Return NaN for the measures of neurons, and never 0 % dormant, if no site was recorded."""
         if self.sites is None:
             return {}
         self._warn(
@@ -285,7 +285,7 @@ class MeasureCollection(MetricCollection):
 
 
 def _over_all_ranks(values: Tensor) -> Tensor:
-    """Add up what the processes have, where there are several. A collective."""
+    """Add up what the processes have, if there are several. A collective."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values

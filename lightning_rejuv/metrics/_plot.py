@@ -1,4 +1,4 @@
-"""Plots of what a collection has measured, which may be any part of it, in the form that torchmetrics gives them."""
+"""Plots of what a collection has measured, in the form that torchmetrics gives them; any measure may be missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plot_values(
 
     Args:
         val: one measurement, or one for each step.
-        metrics: for the bounds of a measure, by name; measures of sites have no metric of their own.
+        metrics: metrics by name, for the bounds of their plots; measures of sites have no metric of their own.
         ax: axes to draw in.
         together: draw all measures in one plot.
 
@@ -56,5 +56,5 @@ def plot_values(
 
 
 def _value(value: Tensor | float | None) -> Tensor:
-    """What a step gives; a gap in the curve where it gives nothing."""
+    """Return what a step gives, or NaN, a gap in the curve, if it gives nothing."""
     return torch.as_tensor(float("nan") if value is None else value, dtype=torch.float64, device="cpu")

@@ -1,10 +1,11 @@
-"""The fixed probe: batches that every measurement sees, and a hash that says which they are."""
+"""The fixed probe: batches that every measurement runs, their hash, and what the base gives on them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from lightning_rejuv.metrics._recorder import Record
 
 
 class Probe:
-    """A fixed list of batches with responses; a curve over steps means something only on one probe.
+    """A fixed list of batches with responses: measurements can be compared only on one probe.
 
     Args:
         batches: mappings with ``input_ids`` and ``labels`` [B, T] (-100 outside the response) and perhaps
@@ -25,7 +26,7 @@ class Probe:
         what: how messages name it.
 
     Raises:
-        ValueError: no batch, a missing key, differing shapes, or a row without a response.
+        ValueError: there is no batch, a key is missing, shapes differ, or a row has no response.
         TypeError: a batch is no mapping of tensors.
 
     >>> ids = torch.tensor([[5, 6, 7]])
@@ -39,12 +40,12 @@ class Probe:
 
     @property
     def positions(self) -> int:
-        """Number of response positions that are measured."""
+        """The number of response positions that are measured."""
         return sum(int(batch.response.sum()) for batch in self.batches)
 
     @property
     def hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of all inputs, targets and masks."""
+        """The first 16 hexadecimal digits of the SHA-256 of all inputs, targets and masks."""
         digest = hashlib.sha256()
         for batch in self.batches:
             tensors = {**batch.inputs, "targets": batch.targets, "response": batch.response}
@@ -57,8 +58,8 @@ class Probe:
         """Yield each batch's logits ``[B, T - 1, V]`` and the batch, on the model's device.
 
         Args:
-            model: under :func:`probing`, which leaves it as it was.
-            record: told the batch's response positions before its forward.
+            model: the model, under :func:`probing`, which leaves it as it was.
+            record: is given each batch's response positions, as its mask, before the forward.
         """
         device = device_of(model)
         for batch in self.batches:
@@ -68,8 +69,23 @@ class Probe:
             yield forward_logits(model, batch.inputs)[:, :-1], batch
 
 
+@dataclass
+class Reference:
+    """What the base gives on the probe and on its own samples: ratios and gaps are taken at the same positions.
+
+    Attributes:
+        values: the base's measures by name.
+        entropy: per probe batch the entropies ``[positions]``, nats.
+        logprobs: per batch of samples the log-probabilities ``[B, T - 1]`` of its tokens.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    entropy: list[Tensor] = field(default_factory=list)
+    logprobs: list[Tensor] = field(default_factory=list)
+
+
 class Substituted(nn.Module):
-    """A model called with other weights in place of its own, which are not touched."""
+    """A model that is called with other weights in place of its own, which are not touched."""
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -77,13 +93,13 @@ class Substituted(nn.Module):
         self._weights = weights
 
     def forward(self, **inputs: Tensor) -> object:
-        """Call the model."""
+        """Call the model with the other weights."""
         return functional_call(self.model, self._weights, (), inputs)
 
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient, no compiled graph; on exit modes and RNGs are as they were."""
+    """Switch to eval mode, without gradients or compiled graphs; on exit modes and RNGs are as they were."""
     with ExitStack() as stack:
         stack.callback(reshard, model)
         stack.enter_context(evaluation_mode(model))

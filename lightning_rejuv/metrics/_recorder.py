@@ -1,33 +1,123 @@
-"""Forward hooks that reduce activations where they arise; nothing of a model outlives them."""
+"""Where in a model activations are recorded, and the forward hooks that reduce them there.
+
+Nothing of a model outlives its hooks.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_rejuv.functional._positions import sum_and_count
-from lightning_rejuv.functional._spectrum import _spectrum_update
-from lightning_rejuv.functional.response_mask import response_mask
-from lightning_rejuv.metrics._sites import Site
+from lightning_rejuv.functional.spectrum import _spectrum_update
+from lightning_rejuv.functional.tokens import response_mask, sum_and_count
+from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.ops import ActivationStats, activation_stats, is_recomputing, token_stats
 
 SumAndCount = tuple[Tensor, Tensor]
 
+AUTO = "auto"
+
+# Last projections of MLPs: the input of such a projection is what the neurons say, for a gated MLP gate · up.
+_MLP_OUTPUT = re.compile(
+    r"(^|\.)(down_proj|dense_4h_to_h|fc2|fc_out|w2|(mlp|feed_forward|DenseReluDense)\.(c_proj|wo))$"
+)
+_ATTENTION_OUTPUT = re.compile(r"(^|\.)(o_proj|out_proj|(attn|attention)\.(c_proj|dense|wo))$")
+_HEADS = re.compile(r"(^|\.)(lm_head|embed_out)$")
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus),
+    *(nn.Tanh, nn.Sigmoid),
+)
+
+
+class Site(NamedTuple):
+    """A module whose input or output is recorded under a name."""
+
+    name: str
+    module: nn.Module
+    is_input: bool
+
+
+def activation_sites(model: nn.Module, pattern: str | None) -> list[Site]:
+    """Return the sites of the per-neuron statistics.
+
+    Args:
+        model: the model.
+        pattern: ``"auto"`` for the inputs of the MLPs' last projections or, in a model without any, the outputs
+            of its activation modules. Otherwise a regular expression that is searched in the modules' names:
+            the input of matrices is recorded, and the output of all other modules. None for no sites.
+
+    Raises:
+        ValueError: no module matches the regular expression.
+
+    >>> [site.name for site in activation_sites(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "auto")]
+    ['1']
+    """
+    if pattern != AUTO:
+        return _matching(model, pattern)
+    named = list(model.named_modules())
+    sites = [Site(canonical_name(n), m, True) for n, m in named if _MLP_OUTPUT.search(canonical_name(n))]
+    return sites or [Site(canonical_name(n), m, False) for n, m in named if isinstance(m, _ACTIVATIONS)]
+
+
+def feature_sites(model: nn.Module, pattern: str | None) -> list[Site]:
+    """Return the sites whose features' rank is measured.
+
+    Args:
+        model: the model.
+        pattern: ``"auto"`` for the input of the output embedding, which is the final hidden state. Otherwise as in
+            :func:`activation_sites`.
+
+    Raises:
+        ValueError: no module matches the regular expression.
+    """
+    if pattern != AUTO:
+        return _matching(model, pattern)
+    return [Site(canonical_name(n), m, True) for n, m in model.named_modules() if _HEADS.search(n)]
+
+
+def writes_residual(parameter: str) -> bool:
+    """Tell whether the columns of a weight, rather than its rows, are neurons: it then writes into the residual stream.
+
+    >>> writes_residual("layers.0.mlp.down_proj.weight"), writes_residual("layers.0.mlp.up_proj.weight")
+    (True, False)
+    """
+    module = parameter.removesuffix(".weight")
+    return bool(_MLP_OUTPUT.search(module) or _ATTENTION_OUTPUT.search(module))
+
+
+def _matching(model: nn.Module, pattern: str | None) -> list[Site]:
+    if pattern is None:
+        return []
+    modules = {canonical_name(name): module for name, module in model.named_modules() if name}
+    sites = [Site(n, m, _is_matrix(m)) for n, m in modules.items() if re.search(pattern, n)]
+    if not sites:
+        raise ValueError(
+            f"Expected the pattern {pattern!r} to match a module's name but the model has {listing(modules)}."
+        )
+    return sites
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding)
+
 
 class Record:
-    """Sums over what passed the hooks: of fixed size, on the model's device, never an activation itself.
+    """Sums of fixed size over what has passed the hooks, on the model's device; no activation itself is kept.
 
     Attributes:
         tables: per site the table ``[7, N]`` of :func:`lightning_rejuv.ops.activation_stats`.
         spectra: per site the Gram matrix, sum and number of rows.
-        entropy: sum and number of the next-token entropies, where the model was given labels.
-        confidence: likewise of the largest probabilities.
-        mask: ``[B, T]`` bool, the tokens that count in the forward at hand; all where None.
+        entropy: sum and number of the next-token entropies, if the model was given labels.
+        confidence: sum and number of the largest probabilities, likewise.
+        mask: ``[B, T]`` bool, the tokens that count in the forward at hand; all if it is None.
+        unmasked: sites left out because the mask could not be brought into the shape of their tokens.
     """
 
     def __init__(self) -> None:
@@ -48,12 +138,12 @@ class Record:
         self._calls.clear()
 
     def key(self, site: str) -> str:
-        """Name of this call of a site: a module that is used twice is two sites."""
+        """Return the name of this call of a site: a module that is used twice is two sites."""
         call = self._calls[site] = self._calls.get(site, 0) + 1
         return site if call == 1 else f"{site}#{call}"
 
     def mask_for(self, site: str, value: Tensor) -> Tensor | None:
-        """Bring the mask into the shape of a site's tokens; note the site where that cannot be done."""
+        """Bring the mask into the shape of a site's tokens; note the site if that cannot be done."""
         if self.mask is None or value.shape[:-1] == self.mask.shape:
             return self.mask
         if value.shape[:-1].numel() == self.mask.numel():
@@ -70,9 +160,9 @@ class Record:
         self.spectra[site] = (gram, total, count)
 
     def add_tokens(self, logits: Tensor, mask: Tensor, temperature: float) -> None:
-        """Add the entropy and confidence of a batch's response positions."""
+        """Add the entropy and the confidence at a batch's response positions."""
         if logits.device.type == "cpu":
-            # An index by a mask waits for the device; on the CPU it saves the prompts' share of the work.
+            # An index by a mask would wait for another device; on the CPU it saves the prompts' share of the work.
             logits, mask = logits[mask], mask[mask]
         stats = token_stats(logits, temperature=temperature)
         entropy, confidence = sum_and_count(stats.entropy, mask), sum_and_count(stats.top1_prob, mask)
@@ -94,16 +184,16 @@ def recording(
     every: int = 1,
     own_mask: bool = False,
 ) -> Iterator[Record]:
-    """Record into the yielded :class:`Record` until the block ends; all hooks are gone afterwards.
+    """Record into the yielded :class:`Record` until the block ends, and remove all hooks then.
 
     Args:
         model: the root, whose every call is one forward.
         activations: sites of the per-neuron statistics.
         features: sites whose Gram matrix is taken.
-        temperature: of the entropy.
+        temperature: the sampling temperature at which entropy and confidence are taken.
         every: record one forward in so many.
-        own_mask: the caller sets ``record.mask`` before each forward. Otherwise it is taken from the call:
-            the response positions of ``labels``, or else ``attention_mask``.
+        own_mask: whether the caller sets ``record.mask`` before each forward. Otherwise it is taken from the call: it
+            is the response positions of ``labels``, or else ``attention_mask``.
     """
     record = Record()
     handles: list[RemovableHandle] = []
@@ -120,8 +210,8 @@ def recording(
             handle.remove()
 
 
-# Closures over the record alone, never bound methods: a deep copy of the model (weight averaging makes one)
-# copies its hooks with everything that they refer to.
+# Hooks are closures over the record alone, never bound methods: a deep copy of the model (weight averaging makes
+# one) copies its hooks with everything that they refer to.
 
 
 def _register(site: Site, hook: Callable[[Tensor], None]) -> RemovableHandle:

@@ -6,7 +6,7 @@ from lightning_rejuv.verdict import ENTROPY_AT_RISK, ENTROPY_OVER_CONFIDENT
 
 #: Share of the initial entropy below which RL is flagged, early in the run.
 ENTROPY_FALL = 0.5
-#: What counts as early: the paper does not say; a quarter of the planned steps is ours.
+#: Share of the planned steps that counts as early. The paper does not say; a quarter is our choice.
 EARLY = 0.25
 
 
@@ -20,20 +20,20 @@ def rl_alarms(
 ) -> dict[str, str]:
     """Tell whether an RL run shows one of the two signs of an over-confident start.
 
-    The first is an entropy when RL began of less than 0.05 of the base's, the limit of
-    :func:`lightning_rejuv.verdict.judge`; the paper's 0.18 nats belong to one model. It says nothing if the base's
+    The first sign is that the entropy was less than 0.05 of the base's when RL began, the limit of
+    :func:`lightning_rejuv.verdict.judge`; the paper's 0.18 nats belong to one model. It is not looked for if the base's
     entropy is not known. The second is a fall by more than half early in the run; a fall that leaves more than 0.3
-    of the base's entropy is none.
+    of the base's entropy does not count.
 
     Args:
         initial_entropy: token entropy when RL began, nats.
-        entropy: token entropy now, measured alike.
-        progress: share of the planned steps that are done, 0 to 1; NaN where it is not known, and no fall is early.
-        base_entropy: the base's token entropy, measured alike; None where it is not known.
+        entropy: token entropy now, measured in the same way.
+        progress: share of the planned steps that are done, 0 to 1; NaN if it is not known, and no fall is early then.
+        base_entropy: the base's token entropy, measured in the same way; None if it is not known.
         rejuvenated: whether the model was rejuvenated in this run.
 
     Returns:
-        A text by the alarm's name: ``"low_entropy"``, ``"entropy_fall"``; empty where all is well.
+        A text for each alarm, by its name: ``"low_entropy"``, ``"entropy_fall"``; empty if all is well.
 
     >>> list(rl_alarms(0.4, 0.15, progress=0.1)), list(rl_alarms(0.4, 0.15, progress=0.9))
     (['entropy_fall'], [])

@@ -11,28 +11,22 @@ from torch import Tensor, nn
 from lightning_rejuv._compat import language_model
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.forward import device_of
-from lightning_rejuv.functional._positions import sum_and_count
-from lightning_rejuv.functional.dormant_fraction import _tau_check
-from lightning_rejuv.metrics._adapters import (
-    NotMergeable,
-    check_adapters,
-    is_adapted,
-)
+from lightning_rejuv.functional._checks import check_not_negative
+from lightning_rejuv.functional.tokens import sum_and_count
+from lightning_rejuv.metrics._adapters import NotMergeable, check_adapters, is_adapted
 from lightning_rejuv.metrics._base import Base, BaseUnderAdapters, base_under_adapters
 from lightning_rejuv.metrics._collection import MeasureCollection
-from lightning_rejuv.metrics._probe import Probe, probing
-from lightning_rejuv.metrics._recorder import recording
-from lightning_rejuv.metrics._reference import Reference
-from lightning_rejuv.metrics._sites import AUTO, activation_sites, feature_sites
-from lightning_rejuv.metrics._token_nll import TokenNLL
-from lightning_rejuv.metrics.drift_sparsity import DriftSparsity
-from lightning_rejuv.metrics.entropy_gap import EntropyGap
-from lightning_rejuv.metrics.pass_at_k import PassAtK
-from lightning_rejuv.metrics.relative_drift import RelativeDrift
-from lightning_rejuv.metrics.support_retention import SupportRetention
-from lightning_rejuv.metrics.token_entropy import TokenEntropy
-from lightning_rejuv.metrics.top1_confidence import Top1Confidence
-from lightning_rejuv.metrics.zero_variance_fraction import ZeroVarianceFraction
+from lightning_rejuv.metrics._probe import Probe, Reference, probing
+from lightning_rejuv.metrics._recorder import AUTO, activation_sites, feature_sites, recording
+from lightning_rejuv.metrics.rollouts import PassAtK, ZeroVarianceFraction
+from lightning_rejuv.metrics.tokens import (
+    EntropyGap,
+    SupportRetention,
+    TokenEntropy,
+    TokenNLL,
+    Top1Confidence,
+)
+from lightning_rejuv.metrics.weights import DriftSparsity, RelativeDrift
 from lightning_rejuv.ops import token_stats
 from lightning_rejuv.verdict import Verdict, judge
 
@@ -40,7 +34,7 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 
 class PlasticityMonitor(MeasureCollection):
-    """What tells whether a model can still be improved by RL; see the page "Monitor" of the documentation.
+    """Measures that tell whether RL can still improve a model; see the page "Monitor" of the documentation.
 
     ================================ ============================================== =====================
     key of :meth:`compute`           meaning                                        needs
@@ -64,8 +58,8 @@ class PlasticityMonitor(MeasureCollection):
     The monitor never holds the model: it is given to each call. Every process has to make the same calls.
 
     Args:
-        anchor: the base, as a directory, a file, a state dict or a module other than the one measured; opened
-            at the first measurement. That one also runs the base on the probe, from one temporary copy of
+        anchor: the base, as a directory, a file, a state dict or a module other than the one measured; it is opened
+            at the first measurement, which also runs the base on the probe, from one temporary copy of
             the weights. None for a model with adapters (LoRA and its kin), which carries its base with it. "init"
             for the weights at the start of a fit: :class:`PlasticityCallback` then keeps a copy of them in memory.
         probe: batches with ``input_ids`` and ``labels`` [B, T] (-100 outside the response), the same at every
@@ -74,16 +68,17 @@ class PlasticityMonitor(MeasureCollection):
             left out.
         sites: where neurons are recorded: "auto" for the inputs of the MLPs' last projections, or the outputs
             of activation modules; a regular expression on module names; None for nowhere.
-        rank_sites: where features' ranks are taken: "auto" for the input of the output embedding; likewise.
+        rank_sites: where features' ranks are taken: "auto" for the input of the output embedding; otherwise as
+            ``sites``.
         tau: dormancy threshold.
         temperature: the sampling temperature at which entropy, confidence and support are taken.
         pass_at: the values of k; one that is larger than a rollout's group is left out, with a warning.
-        success_threshold: a rollout succeeds where its reward is larger than this.
+        success_threshold: a rollout succeeds if its reward is larger than this.
         prefix: put before every key.
         postfix: put after every key.
 
     Raises:
-        ValueError: a bad probe, temperature, tau or k.
+        ValueError: the probe, the temperature, tau or a k is invalid.
 
     Example::
         >>> monitor = PlasticityMonitor(pass_at=(1, 2))
@@ -107,7 +102,7 @@ class PlasticityMonitor(MeasureCollection):
         prefix: str | None = None,
         postfix: str | None = None,
     ) -> None:
-        _tau_check(tau)
+        check_not_negative("tau", tau)
         of_model = {
             "token_entropy": TokenEntropy(temperature),
             "top1_confidence": Top1Confidence(temperature),
@@ -141,7 +136,7 @@ class PlasticityMonitor(MeasureCollection):
 
     @torch.inference_mode(False)
     def measure(self, model: nn.Module) -> dict[str, Tensor]:
-        """Measure a model on the probe and against the anchor; replaces the previous measurement.
+        """Measure a model on the probe and against the anchor, in place of the previous measurement.
 
         The model runs in eval mode, without gradients or compiled graphs; modes and RNGs are restored.
 
@@ -149,7 +144,7 @@ class PlasticityMonitor(MeasureCollection):
             model: the language model, or a module that holds it; it is not kept.
 
         Returns:
-            :meth:`compute_model`.
+            What :meth:`compute_model` returns.
 
         Raises:
             ValueError: the monitor has nothing to measure with, the anchor does not match the model, or the model
@@ -172,11 +167,11 @@ class PlasticityMonitor(MeasureCollection):
         return self.compute_model()
 
     def begin_fit(self, model: nn.Module, *, resumed: bool = False) -> None:
-        """Keep the weights that a fit starts with, where they are the anchor; called by the callback.
+        """Keep the weights that a fit starts with, if they are the anchor; the callback calls it.
 
         Args:
             model: as for :meth:`measure_drift`.
-            resumed: whether the fit goes on with a run that has begun before.
+            resumed: whether the fit resumes a run.
 
         Raises:
             ValueError: the start of a resumed run is not known, or the model has adapters.
@@ -187,10 +182,10 @@ class PlasticityMonitor(MeasureCollection):
 
     @torch.inference_mode(False)
     def measure_drift(self, model: nn.Module) -> None:
-        """Measure the drift from the anchor, where there is one, and leave the other measures as they are.
+        """Measure the drift from the anchor, if there is one, and leave the other measures as they are.
 
         Args:
-            model: the language model, or a module that holds it; under FSDP the outermost one. Where parameters
+            model: the language model, or a module that holds it; under FSDP the outermost one. If parameters
                 are sharded this is a collective.
 
         Raises:
@@ -207,9 +202,9 @@ class PlasticityMonitor(MeasureCollection):
 
     @torch.inference_mode(False)
     def measure_base(self, model: nn.Module) -> None:
-        """Measure the base itself: what ratios, gaps and the verdict compare with.
+        """Measure the base itself, with which ratios, gaps and the verdict compare.
 
-        :meth:`measure` does it by itself where there is an anchor.
+        :meth:`measure` does it by itself if there is an anchor.
 
         Args:
             model: the base.
@@ -234,15 +229,15 @@ class PlasticityMonitor(MeasureCollection):
     def attach(self, model: nn.Module, every_n_steps: int = 1) -> Iterator[None]:
         """Record the forwards of a model inside the ``with`` block; they add up until :meth:`reset`.
 
-        Hooks are removed at the end, also after an error. Compiled modules run eagerly inside. Only the
-        responses count where the call has ``labels``, only real tokens where it has an ``attention_mask``.
+        Hooks are removed at the end, even after an error. Compiled modules run eagerly inside the block. Only the
+        responses count if a call has ``labels``, and only real tokens if it has an ``attention_mask``.
 
         Args:
-            model: the model whose calls are counted; where it holds a Hugging Face model, that one.
+            model: the model whose calls are counted; if it holds a Hugging Face model, that one's.
             every_n_steps: record one call in so many.
 
         Raises:
-            ValueError: a pattern that matches no module.
+            ValueError: ``sites`` or ``rank_sites`` matches no module.
         """
         model = language_model(model)
         sites, features = activation_sites(model, self.sites), feature_sites(model, self.rank_sites)
@@ -258,14 +253,14 @@ class PlasticityMonitor(MeasureCollection):
     def verdict(self) -> Verdict:
         """Judge the last measurement and the newest rollouts by :func:`lightning_rejuv.verdict.judge`. A collective.
 
-        Where no rollouts came in since :meth:`close_rollouts`, as after a fit, it goes by those that were closed.
+        If no rollouts came in since :meth:`close_rollouts`, as after a fit, it goes by those of the closed window.
         """
         values = {name: float(value) for name, value in self._compute(self._of_model).items()}
         reference = None if self.reference is None else self.reference.values
         return judge({**values, **self._newest_rollouts()}, reference)
 
     def _run(self, model: nn.Module, into: Reference | None = None) -> None:
-        """Run a model on probe and samples; compare with the reference, or write what it is made of."""
+        """Run a model on probe and samples, and compare with the reference or, with ``into``, fill that reference."""
         with probing(model):
             if self.probe is not None:
                 self._run_probe(model, self.probe, into)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_rejuv.functional.relative_drift import _relative_drift_compute, _relative_drift_update
+from lightning_rejuv.functional.weights import _relative_drift_compute, _relative_drift_update
 from lightning_rejuv.names import listing
 from lightning_rejuv.weights.layout import Layout
 

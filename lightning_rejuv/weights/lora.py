@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.anchor import Anchor
-from lightning_rejuv.functional.relative_drift import _relative_drift_update
+from lightning_rejuv.functional.weights import _relative_drift_update
 from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.weights.adapters import (
     adapter_of,
