@@ -1,4 +1,4 @@
-"""One conformance suite over every metric: class = functional = split over batches = two processes."""
+"""One conformance suite over every metric: class = function = split over batches = two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entropy, confidence and gap: against float64 arithmetic that is written another way."""
+"""Entropy, confidence and gap, against float64 arithmetic that is written another way; support retention by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_rejuv.functional import entropy_gap, response_mask, token_entropy, top1_confidence
+from lightning_rejuv.functional import (
+    entropy_gap,
+    response_mask,
+    support_retention,
+    token_entropy,
+    top1_confidence,
+)
 
 
 def reference(logits: torch.Tensor, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -130,3 +136,25 @@ def test_response_mask_is_the_labels_shifted():
         response_mask(labels.float())
     with pytest.raises(ValueError, match="B, T"):
         response_mask(labels[0])
+
+
+def test_support_retention_sums_over_a_response_and_averages_over_responses():
+    logp = torch.tensor([[-1.0, -2.0, -50.0], [-3.0, -50.0, -50.0]])
+    base = torch.tensor([[-0.5, -0.5, math.nan], [-1.0, math.nan, -1.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert support_retention(logp, base, mask).item() == pytest.approx(((-0.5 - 1.5) + (-2.0)) / 2)
+    longer = torch.cat([mask, torch.zeros(1, 3, dtype=torch.bool)])
+    pad = torch.zeros(1, 3)
+    assert support_retention(torch.cat([logp, pad]), torch.cat([base, pad]), longer).item() == pytest.approx(
+        -2.0
+    )
+
+
+def test_support_retention_bad():
+    a = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="same shape"):
+        support_retention(a, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="selects none"):
+        support_retention(a, a, torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="NaN"):
+        support_retention(a, torch.full((2, 3), math.nan))

@@ -1,4 +1,4 @@
-"""Casts of the module around a measure never reach its sums: against the functional twin on all batches."""
+"""Casts of the module around a measure never reach its sums: each is compared with its function on all batches."""
 
 from __future__ import annotations
 

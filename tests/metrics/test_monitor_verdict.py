@@ -1,4 +1,4 @@
-"""The monitor's verdict, and the alarms: each threshold from both sides."""
+"""The monitor's verdict: what it is judged by, which rollouts count, and on how many ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lightning_rejuv.metrics import PlasticityMonitor, monitor
-from lightning_rejuv.metrics.alarms import rl_alarms
 from tests.conftest import batch, tiny_llama
 from tests.metrics.test_monitor import clone_of
 from tests.processes import run_in_processes
@@ -151,39 +150,3 @@ def test_newer_rollouts_of_one_rank_are_newer_on_all(judged, tmp_path):
 
     newer = {"pass_at_1": 0.5, "pass_at_8": 0.5, "zero_variance_fraction": 1.0, "rollout_groups": 2}
     assert run_in_processes(work, tmp_path) == [newer] * 2
-
-
-@pytest.mark.parametrize(
-    ("initial", "now", "progress", "expected"),
-    [
-        (0.5, 0.3, 0.1, set()),
-        (0.049, 0.049, 0.0, {"low_entropy"}),
-        (0.051, 0.051, 0.0, set()),
-        (0.5, 0.24, 0.25, {"entropy_fall"}),
-        (0.5, 0.24, 0.26, set()),
-        (0.7, 0.34, 0.1, set()),  # a third of the base's is left
-        (0.04, 0.01, 0.1, {"low_entropy", "entropy_fall"}),
-    ],
-)
-def test_alarms_beside_a_base_of_one_nat(initial, now, progress, expected):
-    assert set(rl_alarms(initial, now, progress, base_entropy=1.0)) == expected
-    assert set(rl_alarms(initial / 7, now / 7, progress, base_entropy=1 / 7)) == expected
-
-
-def test_without_the_base_only_a_fall_is_an_alarm():
-    assert rl_alarms(0.01, 0.01, 0.0) == {}
-    assert set(rl_alarms(0.7, 0.34, 0.1)) == {"entropy_fall"}
-
-
-@pytest.mark.parametrize(
-    ("rejuvenated", "advice"),
-    [
-        (False, "Rejuvenate, or take an earlier checkpoint."),
-        (True, "take an earlier checkpoint, or a smaller `alpha`."),
-    ],
-)
-def test_what_an_alarm_advises_goes_by_what_was_done(rejuvenated, advice):
-    alarms = rl_alarms(0.01, 0.01, 0.1, base_entropy=0.3, rejuvenated=rejuvenated)
-    assert list(alarms) == ["low_entropy"]
-    assert alarms["low_entropy"].endswith(advice)
-    assert "0.010 nats, less than 0.05 of the base's 0.300" in alarms["low_entropy"]

@@ -1,4 +1,4 @@
-"""The monitor's hooks: what they count, when they fire, and that they go."""
+"""The monitor's hooks: what they count, when they fire, and that they are removed."""
 
 from __future__ import annotations
 
