@@ -35,7 +35,7 @@ def sharpness(
         parameters: what to differentiate by; those that require no gradient are left out.
         iterations: Lanczos steps, each one Hessian-vector product; the figure is a lower bound that grows
             with them. At most as many vectors of the parameters' size are kept.
-        seed: of the start vector.
+        seed: seed of the start vector.
 
     Returns:
         float64 scalar. Gradients that lie in ``.grad`` are not touched, nor is the global RNG.

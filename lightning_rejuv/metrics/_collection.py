@@ -63,11 +63,11 @@ class MeasureCollection(MetricCollection):
         self._warned: set[str] = set()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every measure that has data, float32 by name. A collective: every rank has to call it."""
+        """Return every measure that has data, float32 by name. Every rank has to call it."""
         return {**self.compute_model(), **self.compute_rollouts()}
 
     def compute_model(self) -> dict[str, Tensor]:
-        """Return the measures of the model alone, since its last measurement or reset. A collective."""
+        """Return the measures of the model alone, since its last measurement or reset. Every rank has to call it."""
         values = self._compute(self._of_model)
         if self._recorded:
             tables, spectra = self._of_sites()
@@ -77,7 +77,7 @@ class MeasureCollection(MetricCollection):
         return {self._set_name(name): value.to(torch.float32) for name, value in values.items()}
 
     def compute_rollouts(self) -> dict[str, Tensor]:
-        """Return the measures of the rollouts alone; empty if there were none. A collective."""
+        """Return the measures of the rollouts alone; empty if there were none. Every rank has to call it."""
         return {self._set_name(name): value for name, value in self._compute(self._of_rollouts).items()}
 
     def update(self, rewards: Tensor) -> None:  # type: ignore[override]
@@ -108,7 +108,7 @@ class MeasureCollection(MetricCollection):
         return values
 
     def layer_values(self) -> LayerValues:
-        """Return the model's measures by measure and by parameter or site. A collective."""
+        """Return the model's measures by measure and by parameter or site. Every rank has to call it."""
         layers: LayerValues = {}
         if self._drift:
             drift = {name: float(_relative_drift_compute(*sums)) for name, sums in self._drift.items()}
@@ -121,12 +121,12 @@ class MeasureCollection(MetricCollection):
         return layers
 
     def dormancy_scores(self) -> dict[str, Tensor]:
-        """Return the neurons' dormancy scores ``[N]`` by site, for histograms. A collective."""
+        """Return the neurons' dormancy scores ``[N]`` by site, for histograms. Every rank has to call it."""
         return site_scores(self._of_sites()[0])
 
     @torch.inference_mode(False)
     def close_rollouts(self) -> dict[str, Tensor]:
-        """Return the measures of the rollouts and start a new window of them. A collective.
+        """Return the measures of the rollouts and start a new window of them. Every rank has to call it.
 
         The verdict goes by the closed window until others come in. If none came in, the window closed before stays.
 
@@ -166,7 +166,9 @@ class MeasureCollection(MetricCollection):
         self._closed = None
 
     def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
-        """Plot what was measured: a point for each measure, or its curve over steps. A collective without ``val``.
+        """Plot what was measured: a point for each measure, or its curve over steps.
+
+        Without ``val`` every rank has to call it.
 
         Args:
             val: what :meth:`compute` returned, or a sequence of that, one for each step; by default what it returns
@@ -227,7 +229,7 @@ class MeasureCollection(MetricCollection):
             )
 
     def _of_sites(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return per site the table of its neurons, and per site its singular values. A collective."""
+        """Return per site the table of its neurons, and per site its singular values. Every rank has to call it."""
         found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         for which, start in enumerate((_ACTIVATIONS, _SPECTRUM)):
             values = self._compute(name for name in self._modules if name.startswith(start))
@@ -235,7 +237,7 @@ class MeasureCollection(MetricCollection):
         return found
 
     def _compute(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Compute the measures that any rank has updated: every rank has to compute the same ones. A collective."""
+        """Compute the measures that any rank has updated: every rank has to call it and computes the same ones."""
         metrics: dict[str, Metric] = {name: self._modules[name] for name in names}
         if not metrics:
             return {}
@@ -253,7 +255,9 @@ class MeasureCollection(MetricCollection):
         return torch.stack([torch.stack([metric.total, metric.count.double()]) for metric in metrics])
 
     def _newest_rollouts(self) -> dict[str, float]:
-        """Return the rollout measures for the verdict, of the closed window if none came in since. A collective.
+        """Return the rollout measures for the verdict, of the closed window if none came in since.
+
+        Every rank has to call it.
 
         Returns:
             Values by name, without prefix, and ``rollout_groups``: how many groups they come from, on all ranks, of the
@@ -285,7 +289,7 @@ class MeasureCollection(MetricCollection):
 
 
 def _over_all_ranks(values: Tensor) -> Tensor:
-    """Add up what the processes have, if there are several. A collective."""
+    """Add up what the processes have, if there are several. Every rank has to call it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values

@@ -37,7 +37,7 @@ class Measure(Metric):
             state += value.to(state.device)
 
     def absorb(self, *sums: Tensor) -> None:
-        """Add sums that were taken elsewhere, as an update of its own."""
+        """Add sums that were taken elsewhere, and count them as one update."""
         mark_updated(self)
         self.add(*sums)
 

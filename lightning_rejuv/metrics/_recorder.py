@@ -82,7 +82,7 @@ def feature_sites(model: nn.Module, pattern: str | None) -> list[Site]:
 
 
 def writes_residual(parameter: str) -> bool:
-    """Tell whether the columns of a weight, rather than its rows, are neurons: it then writes into the residual stream.
+    """Tell whether a weight writes into the residual stream, so that its columns, rather than its rows, are neurons.
 
     >>> writes_residual("layers.0.mlp.down_proj.weight"), writes_residual("layers.0.mlp.up_proj.weight")
     (True, False)

@@ -251,9 +251,10 @@ class PlasticityMonitor(MeasureCollection):
             self._absorb(record)
 
     def verdict(self) -> Verdict:
-        """Judge the last measurement and the newest rollouts by :func:`lightning_rejuv.verdict.judge`. A collective.
+        """Judge the last measurement and the newest rollouts by :func:`lightning_rejuv.verdict.judge`.
 
-        If no rollouts came in since :meth:`close_rollouts`, as after a fit, it goes by those of the closed window.
+        Every rank has to call it. If no rollouts came in since :meth:`close_rollouts`, as after a fit, it goes by those
+        of the closed window.
         """
         values = {name: float(value) for name, value in self._compute(self._of_model).items()}
         reference = None if self.reference is None else self.reference.values
