@@ -9,7 +9,7 @@ from dataclasses import dataclass
 # Inserted by torch.compile, FSDP1 and activation checkpointing around a module that the user named.
 _WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Inserted by PEFT: around the model, around an adapted layer, around a module that is trained as a whole.
-_PEFT_ROOT = "base_model.model."
+PEFT_ROOT = "base_model.model."
 _PEFT_PARTS = re.compile(r"\.(?:base_layer|original_module)(?=\.)")
 _PEFT_OWN = re.compile(r"\.(?:lora_\w+|modules_to_save|trainable_tokens_\w+|token_adapter)\.")
 _MAX_LISTED = 8
@@ -41,7 +41,7 @@ def base_name(name: str) -> str | None:
     plain = canonical_name(name)
     if _PEFT_OWN.search(plain):
         return None
-    before, root, after = plain.partition(_PEFT_ROOT)
+    before, root, after = plain.partition(PEFT_ROOT)
     return _PEFT_PARTS.sub("", before + after if root else plain)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_HASHED = 1 << 20  # bytes that are hashed at a time
 _MAX_JSON = 1 << 28  # bytes; the index of a million tensors takes less
 
 # Weights that belong to no model of transformers' own form: an adapter's, and Mistral's own format.
@@ -102,6 +105,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"Expected {str(path)!r} to hold a mapping but got {type(content).__name__}.")
     return content
+
+
+def hash_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """Return a file's SHA-256 in hexadecimal, which ``sha256sum`` prints and the Hugging Face Hub shows.
+
+    Args:
+        path: the file.
+        stopped: asked after each block; the digest is of no use once it answers True.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while (block := file.read(_HASHED)) and not stopped():
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _shards(root: Path, index: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,19 +18,13 @@ from lightning_rejuv.anchor.archive import check_stored
 from lightning_rejuv.anchor.config import end_tokens as said_end_tokens
 from lightning_rejuv.anchor.conversion import architecture, as_loaded
 from lightning_rejuv.anchor.files import CONFIG, GENERATION, INDEX, SINGLE, read_json, weight_files
+from lightning_rejuv.anchor.header import DTYPES, MAX_RANK, has_too_many_elements
 from lightning_rejuv.anchor.match import names_fit
 from lightning_rejuv.names import canonical_name, listing, printable
 
 _METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-_MAX_RANK = 64  # of a tensor in PyTorch
 _SAYS_WHICH = "::"  # between a path and a prefix
-# What safetensors calls the types that an anchor may have, or is often found to have by mistake.
-_DTYPES: dict[str, torch.dtype] = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
-    **{"U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
-}
 
 
 def open_anchor(source: AnchorSource, prefix: str = "") -> Anchor:
@@ -186,8 +179,7 @@ class _SafetensorsAnchor(Anchor):
                 name = canonical_name(key)
                 self._place[name] = (file, key)
                 shape = handle.get_slice(key).get_shape()
-                # Zeros left out, as PyTorch does where it multiplies sizes to strides.
-                if len(shape) > _MAX_RANK or math.prod(size for size in shape if size) >= 1 << 63:
+                if len(shape) > MAX_RANK or has_too_many_elements(shape):
                     raise ValueError(
                         f"the tensor {key!r:.200} has more dimensions or elements than a tensor can have"
                     )
@@ -221,7 +213,7 @@ class _SafetensorsAnchor(Anchor):
         return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype | None:
-        return _DTYPES.get(self._dtypes[name])
+        return DTYPES.get(self._dtypes[name])
 
     def tensor(self, name: str) -> Tensor:
         file, key = self._place[name]

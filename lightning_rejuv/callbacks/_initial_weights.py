@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_rejuv.checkpoints.header import build_header
+from lightning_rejuv.anchor.files import hash_file
+from lightning_rejuv.anchor.header import build_header
 from lightning_rejuv.weights.layout import Layout, layout_of
 from lightning_rejuv.weights.lora import is_adapted
 
 INIT = "init"
-_CHUNK = 1 << 24
 
 
 def initial_weights(
@@ -81,7 +80,7 @@ def _keep(trainer: Trainer, layout: Layout) -> tuple[dict[str, str], bool]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             _write(part, layout, wholes)
-            digest = _digest(part)
+            digest = hash_file(part)
             path = directory / f"initial-weights-{digest[:12]}.safetensors"
             new = not path.exists()
             part.replace(path)
@@ -105,7 +104,7 @@ def _check(trainer: Trainer, record: dict[str, str] | None) -> None:
             message = "this run did not write them down when it started"
         elif not Path(record["path"]).is_file():
             message = f"their file {record['path']!r} is gone"
-        elif _digest(Path(record["path"])) != record["digest"]:
+        elif hash_file(Path(record["path"])) != record["digest"]:
             message = f"their file {record['path']!r} has changed: its SHA-256 is not {record['digest']}"
     message = trainer.strategy.broadcast(message)
     if message:
@@ -133,11 +132,3 @@ def _write(path: Path, layout: Layout, wholes: Iterator[tuple[str, Tensor]]) -> 
             file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

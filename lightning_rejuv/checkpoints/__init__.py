@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_rejuv.checkpoints.commands import diagnose, rejuvenate_checkpoint
 
 if TYPE_CHECKING:
-    from lightning_rejuv.checkpoints.adapt import rejuvenate_adapter
-    from lightning_rejuv.checkpoints.adapter import is_adapter
+    from lightning_rejuv.checkpoints.adapter import is_adapter, rejuvenate_adapter
     from lightning_rejuv.checkpoints.alphas import given_alpha, read_alphas
     from lightning_rejuv.checkpoints.diagnosis import Diagnosis
     from lightning_rejuv.checkpoints.merge import merge_adapter
@@ -37,7 +36,7 @@ _LATER = {
     "is_adapter": "adapter",
     "merge_adapter": "merge",
     "read_alphas": "alphas",
-    "rejuvenate_adapter": "adapt",
+    "rejuvenate_adapter": "adapter",
     "verify": "verification",
 }
 

@@ -1,4 +1,7 @@
-"""A PEFT LoRA adapter on disk: which tensors it holds, and what they do to which weight of the base."""
+"""A PEFT LoRA adapter on disk: what its tensors do to which weight of the base, and its fusion with the base.
+
+Adapter in, adapter out: the fusion is a scaled update, for which the base is not read.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_rejuv.checkpoints.checkpoint import (
-    ADAPTER,
-    ADAPTER_CONFIG,
-    Checkpoint,
-    PathLike,
-    read_json,
-    reading,
-)
-from lightning_rejuv.checkpoints.header import read_header
-from lightning_rejuv.checkpoints.skeleton import skeleton
-from lightning_rejuv.config import Options
-from lightning_rejuv.names import listing
-from lightning_rejuv.weights.adapters import check_config
+import torch
+from torch import Tensor
 
-_PREFIX = "base_model.model."
+from lightning_rejuv import __version__
+from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.anchor.files import ADAPTER_CONFIG, read_json
+from lightning_rejuv.anchor.header import build_header, read_header
+from lightning_rejuv.checkpoints.models import skeleton_if_known
+from lightning_rejuv.checkpoints.names import base_names
+from lightning_rejuv.checkpoints.output import check_free, copy_sidecar, links_out, new_directory, write_file
+from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, open_checkpoint, reading
+from lightning_rejuv.checkpoints.record import a_second_time, find_record
+from lightning_rejuv.checkpoints.report import CheckpointReport
+from lightning_rejuv.checkpoints.write_report import check_apart, write_report
+from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
+from lightning_rejuv.config import Options, alpha_by_name
+from lightning_rejuv.names import PEFT_ROOT, listing
+from lightning_rejuv.weights.adapters import check_config, scale_of
+from lightning_rejuv.weights.edit import lerp_
+from lightning_rejuv.weights.rounding import random_stream
+
+ADAPTER = "adapter_model.safetensors"
 _PART = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector)(?:\.weight)?$"
 )
-# PEFT takes any regular expression, and some take for ever to match. Repeated groups, references and assertions are
-# refused; groups and repetitions are few, so that the work stays small.
-_SLOW = re.compile(r"\)[*+?{]|\\[1-9]|\(\?")
-_MAX_PATTERN = 256  # characters, of a pattern and of a name that it is matched with
-_MAX_CHOICES = 3
-_MAX_ALPHA = 1e30
 _UNKNOWN_PART = re.compile(r"\.(?:lora_|trainable_tokens|token_adapter|hada_|lokr_|vera_|oft_|ia3_)")
 
 
@@ -54,12 +58,16 @@ class Lora:
 
     @property
     def embedding(self) -> bool:
-        """Whether it is an embedding's."""
+        """True for the update of an embedding."""
         return "lora_embedding_A" in self.parts
+
+    def stored(self, matrix: str) -> str:
+        """Return the name of ``"A"`` or ``"B"`` in the adapter's file."""
+        return self.parts[("lora_embedding_" if self.embedding else "lora_") + matrix]
 
     @property
     def dora(self) -> bool:
-        """Whether rows of the result are rescaled to trained norms."""
+        """True if rows of the result are rescaled to trained norms."""
         return "lora_magnitude_vector" in self.parts
 
 
@@ -82,7 +90,7 @@ class Adapter:
 
 
 def is_adapter(path: PathLike) -> bool:
-    """Whether a directory holds a PEFT adapter instead of a model."""
+    """Tell whether a directory holds a PEFT adapter instead of a model."""
     return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 
@@ -90,7 +98,7 @@ def check_given(alpha: Any) -> float | Mapping[str, float]:
     """Return an alpha as plain numbers.
 
     Raises:
-        ValueError: it has to be searched for, or is out of range.
+        ValueError: the alpha has to be searched for, or is out of range.
     """
     given = Options(alpha=alpha).alpha
     if isinstance(given, str):
@@ -106,14 +114,13 @@ def open_adapter(path: PathLike) -> Adapter:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: it is not LoRA, or of a kind whose fusion with the base is not a scaled adapter.
+        ValueError: the adapter is not LoRA, or of a kind whose fusion with the base is not a scaled adapter.
     """
     root = Path(path).expanduser()
     config = read_json(root / ADAPTER_CONFIG)
     if not (root / ADAPTER).is_file():
         raise FileNotFoundError(
-            f"Expected {ADAPTER} in {str(root)!r}: save the adapter as safetensors; pickled weights are "
-            "never read."
+            f"Expected {ADAPTER} in {str(root)!r}: save the adapter as safetensors; pickled weights are never read."
         )
     check_config(config, f"the adapter {str(root)!r}")
     header = read_header(root / ADAPTER)
@@ -122,11 +129,11 @@ def open_adapter(path: PathLike) -> Adapter:
     whole: dict[str, str] = {}
     frozen: dict[str, str] = {}
     for name in place:
-        if not name.startswith(_PREFIX):
+        if not name.startswith(PEFT_ROOT):
             raise ValueError(
-                f"Expected the tensors of {str(root)!r} to begin with {_PREFIX!r} but got {name!r}."
+                f"Expected the tensors of {str(root)!r} to begin with {PEFT_ROOT!r} but got {name!r}."
             )
-        inner = name.removeprefix(_PREFIX)
+        inner = name.removeprefix(PEFT_ROOT)
         if found := _PART.match(inner):
             parts.setdefault(found["module"], {})[found["part"].removesuffix(".weight")] = name
         elif _UNKNOWN_PART.search(inner):
@@ -144,11 +151,11 @@ def open_adapter(path: PathLike) -> Adapter:
 
 
 def for_base(adapter: Adapter, base: Checkpoint) -> Adapter:
-    """Say of every update how the base stores its weight: one ``fan_in_fan_out`` stands for layers of both kinds."""
-    try:
-        model = skeleton(base.path)
-    except (ImportError, ValueError):
-        return adapter
+    """Return the adapter with the way in which the base stores each weight.
+
+    PEFT stores one ``fan_in_fan_out`` for layers of both kinds.
+    """
+    model = skeleton_if_known(base.path)
     kinds = {name: type(module).__name__ for name, module in model.named_modules()} if model else {}
     loras = {
         module: replace(lora, transposed=kinds[module] == "Conv1D") if module in kinds else lora
@@ -166,27 +173,110 @@ def check_trained(adapter: Adapter, base: Checkpoint | None, replaced: dict[str,
         replaced: the base's names on disk of whole tensors, by their names in the adapter's file.
 
     Raises:
-        ValueError: there is nothing to pull back.
+        ValueError: the adapter changes nothing, so that there is nothing to pull back.
     """
-    with reading(adapter.files, base or adapter.files) as (files, theirs):
+    with reading(adapter.files, base or adapter.files) as (files, base_reader):
         for lora in adapter.loras.values():
-            first, second = (
-                ("lora_embedding_A", "lora_embedding_B") if lora.embedding else ("lora_A", "lora_B")
-            )
-            product = all(bool(files.read(lora.parts[part]).any()) for part in (first, second))
+            product = all(bool(files.read(lora.stored(matrix)).any()) for matrix in "AB")
             bias = "lora_B.bias" in lora.parts and bool(files.read(lora.parts["lora_B.bias"]).any())
             if product or bias or lora.dora:
                 return
         for stored in adapter.whole.values():
             if stored not in replaced:
                 return
-            ours, other = files.tensor(stored), theirs.tensor(replaced[stored])
-            if ours.shape != other.shape or bool((ours.double() != other.double()).any()):
+            tensor, base_tensor = files.tensor(stored), base_reader.tensor(replaced[stored])
+            if tensor.shape != base_tensor.shape or bool((tensor.double() != base_tensor.double()).any()):
                 return
     raise ValueError(
         f"The adapter {str(adapter.files.path)!r} changes nothing: the SFT model equals its base in every parameter, "
         "so that there is nothing to pull back. Was it saved before it was trained?"
     )
+
+
+def rejuvenate_adapter(
+    sft: PathLike,
+    out: PathLike,
+    *,
+    base: PathLike | None = None,
+    alpha: float | Mapping[str, float] = USUAL_ALPHA,
+) -> CheckpointReport:
+    """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
+
+    ``W + scale * B @ A`` moves to ``W + alpha * scale * B @ A``, so that only B changes, by ``alpha``; the
+    same holds for rank-stabilised LoRA and for embeddings. Tensors that replace the base's
+    (``modules_to_save``, trained biases) are interpolated with the base's, for which the base is read. In half types
+    those are rounded stochastically, always in the same way, and B is rounded to nearest: its entries are many steps of
+    the dtype away from zero, so that noise would gain nothing.
+
+    Args:
+        sft: directory of the adapter.
+        out: directory to write; must not exist.
+        base: directory of the base; needed only if the adapter replaces tensors.
+        alpha: weight of the SFT model; or one for each pattern of weights' names in the base model.
+
+    Raises:
+        ValueError: DoRA, whose fusion is no DoRA of the same form (merge it instead); another kind of
+            adapter that cannot be scaled; a tensor of the base is needed and not given.
+        FileExistsError: the output exists.
+    """
+    alpha = check_given(alpha)
+    source, target = Path(sft).expanduser(), Path(out).expanduser()
+    check_free(target)
+    check_apart(target, source, *([Path(base).expanduser()] if base else []))
+    adapter, warnings = open_adapter(source), links_out(source)
+    warnings += a_second_time(find_record(adapter.files, adapter.files)[0])
+    dora = [module for module, lora in adapter.loras.items() if lora.dora]
+    if dora:
+        raise ValueError(
+            f"The adapter {str(source)!r} is DoRA ({listing(dora)}): its fusion with the base is no adapter of the "
+            "same form. Write the whole model with `merge_adapter`."
+        )
+    names = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
+    alphas = alpha_by_name(alpha, names)
+    files, opened = adapter.files, open_checkpoint(base, "base") if base and adapter.whole else None
+    replaced = _replaced(adapter, opened)
+    check_trained(adapter, opened, {stored: name for stored, (_, name) in replaced.items()})
+    factors = {
+        lora.parts[part]: alphas[f"{lora.module}.weight"]
+        for lora in adapter.loras.values()
+        for part in ("lora_B", "lora_embedding_B", "lora_B.bias")
+        if part in lora.parts
+    }
+    inputs = {"sft": (source, [ADAPTER])}
+    if opened:
+        inputs["base"] = opened.path, list(opened.shards)
+    with new_directory(target) as partial, Hasher(inputs) as hasher:
+        with FileWriter(partial) as writer, reading(files, opened or files) as (reader, base_reader):
+            entries = files.shards[ADAPTER].entries
+            table = [(e.name, e.dtype, e.shape) for e in entries]
+            writer.write(ADAPTER, build_header(table, files.shards[ADAPTER].metadata))
+            for entry in entries:
+                tensor = reader.tensor(entry.name)
+                if entry.name in factors:
+                    tensor = _scaled(tensor, factors[entry.name])
+                elif entry.name in replaced:
+                    name, base_name = replaced[entry.name]
+                    weight, stream = 1.0 - alphas[name], random_stream(entry.name)
+                    lerp_(tensor, base_reader.tensor(base_name), weight, generator=stream)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"Expected finite weights but {entry.name!r} holds NaN or infinity.")
+                writer.write(ADAPTER, tensor)
+        report = CheckpointReport(
+            version=__version__,
+            output=str(target),
+            form="adapter",
+            inputs={
+                role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
+            },
+            outputs=writer.digests,
+            options={"alpha": alpha, "reset": None},
+            alpha=alpha,
+            warnings=tuple(warnings),
+        )
+        copy_sidecar(source, partial, None)
+        write_file(partial / ADAPTER_CONFIG, (source / ADAPTER_CONFIG).read_bytes())
+        write_report(partial, source, report)
+    return report
 
 
 def _lora(
@@ -204,38 +294,30 @@ def _lora(
         raise ValueError(
             f"Expected matrices [r, in] and [out, r] for {module!r} in {str(root)!r} but got {a} and {b}."
         )
-    rank = a[0]
-    alpha = _by_pattern(root, config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < _MAX_ALPHA:
-        raise ValueError(
-            f"Expected `lora_alpha` in {str(root)!r} to be a finite number but got {alpha!r:.200}."
-        )
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    scale = scale_of(config, module, a[0], repr(str(root / ADAPTER_CONFIG)))
     return Lora(module, scale, parts, bool(config.get("fan_in_fan_out")))
 
 
-def _by_pattern(root: Path, patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: a pattern matches the end of a module's name, from a dot on."""
-    try:
-        for pattern, value in (patterns or {}).items():
-            _check_pattern(root, pattern, module)
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-    except (AttributeError, re.error) as error:
-        raise ValueError(
-            f"Expected `alpha_pattern` in {str(root / ADAPTER_CONFIG)!r} to map regular expressions to numbers but got "
-            f"{patterns!r:.200} ({error})."
-        ) from error
-    return default
+def _scaled(tensor: Tensor, alpha: float) -> Tensor:
+    """Multiply in float32 or better and round once: a lerp toward the base's update, which is zero."""
+    return lerp_(tensor, torch.zeros_like(tensor), 1.0 - alpha)
 
 
-def _check_pattern(root: Path, pattern: str, module: str) -> None:
-    plain = pattern.replace("(?:", "(")
-    choices = sum(plain.count(sign) for sign in "(*+?{")
-    slow = bool(_SLOW.search(plain)) or choices > _MAX_CHOICES
-    if len(pattern) > _MAX_PATTERN or slow or (choices and len(module) > _MAX_PATTERN):
+def _replaced(adapter: Adapter, base: Checkpoint | None) -> Mapping[str, tuple[str, str]]:
+    """Return for each tensor that replaces the base's the model's name and the base's name on disk."""
+    if not adapter.whole:
+        return {}
+    if base is None:
         raise ValueError(
-            f"Expected `alpha_pattern` in {str(root / ADAPTER_CONFIG)!r} to hold names, or regular expressions of at "
-            f"most {_MAX_PATTERN} characters and {_MAX_CHOICES} groups and repetitions, none repeated, for names as "
-            f"long, but got {pattern!r:.200} for {module!r:.200}: matching it may take for ever. Write the names out."
+            f"The adapter {str(adapter.files.path)!r} replaces whole tensors of the base ({listing(adapter.whole)}): "
+            "they are interpolated with the base's, so pass `base`."
         )
+    names = base_names(list(adapter.whole), base)
+    for name, stored in adapter.whole.items():
+        shape, base_shape = adapter.files.entry(stored).shape, base.entry(names[name]).shape
+        if shape != base_shape:
+            raise ValueError(
+                f"Expected {stored!r} to have the base's shape {base_shape} but got {shape}. A resized vocabulary "
+                "needs the whole model: merge the adapter with PEFT and pass the merged model."
+            )
+    return {stored: (name, names[name]) for name, stored in adapter.whole.items()}

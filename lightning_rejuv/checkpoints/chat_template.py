@@ -1,4 +1,4 @@
-"""A line of messages as text, rendered with the SFT model's own chat template."""
+"""Messages of a line rendered to text with the SFT model's own chat template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def render(content: dict[str, Any], tokenizer: Any, where: str) -> tuple[str, st
     Args:
         content: the line: ``messages``, and what else the template reads.
         tokenizer: of the SFT model.
-        where: the line, for messages.
+        where: how messages name the line.
 
     Raises:
         ValueError: the line is not of this form, or the template does not render it as SFT would have seen it.
@@ -41,7 +41,7 @@ def render(content: dict[str, Any], tokenizer: Any, where: str) -> tuple[str, st
         prompt = tokenizer.apply_chat_template(
             messages[:-1], tokenize=False, add_generation_prompt=True, **given
         )
-    except Exception as error:  # whatever the template raises, and what Jinja does with a missing key
+    except Exception as error:  # a template may raise anything, and so may Jinja with a missing key
         raise ValueError(
             f"The SFT model's chat template cannot render {where}: {type(error).__name__}: {error}. Write the messages "
             'as SFT had them, or bring it rendered, as {"prompt", "response"}.'
@@ -61,7 +61,7 @@ def render(content: dict[str, Any], tokenizer: Any, where: str) -> tuple[str, st
 def _check_written(
     messages: list[dict[str, Any]], whole: str, tokenizer: Any, given: dict[str, Any], where: str
 ) -> None:
-    """Refuse content that is no text, such as a list of parts, where a template writes it out as Python does."""
+    """Refuse content that is no text, such as a list of parts, if the template writes it out as Python does."""
     for place, message in enumerate(messages):
         written = str(content := message.get("content"))
         if not isinstance(content, (list, dict)) or written not in whole:
@@ -79,7 +79,7 @@ def _check_written(
 
 
 def _template_arguments(content: dict[str, Any], tokenizer: Any, where: str) -> dict[str, Any]:
-    """What the chat template gets beside the messages; keys that it does not read are the reader's own."""
+    """Return what the chat template gets beside the messages; keys of the line that it does not read are left out."""
     more = content.get("chat_template_kwargs") or {}
     if not isinstance(more, dict):
         raise ValueError(f"Expected `chat_template_kwargs` in {where} to be an object but got {more!r:.200}.")

@@ -1,4 +1,4 @@
-"""Checks of what stands beside the weights, and of what ties them together: tying, vocabulary, template, EOS."""
+"""Checks of one checkpoint: whether config, weights and the files beside them fit: tying, vocabulary, template, EOS."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_rejuv._compat import require
 from lightning_rejuv.anchor.config import end_tokens as said_end_tokens
 from lightning_rejuv.anchor.config import says_tied, vocabulary_size
-from lightning_rejuv.anchor.files import GENERATION
+from lightning_rejuv.anchor.files import GENERATION, read_json
 from lightning_rejuv.calibration import IGNORED
-from lightning_rejuv.checkpoints.checkpoint import Checkpoint, read_json, reading
 from lightning_rejuv.checkpoints.models import CustomCode, from_local, load_config
-from lightning_rejuv.checkpoints.pairing import embedding_names, head_names
+from lightning_rejuv.checkpoints.reader import Checkpoint
+from lightning_rejuv.checkpoints.tying import embedding_names, find_untied, head_names
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        check: what.
-        ok: True where it is as it should be, False where it is a fault, None where it is a warning.
+        check: what was checked, in a word or two.
+        ok: True if it is as it should be, False if it is a fault, None if it is a warning.
         detail: what was found.
     """
 
@@ -41,26 +41,18 @@ class Finding:
 
 
 def check_tying(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether config and stored heads agree."""
-    heads, embeddings, said = (
-        head_names(checkpoint),
-        embedding_names(checkpoint),
-        says_tied(checkpoint.config),
-    )
-    with reading(checkpoint) as (reader,):
-        for head in heads if said else []:
-            alike = [n for n in embeddings if checkpoint.entry(n).shape == checkpoint.entry(head).shape]
-            if alike and not any(reader.equal(head, name) for name in alike):
-                yield Finding("tying", False, f"config.json says tied but {head!r} differs from {alike[0]!r}")
-                return
-    if said is False and not heads and embeddings:
+    """Check whether config and stored heads agree."""
+    said, heads = says_tied(checkpoint.config), head_names(checkpoint)
+    if (found := find_untied(checkpoint)) is not None:
+        yield Finding("tying", False, f"config.json says tied but {found[0]!r} differs from {found[1]!r}")
+    elif said is False and not heads and embedding_names(checkpoint):
         yield Finding("tying", None, "config.json says untied but no head is stored")
-        return
-    yield Finding("tying", True, f"config.json says {said}, head stored: {bool(heads)}")
+    else:
+        yield Finding("tying", True, f"config.json says {said}, head stored: {bool(heads)}")
 
 
 def check_vocabulary(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether config, embedding rows and tokenizer agree."""
+    """Check whether config, embedding rows and tokenizer agree."""
     said, ids = vocabulary_size(checkpoint.config), _ids(checkpoint)
     rows = {checkpoint.entry(n).shape[0] for n in (*embedding_names(checkpoint), *head_names(checkpoint))}
     highest = max(ids.values(), default=-1) if ids else -1
@@ -70,7 +62,7 @@ def check_vocabulary(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether a tokenizer, a chat template and an EOS token are there and can be used."""
+    """Check whether the checkpoint has a tokenizer, a chat template and an EOS token that can be used."""
     try:
         ids = token_ids(checkpoint.path)
     except CustomCode as error:
@@ -113,15 +105,14 @@ def _loaded(checkpoint: Checkpoint, size: int) -> Iterator[Finding]:
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
     except Exception as error:  # some templates want more than one message of a user
         broken = type(error).__name__ == "TemplateSyntaxError"
-        yield Finding(
-            "chat template", False if broken else None, f"a message of a user does not render: {error}"
-        )
+        text = f"a message of a user does not render: {error}"
+        yield Finding("chat template", False if broken else None, text)
         return
     yield Finding("chat template", True, "there is one, and it renders")
 
 
 def _ids(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """The tokenizer's ids; None where there is none, or where only code of the checkpoint's own could tell them."""
+    """Return the tokenizer's ids; None without one, or if only code of the checkpoint's own could tell them."""
     try:
         return token_ids(checkpoint.path)
     except CustomCode:
@@ -129,7 +120,7 @@ def _ids(checkpoint: Checkpoint) -> dict[str, int] | None:
 
 
 def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether generation ends on tokens that exist."""
+    """Check whether generation ends on tokens that exist."""
     if not (checkpoint.path / GENERATION).is_file():
         yield Finding("generation config", None, "there is none: defaults come from config.json")
         return
@@ -138,14 +129,14 @@ def check_generation(checkpoint: Checkpoint) -> Iterator[Finding]:
     wrong = [n for n in numbers if type(n) is not int or not 0 <= n < (size or n + 1)]
     unknown = [n for n in numbers if ids and n not in ids.values()]
     ok = False if wrong else None if unknown or not numbers else True
-    detail = (
-        f", no token ids: {wrong}" if wrong else f", unknown to the tokenizer: {unknown}" if unknown else ""
-    )
+    detail = f", unknown to the tokenizer: {unknown}" if unknown else ""
+    if wrong:
+        detail = f", no token ids: {wrong}"
     yield Finding("generation config", ok, f"EOS ids {numbers}{detail}")
 
 
 def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Finding]:
-    """Whether generation ends where the demonstrations do, at least where most of them do: nothing is said then."""
+    """Warn if generation does not end on the tokens with which most demonstrations end."""
     ends = end_tokens(checkpoint)
     if ends is None:  # then the kind of model has one, or none
         ends = said_end_tokens(load_config(checkpoint.path).to_dict()) or []
@@ -173,7 +164,7 @@ def check_ends(checkpoint: Checkpoint, calibration: Calibration) -> Iterator[Fin
 
 
 def _last_tokens(calibration: Calibration) -> Iterator[int]:
-    """Go through the demonstrations: the last token that is no space or line break, which templates put after turns."""
+    """Yield each demonstration's last token that is no space or line break, which templates put after turns."""
     for batch in calibration.batches:
         for labels in batch["labels"]:
             tokens = labels[labels != IGNORED].tolist()
@@ -181,6 +172,6 @@ def _last_tokens(calibration: Calibration) -> Iterator[int]:
 
 
 def end_tokens(checkpoint: Checkpoint) -> list[Any] | None:
-    """Return the ids on which generation ends, as they stand in the files; None where neither file says which."""
+    """Return the ids on which generation ends, as they stand in the files; None if neither file says which."""
     file = checkpoint.path / GENERATION
     return said_end_tokens(checkpoint.config, read_json(file) if file.is_file() else None)

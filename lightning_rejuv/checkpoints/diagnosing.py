@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.anchor.files import read_json
 from lightning_rejuv.checkpoints.adapter import is_adapter
-from lightning_rejuv.checkpoints.checkpoint import Checkpoint, PathLike, left_out, open_checkpoint, read_json
 from lightning_rejuv.checkpoints.checks import (
     Finding,
     check_ends,
@@ -21,9 +21,9 @@ from lightning_rejuv.checkpoints.checks import (
 from lightning_rejuv.checkpoints.device import check_compute_dtype, check_device, compute_dtype_on
 from lightning_rejuv.checkpoints.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.checkpoints.options import check_no_model_is_run
-from lightning_rejuv.checkpoints.pairing import Pairing, pair_up
+from lightning_rejuv.checkpoints.pairing import Pairing, check_same_architecture, pair_up
+from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, check_fusable, left_out, open_checkpoint
 from lightning_rejuv.checkpoints.record import find_record
-from lightning_rejuv.checkpoints.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.verifier import check_verifier
@@ -117,7 +117,7 @@ def _verifier(given: str | Callable[[str, str], object] | None) -> Callable[[str
     """Return the verifier that was brought, or named, once it is known that it can be called."""
     if given is None:
         return None
-    from lightning_rejuv.checkpoints.import_verifier import import_verifier
+    from lightning_rejuv.verifier import import_verifier
 
     verifier = import_verifier(given) if isinstance(given, str) else given
     check_verifier(verifier, ("prompt", "response"))

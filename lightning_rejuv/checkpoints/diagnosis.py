@@ -1,4 +1,4 @@
-"""The result of a diagnosis, as a table and as JSON; and what is recommended."""
+"""The result of a diagnosis, as a table and as JSON, and the recommendation that follows from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_rejuv.alpha import USUAL_ALPHA
 from lightning_rejuv.checkpoints.checks import Finding
 from lightning_rejuv.checkpoints.record import Record
 from lightning_rejuv.checkpoints.report import row
-from lightning_rejuv.checkpoints.statistics import TensorStatistics, pooled
+from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from lightning_rejuv.doubts import doubt_seen, doubt_swapped
 from lightning_rejuv.report_layers import bands
 from lightning_rejuv.report_table import rounding, search_rows
@@ -42,10 +42,10 @@ class Diagnosis:
         reasons: the measures that were judged, the one that decided first.
         recommendation: what to do, in a sentence.
         alpha: the recommended weight of the SFT model, which is never another than the search found; None
-            where nothing is recommended.
-        rejuvenated: how the SFT model was rejuvenated before; None where it was not.
-        device: where models were run; None without calibration data.
-        compute_dtype: in which dtype.
+            if nothing is recommended.
+        rejuvenated: how the SFT model was rejuvenated before; None if it was not.
+        device: the device that models were run on; None without calibration data.
+        compute_dtype: the dtype that they were run in; None without calibration data.
     """
 
     base: str
@@ -63,7 +63,7 @@ class Diagnosis:
 
     @property
     def reason(self) -> str:
-        """Of the verdict, in one line."""
+        """The reasons of the verdict, in one line."""
         return "; ".join(reason.text for reason in self.reasons) if self.reasons else UNMEASURED
 
     @property
@@ -73,7 +73,7 @@ class Diagnosis:
 
     @property
     def layers(self) -> dict[str, TensorStatistics]:
-        """By layer, the rest by name."""
+        """The tensors of each layer as one vector, and the other tensors by name."""
         groups: dict[str, list[TensorStatistics]] = {}
         for name, statistics in self.tensors.items():
             found = _LAYER.search(name)
@@ -137,7 +137,7 @@ class Diagnosis:
             shown = [text for _, text in rows]
             rows += [("  doubt", doubt) for doubt in b.doubts if doubt not in shown]
             for title, text in rows:
-                if text not in self.recommendation:  # which ends with the doubts, where it is to rejuvenate
+                if text not in self.recommendation:  # a recommendation to rejuvenate ends with the doubts
                     yield f"  {title:<19}{text}"
         if self.compute_dtype:
             yield f"  models ran         on {self.device} in {self.compute_dtype}"
@@ -151,7 +151,7 @@ class Diagnosis:
         yield from map(str, self.findings)
 
     def _by_layer(self) -> Iterator[tuple[str, TensorStatistics]]:
-        """Go through the layers, neighbours together where there are many, and what else has moved furthest."""
+        """Yield the layers, neighbours together if they are many, and the other tensors that have moved furthest."""
         known = self.layers
         numbers = [int(name.removeprefix(_TITLE)) for name in known if name.startswith(_TITLE)]
         for title, band in bands(numbers):

@@ -1,12 +1,14 @@
-"""Calibration data from JSONL: prompts and responses, tokenised as the SFT model saw them."""
+"""Calibration data from a JSONL file: prompts and responses, tokenised as the SFT model saw them."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -15,10 +17,22 @@ from lightning_rejuv.anchor.config import end_tokens
 from lightning_rejuv.anchor.files import GENERATION
 from lightning_rejuv.calibration import IGNORED, in_parts
 from lightning_rejuv.checkpoints.chat_template import render
-from lightning_rejuv.checkpoints.jsonl import read_lines
 
 _FORM = '{"prompt": TEXT, "response": TEXT} or {"messages": [{"role": …, "content": …}, …]}'
 _BATCH_TOKENS = 32768
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+# Files that hold tables or text in another form, by their first bytes.
+_OTHER_FORMS = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x28\xb5\x2f\xfd": "a file compressed with Zstandard",
+    b"BZh": "a file compressed with bzip2",
+    b"\xfd7zXZ": "a file compressed with xz",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
 
 Prompt = tuple[int, ...]
 """The tokens before a response."""
@@ -26,13 +40,13 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One line: what stands before the response, and the response.
+    """One line: the text before the response, and the response.
 
     Attributes:
         prompt: the text before the response.
         response: the text of the response, with the token that ends it.
         rendered: whether a chat template made the text, so that it holds all of its special tokens.
-        where: the line, for messages.
+        where: how messages name the line.
     """
 
     prompt: str
@@ -72,7 +86,7 @@ def read_calibration(
     prompts: dict[Prompt, str] = {}
     for dialogue, (ids, labels) in zip(dialogues, rows, strict=True):
         prompt = prompt_tokens(ids, labels)
-        # A model has to be given a token: where there is none before the response, its first one is the prompt.
+        # A model has to be given a token: if there is none before the response, its first one is the prompt.
         decoded = dialogue.rendered or labels[0] != IGNORED
         prompts.setdefault(prompt, tokenizer.decode(list(prompt)) if decoded else dialogue.prompt)
     return Calibration(batches, prompts, tokenizer)
@@ -110,6 +124,59 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
     return dialogues
 
 
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    r"""Yield the lines of a JSONL file, plain or gzip: the place of each value, for messages, and the value.
+
+    A line ends at ``\n`` or ``\r\n`` and nowhere else: U+2028, U+0085 and their like are characters of a string,
+    and so is a control character that is not escaped. Blank lines are passed over, and so is a byte order mark
+    before the first line.
+
+    Raises:
+        ValueError: a line is no JSON or no UTF-8, with its number; or the file has another form.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        start = file.peek(8)[:8]  # a pipe (`<(head sft.jsonl)`) cannot be rewound
+        for first, form in _OTHER_FORMS.items():
+            if start.startswith(first):
+                raise ValueError(
+                    f"Expected {str(path)!r} to be JSONL (UTF-8, one JSON object a line, may be gzip) but it is "
+                    f"{form}. Convert it."
+                )
+        if start.startswith(_GZIP):
+            yield from _unpacked_lines(path, file)
+        else:
+            yield from _lines(path, file)
+
+
+def _unpacked_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    try:
+        with gzip.open(file) as unpacked:
+            yield from _lines(path, unpacked)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"Expected {str(path)!r} to be a whole gzip file but it is damaged: {error}."
+        ) from error
+
+
+def _lines(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if not line.strip():
+            continue
+        where = f"line {number} of {str(path)!r}"
+        try:
+            yield where, json.loads(line.decode("utf-8"), strict=False)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"Expected {where} to be UTF-8 but its byte {error.start} is not ({error.reason})."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            hint = " The file holds one JSON array; write one object a line." if line.strip() == b"[" else ""
+            raise ValueError(f"Expected {where} to be JSON: {error}.{hint}") from error
+
+
 def tokenize(
     dialogues: Sequence[Dialogue],
     tokenizer: Any,
@@ -122,7 +189,7 @@ def tokenize(
     Args:
         dialogues: the pairs.
         tokenizer: the SFT model's.
-        batch_size: pairs in a batch, at most: fewer where they are long, so that none has more than 32,768 tokens
+        batch_size: pairs in a batch, at most: fewer if they are long, so that none has more than 32,768 tokens
             beyond a single pair.
         context: number of positions that the model has, if it is limited.
         vocabulary: number of tokens that it has an embedding for, if that is known.
@@ -163,14 +230,14 @@ def tokenize(
 
 
 def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids of the prompt and of the response, as in one text of both: ``<bos> prompt response``."""
+    """Return the ids of the prompt and of the response, as in one text of both: ``<bos> prompt response``."""
     prompt = _plain(dialogue.prompt, tokenizer)
     response = (
         _continuation(dialogue.response, tokenizer)
         if dialogue.prompt
         else _plain(dialogue.response, tokenizer)
     )
-    # Where a token is unknown, a word that spans both parts could be lost, so that they have to stay apart.
+    # If a token is unknown, a word that spans both parts could be lost, so that they have to stay apart.
     whole = _plain(dialogue.prompt + dialogue.response, tokenizer)
     if whole[: len(prompt)] == prompt and tokenizer.unk_token_id not in whole:
         response = whole[len(prompt) :]
@@ -184,7 +251,7 @@ def _plain(text: str, tokenizer: Any) -> list[int]:
 
 
 def _continuation(text: str, tokenizer: Any) -> list[int]:
-    """Ids of a text within another, without the space that SentencePiece puts before every text."""
+    """Return the ids of a text within another, without the space that SentencePiece puts before every text."""
     for before in ("\n", ":"):
         start, whole = _plain(before, tokenizer), _plain(before + text, tokenizer)
         if start and whole[: len(start)] == start and tokenizer.unk_token_id not in start:
@@ -193,7 +260,7 @@ def _continuation(text: str, tokenizer: Any) -> list[int]:
 
 
 def _prefix(text: str, tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer puts before a text; those that it puts after it end no prompt."""
+    """Return the special tokens that the tokenizer puts before a text; those that it puts after it end no prompt."""
     plain = _plain(text, tokenizer)
     whole = list(tokenizer(text)["input_ids"])
     for start in range(len(whole) - len(plain) + 1):
@@ -232,7 +299,7 @@ def _dialogue(content: Any, tokenizer: Any, where: str) -> Dialogue:
 
 
 def _ended(response: str, tokenizer: Any) -> str:
-    """The response with a token that ends it: its own, else the one that the model ends with."""
+    """Return the response with a token that ends it: its own, else the one that the model ends with."""
     generation = _generation_ends(tokenizer)
     # These begin, fill or stand for something, and end nothing, unless one is the EOS as well (GPT-2).
     others = {tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token, tokenizer.mask_token}
@@ -244,7 +311,7 @@ def _ended(response: str, tokenizer: Any) -> str:
 
 
 def _suffix(text: str, tokenizer: Any) -> str:
-    """The special token that a tokenizer without EOS puts after a text ([SEP]); "" if it puts none."""
+    """Return the special token that a tokenizer without EOS puts after a text ([SEP]); "" if it puts none."""
     last = list(tokenizer(text)["input_ids"])[-1:]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if not special.intersection(last) or last == _plain(text, tokenizer)[-1:]:
@@ -253,7 +320,7 @@ def _suffix(text: str, tokenizer: Any) -> str:
 
 
 def _generation_ends(tokenizer: Any) -> list[str]:
-    """The EOS tokens of ``generation_config.json`` in the directory that the tokenizer was loaded from."""
+    """Return the EOS tokens of ``generation_config.json`` in the directory that the tokenizer was loaded from."""
     if not tokenizer.name_or_path:
         return []
     file = Path(str(tokenizer.name_or_path)) / GENERATION

@@ -1,28 +1,63 @@
-"""Names and layouts on disk of what a model in memory selects: transformers' conversion, run backwards."""
+"""Where the selected or trained weights of a model in memory lie on disk: transformers' conversion, run backwards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.checkpoints.checkpoint import Checkpoint
-from lightning_rejuv.checkpoints.pattern import Pattern, pattern_of
-from lightning_rejuv.checkpoints.stream import grid
+from lightning_rejuv.checkpoints.models import to_disk_layout
+from lightning_rejuv.checkpoints.reader import Checkpoint, grid
 from lightning_rejuv.names import listing
 
 
-def to_disk_layout(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of a model's parameters as ``save_pretrained`` would store them.
+@dataclass(frozen=True)
+class Pattern:
+    """A selection of a tensor's weights, kept small: a few kinds of rows, and the kind of each row.
 
-    Fused experts are taken apart, renamed weights get their name on disk, transposed ones are turned back.
-    Works for masks and for tensors without data, too: layouts differ by permutations only.
+    Rows are those of :func:`lightning_rejuv.checkpoints.reader.grid`.
+
+    Attributes:
+        kinds: [K, C] bool, the distinct rows of the selection.
+        of_row: [R] int64, the kind of every row.
     """
-    from transformers import core_model_loading
 
-    return dict(core_model_loading.revert_weight_conversion(model, dict(state)))
+    kinds: Tensor
+    of_row: Tensor
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the selection in some rows: [stop - start, C] bool."""
+        return self.kinds[self.of_row[start:stop]]
+
+    @property
+    def count(self) -> int:
+        """Number of selected weights."""
+        return int(self.kinds.sum(dim=1)[self.of_row].sum())
+
+
+def pattern_of(mask: Tensor) -> Pattern:
+    """Compress a mask of selected rows, columns, or blocks of them to a pattern.
+
+    Args:
+        mask: bool, any shape; a vector is taken as a column.
+
+    >>> pattern = pattern_of(torch.tensor([[True, False], [True, False], [True, True]]))
+    >>> pattern.rows(1, 3), pattern.count
+    (tensor([[ True, False],
+            [ True,  True]]), 4)
+    """
+    table = mask.reshape(-1, mask.shape[-1]) if mask.dim() > 1 else mask.reshape(-1, 1)
+    # Equal rows have equal sums of random 64-bit words; that two different ones do has odds of 2^-64.
+    words = torch.randint(-(2**62), 2**62, (table.shape[1],), generator=torch.Generator().manual_seed(0))
+    keys = torch.cat([torch.where(part, words, 0).sum(dim=1) for part in table.split(256)])
+    unique, of_row = keys.unique(return_inverse=True)
+    first = torch.full((len(unique),), len(keys)).scatter_reduce(
+        0, of_row, torch.arange(len(keys)), reduce="amin"
+    )
+    return Pattern(table[first].clone(), of_row)
 
 
 def on_disk(model: nn.Module, checkpoint: Checkpoint, masks: Mapping[str, Tensor]) -> dict[str, Pattern]:
@@ -36,10 +71,8 @@ def on_disk(model: nn.Module, checkpoint: Checkpoint, masks: Mapping[str, Tensor
     Raises:
         ValueError: a parameter has no tensor of its own on disk; it is named.
     """
-    found = {
-        name: pattern_of(mask)
-        for name, mask in _placed(model, checkpoint, masks, "neurons to reset", "pass `reset=None`").items()
-    }
+    placed = _placed(model, checkpoint, masks, "neurons to reset", "pass `reset=None`")
+    found = {name: pattern_of(mask) for name, mask in placed.items()}
     selected = sum(int(mask.sum()) for mask in masks.values())
     if selected != sum(pattern.count for pattern in found.values()):
         raise ValueError(
@@ -51,7 +84,7 @@ def on_disk(model: nn.Module, checkpoint: Checkpoint, masks: Mapping[str, Tensor
 
 
 def moves_on_disk(model: nn.Module, checkpoint: Checkpoint, moves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Find what a refit moves on disk; a head that is stored beside the embedding it is tied to moves with it.
+    """Find the weights on disk that a refit moves; a head that is stored beside the embedding it is tied to moves, too.
 
     Args:
         model: the model as it was loaded from the checkpoint.
@@ -59,18 +92,18 @@ def moves_on_disk(model: nn.Module, checkpoint: Checkpoint, moves: Mapping[str, 
         moves: float32, in the shape of the parameter, for some of the model's parameters.
 
     Returns:
-        By name on disk, in the CPU's memory, rows and columns as
-        :func:`lightning_rejuv.checkpoints.stream.grid` has them.
+        The moves by name on disk, in the CPU's memory, rows and columns as
+        :func:`lightning_rejuv.checkpoints.reader.grid` has them.
 
     Raises:
         ValueError: a parameter has no tensor of its own on disk; it is named.
     """
     moves = {name: move.cpu() for name, move in moves.items()}
     found = _placed(model, checkpoint, moves, "weights that the refit trained", "leave `refit` out")
-    count, there = (sum(int(m.count_nonzero()) for m in some.values()) for some in (moves, found))
-    if count != there:
+    count, placed = (sum(int(m.count_nonzero()) for m in some.values()) for some in (moves, found))
+    if count != placed:
         raise ValueError(
-            f"Expected the {count} weights that the refit moved on disk but found {there}: this family stores them in "
+            f"Expected the {count} weights that the refit moved on disk but found {placed}: this family stores them in "
             "a form that is not known. Leave `refit` out."
         )
     twice = {name: moves[source] for name, source in _tied(model).items() if source in moves}
@@ -88,7 +121,11 @@ def _tied(model: nn.Module) -> dict[str, Any]:
 def _placed(
     model: nn.Module, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], what: str, instead: str
 ) -> dict[str, Tensor]:
-    """Return those of some parameters' tensors that are not zero as they lie on disk, each at a place that is there."""
+    """Return tensors of some parameters as they lie on disk, without those that are zero everywhere.
+
+    Raises:
+        ValueError: a tensor has no place on disk of its name and shape; ``what`` and ``instead`` are of the message.
+    """
     tied = _tied(model)
     kind = next((tensor.dtype for tensor in tensors.values()), torch.bool)
     # Zeros take one element, whatever the shape: conversions of several tensors need all of them.

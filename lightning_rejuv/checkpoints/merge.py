@@ -1,4 +1,4 @@
-"""Adapter in, whole model out: base + alpha * update, computed in float32 and rounded once."""
+"""Adapter in, whole model out: ``base + alpha * update``, computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.anchor.files import INDEX
+from lightning_rejuv.anchor.header import Entry
 from lightning_rejuv.anchor.tensors import is_head
-from lightning_rejuv.checkpoints.adapt import base_names
 from lightning_rejuv.checkpoints.adapter import (
+    ADAPTER,
     Adapter,
     Lora,
     check_given,
@@ -20,42 +22,56 @@ from lightning_rejuv.checkpoints.adapter import (
     for_base,
     open_adapter,
 )
-from lightning_rejuv.checkpoints.checkpoint import (
-    ADAPTER,
-    INDEX,
+from lightning_rejuv.checkpoints.models import CustomCode
+from lightning_rejuv.checkpoints.names import base_names
+from lightning_rejuv.checkpoints.options import check_seed
+from lightning_rejuv.checkpoints.output import (
+    check_free,
+    copy_sidecar,
+    index_bytes,
+    links_out,
+    new_directory,
+    new_index,
+    sidecar_files,
+    write_file,
+)
+from lightning_rejuv.checkpoints.pairing import Pair
+from lightning_rejuv.checkpoints.reader import (
     Checkpoint,
     PathLike,
     Reader,
+    check_fusable,
+    grid,
     left_out,
     open_checkpoint,
     reading,
 )
-from lightning_rejuv.checkpoints.directory import check_free, new_directory, write_file
-from lightning_rejuv.checkpoints.header import Entry
-from lightning_rejuv.checkpoints.models import CustomCode
-from lightning_rejuv.checkpoints.options import check_seed
-from lightning_rejuv.checkpoints.pairing import Pair, embedding_names
-from lightning_rejuv.checkpoints.provenance import Hasher
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
-from lightning_rejuv.checkpoints.refusals import check_fusable
 from lightning_rejuv.checkpoints.report import CheckpointReport
-from lightning_rejuv.checkpoints.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_files
-from lightning_rejuv.checkpoints.stream import (
-    DTYPES,
-    FusionStream,
-    Recipe,
-    output_dtypes,
-    output_size,
-    rows_of,
-)
-from lightning_rejuv.checkpoints.tied_head import check_still_tied, tied_embedding
+from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
+from lightning_rejuv.checkpoints.tying import check_still_tied, embedding_names, tied_embedding
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 from lightning_rejuv.checkpoints.write_report import check_apart, check_room, write_report
-from lightning_rejuv.checkpoints.writer import FileWriter
+from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, Rounding, alpha_by_name
 from lightning_rejuv.names import listing
 from lightning_rejuv.progress import Listener, reporting
+from lightning_rejuv.weights.lora import with_lengths
 from lightning_rejuv.weights.rounding import HALF_TYPES
+
+# One tokenizer is never put together from two: if the adapter has its own, none of the base's files is used.
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
 
 
 def merge_adapter(
@@ -72,8 +88,8 @@ def merge_adapter(
     """Write the fusion of a LoRA-SFT model with its base as a whole model, in the base's layout.
 
     LoRA, rank-stabilised LoRA and DoRA, on linear layers, embeddings and Conv1D; ``modules_to_save`` and
-    trained biases. The update is never rounded by itself. Tokenizer and chat template are the adapter's
-    where it has them.
+    trained biases. The update is never rounded by itself. Tokenizer and chat template are the adapter's if it
+    has them.
 
     Args:
         base: directory of the base.
@@ -82,8 +98,8 @@ def merge_adapter(
         alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
             fusion.
         dtype: of the output; by default the base's.
-        rounding: see :func:`rejuvenate_checkpoint`; an update below half a step is lost to nearest here, too.
-        seed: of stochastic rounding; refused with any other, and where no weight is written in a half type.
+        rounding: see :func:`rejuvenate_checkpoint`; rounding to nearest loses an update below half a step here, too.
+        seed: of stochastic rounding; refused with any other, and if no weight is written in a half type.
         progress: see :func:`rejuvenate_checkpoint`.
 
     Raises:
@@ -98,33 +114,33 @@ def merge_adapter(
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))
     check_free(target)
     check_apart(target, root, source)
-    adapter, theirs = open_adapter(source), open_checkpoint(root, "base")
-    check_fusable(theirs, "base")
-    adapter = for_base(adapter, theirs)
-    warnings = (*links_out(root), *links_out(source), *left_out(theirs, "base"))
-    before, _ = find_record(adapter.files, theirs)
+    adapter, opened = open_adapter(source), open_checkpoint(root, "base")
+    check_fusable(opened, "base")
+    adapter = for_base(adapter, opened)
+    warnings = (*links_out(root), *links_out(source), *left_out(opened, "base"))
+    before, _ = find_record(adapter.files, opened)
     if given != 1.0:
         warnings = (*warnings, *a_second_time(before))
-    touched, heads = _touched(adapter, theirs)
-    _check_tied(adapter, theirs, touched, heads)
-    check_trained(adapter, theirs, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
-    _check_tokens(source, theirs)
+    touched, heads = _touched(adapter, opened)
+    _check_tied(adapter, opened, touched, heads)
+    check_trained(adapter, opened, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
+    _check_tokens(source, opened)
     recipe = Recipe(
         alpha_by_name(given, list(touched)),
         DTYPES[dtype] if dtype else None,
         asked.rounding == "stochastic",
         asked.seed,
     )
-    dtypes = output_dtypes(theirs, recipe.dtype).values()
+    dtypes = output_dtypes(opened, recipe.dtype).values()
     check_seed(asked, dtypes)
-    pairs = {name: Pair(name, name if name in touched else None) for name in theirs.place}
-    size = output_size(theirs, recipe.dtype)
+    pairs = {name: Pair(name, name if name in touched else None) for name in opened.place}
+    size = output_size(opened, recipe.dtype)
     check_room(target, size)
-    inputs = {"base": (root, list(theirs.shards)), "sft": (source, [ADAPTER])}
+    inputs = {"base": (root, list(opened.shards)), "sft": (source, [ADAPTER])}
     with new_directory(target) as partial, Hasher(inputs) as hasher:
-        with FileWriter(partial) as writer, reading(theirs, adapter.files) as (base_reader, files):
+        with FileWriter(partial) as writer, reading(opened, adapter.files) as (base_reader, files):
             rows = _MergedRows(touched, base_reader, files)
-            stream = FusionStream(theirs, theirs, pairs, recipe, rows)
+            stream = FusionStream(opened, opened, pairs, recipe, rows)
             with reporting(progress):
                 stream.write(writer)
         own = [str(file) for file in sidecar_files(source)]
@@ -132,9 +148,9 @@ def merge_adapter(
         copy_sidecar(
             root, partial, recipe.dtype, without=(*own, *_TOKENIZER) if "tokenizer_config.json" in own else ()
         )
-        if theirs.index is not None:
+        if opened.index is not None:
             same = recipe.dtype is None
-            write_file(partial / INDEX, index_bytes(root) if same else new_index(theirs.index, size))
+            write_file(partial / INDEX, index_bytes(root) if same else new_index(opened.index, size))
         report = CheckpointReport(
             version=__version__,
             output=str(target),
@@ -164,35 +180,19 @@ def merge_adapter(
     return report
 
 
-# One tokenizer is never put together from two: where the adapter has its own, none of the base's files is used.
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-)
-
-
 class _MergedRows:
     """Rows of the SFT model's weights: the base's plus the adapter's update, in float32 or better."""
 
     def __init__(self, touched: dict[str, Lora | str], base: Reader, files: Reader) -> None:
-        self._files, self._touched = files, touched
-        self._base_rows = rows_of(base)
+        self._files, self._touched, self._base = files, touched, base
         self._held: tuple[str, dict[str, Tensor]] = ("", {})
 
     def __call__(self, entry: Entry, start: int, stop: int) -> Tensor:
         update = self._touched[entry.name]
-        columns = entry.shape[-1] if len(entry.shape) > 1 else 1
+        columns = grid(entry.shape)[1]
         if isinstance(update, str):
             return self._files.read(update, start * columns, (stop - start) * columns).view(-1, columns)
-        base = self._base_rows(entry, start, stop)
+        base = self._base.rows(entry, start, stop)
         exact = torch.promote_types(base.dtype, torch.float32)
         parts = self._parts(update, exact)
         if update.embedding or update.transposed:
@@ -201,17 +201,15 @@ class _MergedRows:
             delta = parts["B"][start:stop] @ parts["A"]
         merged: Tensor = base.to(exact) + update.scale * delta
         if update.dora:
-            merged = merged * (parts["magnitude"][start:stop] / merged.norm(dim=1))[:, None]
+            merged = with_lengths(merged, parts["magnitude"][start:stop])
         return merged
 
     def _parts(self, lora: Lora, dtype: torch.dtype) -> dict[str, Tensor]:
         if self._held[0] != lora.module:
-            prefix = "lora_embedding_" if lora.embedding else "lora_"
-            parts = {part: self._files.tensor(lora.parts[prefix + part]).to(dtype) for part in "AB"}
+            parts = {matrix: self._files.tensor(lora.stored(matrix)).to(dtype) for matrix in "AB"}
             if lora.dora:
-                parts["magnitude"] = (
-                    self._files.tensor(lora.parts["lora_magnitude_vector"]).to(dtype).flatten()
-                )
+                magnitude = self._files.tensor(lora.parts["lora_magnitude_vector"])
+                parts["magnitude"] = magnitude.to(dtype).flatten()
             self._held = lora.module, parts
         return self._held[1]
 
@@ -238,9 +236,13 @@ def _check_tied(
 def _touched(
     adapter: Adapter, base: Checkpoint
 ) -> tuple[dict[str, Lora | str], list[tuple[str, Lora | str]]]:
-    """For every tensor of the base that SFT changed: the update, or the name of what replaces it.
+    """Return for every tensor of the base that SFT changed the update, or the name of the tensor that replaces it.
 
-    Apart from them, with the embedding's name, those of a head that the base ties to its embedding.
+    Returns:
+        The updates by the base's names; and, with the embedding's name, those of a head that the base ties to it.
+
+    Raises:
+        ValueError: an update has another shape than the base's tensor, or a form that is not merged.
     """
     wanted = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
     names = base_names(wanted, base)
@@ -252,9 +254,8 @@ def _touched(
             raise ValueError(
                 f"The update of {module!r} has a bias or is a transposed DoRA: merge it with PEFT."
             )
-        prefix = "lora_embedding_" if lora.embedding else "lora_"
-        rows = adapter.files.entry(lora.parts[prefix + "B"]).shape[0]
-        columns = adapter.files.entry(lora.parts[prefix + "A"]).shape[1]
+        rows = adapter.files.entry(lora.stored("B")).shape[0]
+        columns = adapter.files.entry(lora.stored("A")).shape[1]
         shape = (columns, rows) if lora.embedding or lora.transposed else (rows, columns)
         _check_shape(name, shape, base)
         if is_head(f"{module}.weight") and not is_head(name):
@@ -282,13 +283,12 @@ def _check_shape(name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
 def _check_tokens(source: Path, base: Checkpoint) -> None:
     try:
         ids = token_ids(source)
-    except CustomCode:  # an embedding of another size is refused by its shape
+    except CustomCode:  # its tokens are not known, but an embedding of another size is refused by its shape
         return
     rows = min((base.entry(name).shape[0] for name in embedding_names(base)), default=None)
     beyond = [token for token, number in (ids or {}).items() if rows is not None and number >= rows]
     if beyond:
         raise ValueError(
-            f"The adapter's tokenizer has tokens {listing(beyond)} beyond the base's {rows} embedding "
-            "rows: SFT "
+            f"The adapter's tokenizer has tokens {listing(beyond)} beyond the base's {rows} embedding rows: SFT "
             "resized the vocabulary. Merge with PEFT and pass the merged model."
         )

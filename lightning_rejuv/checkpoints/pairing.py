@@ -1,16 +1,42 @@
-"""Every tensor of the SFT model on disk, with the base's tensor that it is fused with."""
+"""Which tensors of base and SFT model are fused with each other, and whether the two models may be fused at all."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from lightning_rejuv.anchor.config import says_tied, ties, vocabulary_size
-from lightning_rejuv.anchor.tensors import is_embedding, is_head, not_of_the_model
-from lightning_rejuv.checkpoints.checkpoint import Checkpoint, Reader, reading
-from lightning_rejuv.checkpoints.common_names import Common, common_names
-from lightning_rejuv.checkpoints.skeleton import missing_names
-from lightning_rejuv.checkpoints.vocabulary import RowMap, is_vocabulary_tensor, match_rows
-from lightning_rejuv.names import listing
+import torch
+
+from lightning_rejuv.anchor.config import vocabulary_size
+from lightning_rejuv.anchor.files import CONFIG
+from lightning_rejuv.anchor.tensors import is_head, not_of_the_model
+from lightning_rejuv.checkpoints.names import CommonNames, common_names
+from lightning_rejuv.checkpoints.reader import Checkpoint, Reader, one_thread, pieces, reading
+from lightning_rejuv.checkpoints.tying import check_head, check_tied, embedding_names, head_names
+from lightning_rejuv.checkpoints.vocabulary import RowMap, is_vocabulary_tensor, match_rows, runs
+
+_PIECE = 1 << 18  # weights that are compared at a time
+# Settings in which two models may differ although all shapes are equal, and weights then mean something else.
+_SAME = (
+    "model_type",
+    "num_hidden_layers",
+    "n_layer",
+    "hidden_size",
+    "n_embd",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "hidden_act",
+    "activation_function",
+)
+_BETTER_SAME = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "sliding_window")
 
 
 @dataclass(frozen=True)
@@ -19,8 +45,8 @@ class Pair:
 
     Attributes:
         name: its name in the SFT model, and in the output's files.
-        base: the base tensor's name in the base's files; None where the SFT model's is copied.
-        rows: how its rows are matched; None where row i is fused with row i.
+        base: the base tensor's name in the base's files; None if the SFT model's tensor is copied.
+        rows: how its rows are matched; None if row i is fused with row i.
     """
 
     name: str
@@ -30,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """All tensors of the output, by name, and what deserves to be said about how they were matched.
+    """All tensors of the output, by name, and what the report says about how they were matched.
 
     Attributes:
         pairs: by name.
@@ -52,10 +78,10 @@ class Pairing:
 def pair_up(sft: Checkpoint, base: Checkpoint) -> Pairing:
     """Match every tensor of the SFT model with the base's.
 
-    By name on disk, where one prefix may differ (a base saved without its head's wrapper); else by what the names
-    become once transformers has loaded them. Integer and boolean tensors, and constants that only some releases
-    store, come from the SFT model. A head that only one of the two stores is the other's embedding where that is
-    tied. An SFT model under names that do not load (``module.…``) is renamed.
+    Tensors are matched by their names on disk, in which one prefix may differ (a base saved without its head's
+    wrapper); else by what the names become once transformers has loaded them. Integer and boolean tensors, and
+    constants that only some releases store, come from the SFT model. A head that only one of the two stores is the
+    other's embedding if that is tied. An SFT model under names that do not load (``module.…``) is renamed.
 
     Raises:
         ValueError: names or shapes differ; the config says tied beside a head of its own, or untied beside none; the
@@ -65,111 +91,157 @@ def pair_up(sft: Checkpoint, base: Checkpoint) -> Pairing:
         check_head(checkpoint)
     common = common_names(sft, base)
     sft, base = common.sft, common.base
-    with reading(sft, base) as (ours, theirs):
-        _check_tying(sft, ours)
-        matched, unused = _names(common)
-        _check_unused(common, theirs, unused)
-    rows = _rows(sft, base, matched)
+    check_tied(sft)
+    matched, unused = _match(common)
+    _check_unused(common, unused)
+    rows = _match_vocabularies(sft, base, matched)
     pairs = {}
-    for name, other in matched.items():
+    for name, base_name in matched.items():
         vocabulary = rows is not None and is_vocabulary_tensor(name, sft.entry(name).shape, len(rows.rows))
-        _check_shape(sft, base, name, other, vocabulary)
-        pairs[name] = Pair(name, other, rows if vocabulary and rows and not rows.identity else None)
+        _check_shape(sft, base, name, base_name, vocabulary)
+        pairs[name] = Pair(name, base_name, rows if vocabulary and rows and not rows.identity else None)
     return Pairing(pairs, rows, tuple(unused), sft, base, common.warnings)
 
 
-def embedding_names(checkpoint: Checkpoint) -> list[str]:
-    """Names of the token embeddings."""
-    return [name for name in checkpoint.place if is_embedding(name)]
+def check_same_architecture(sft: Checkpoint, base: Checkpoint) -> list[str]:
+    """Refuse a base of another architecture.
 
-
-def head_names(checkpoint: Checkpoint) -> list[str]:
-    """Names of language model heads that have a row for every token."""
-    size = vocabulary_size(checkpoint.config)
-    return [
-        n for n, (_, e) in checkpoint.place.items() if is_head(n) and (not size or e.shape[:1] == (size,))
-    ]
-
-
-def check_head(checkpoint: Checkpoint) -> None:
-    """Refuse a model whose head is nowhere: its config says untied, and none is stored.
+    Returns:
+        Warnings: settings that fine-tuning may change, but that change what weights mean.
 
     Raises:
-        ValueError: transformers would begin with random weights, which are named.
+        ValueError: the message has the key of ``config.json`` and both values.
     """
-    if head_names(checkpoint) or not embedding_names(checkpoint) or ties(checkpoint.config):
-        return
-    missing = {name for name in missing_names(checkpoint) if is_head(name)}
-    if missing:
-        raise ValueError(
-            f"config.json in {str(checkpoint.path)!r} does not tie the head to the embedding but its files hold no "
-            f"{listing(missing)}: whoever loads it gets random weights there. Set `tie_word_embeddings` to true if the "
-            "model ties them; else save the model again, with its head."
-        )
+    warnings = []
+    for path, sft_part, base_part in _parts(sft.config, base.config):
+        for key in _SAME:
+            if _contradict(sft_part.get(key), base_part.get(key)):
+                raise ValueError(
+                    f"Expected the base to have the SFT model's architecture but `{path}{key}` in {CONFIG} is "
+                    f"{sft_part[key]!r:.200} in {str(sft.path)!r} and {base_part[key]!r:.200} in {str(base.path)!r}. "
+                    "Pass the checkpoint that SFT started from."
+                )
+        for key in _BETTER_SAME:
+            if _contradict(sft_part.get(key), base_part.get(key)):
+                warnings.append(
+                    f"`{path}{key}` is {sft_part[key]!r:.200} in the SFT model and {base_part[key]!r:.200} in the base"
+                )
+    return warnings
 
 
-def _names(common: Common) -> tuple[dict[str, str | None], list[str]]:
-    """For every tensor of the SFT model the base's name, or None; and the base's names that none has."""
+def check_differ(pairing: Pairing) -> None:
+    """Refuse a base that equals the SFT model in every tensor, as :func:`lightning_rejuv.rejuvenate` does.
+
+    Two models that differ are told apart by a few pieces: the first one of every tensor, the small tensors first.
+    Everything is read only if the models are equal, and nothing if their files are the same.
+
+    Raises:
+        ValueError: they are equal.
+    """
+    sft, base = pairing.sft, pairing.base
+    fused = [pair for pair in pairing.pairs.values() if pair.base is not None]
+    same_files = sft.shards.keys() == base.shards.keys() and all(
+        os.path.samefile(sft.path / file, base.path / file) for file in sft.shards
+    )
+    if not same_files:
+        fused.sort(key=lambda pair: sft.entry(pair.name).numel)
+        with one_thread(), reading(sft, base) as readers:
+            for begin in (True, False):
+                if any(_differs(pairing, pair, *readers, begin=begin) for pair in fused):
+                    return
+    raise ValueError(
+        f"The base {str(base.path)!r} equals the SFT model {str(sft.path)!r} in every tensor: there is nothing to "
+        "pull back. Pass the checkpoint that SFT started from."
+    )
+
+
+def _match(common: CommonNames) -> tuple[dict[str, str | None], list[str]]:
+    """Return for every tensor of the SFT model the base's name, or None; and the base's names that none has."""
     sft, base = common.sft, common.base
     matched: dict[str, str | None] = dict.fromkeys(sft.place)
     for name, aliases in common.wanted.items():
-        present = [common.theirs[alias] for alias in aliases if alias in common.theirs]
+        present = [common.in_base[alias] for alias in aliases if alias in common.in_base]
         if present and base.entry(present[0]).dtype.is_floating_point:
             matched[name] = present[0]
-    used = {*matched.values(), *(common.theirs.get(name) for name in common.ours.values())}
-    return matched, [name for name in common.theirs.values() if name not in used]
+    used = {*matched.values(), *(common.in_base.get(name) for name in common.of_sft.values())}
+    return matched, [name for name in common.in_base.values() if name not in used]
 
 
-def _check_unused(common: Common, reader: Reader, unused: list[str]) -> None:
-    """Tensors of the base alone are fine where they are not part of the model that is fused."""
-    base, names = common.base, {there: name for name, there in common.theirs.items()}
-    fine = not_of_the_model([names[name] for name in unused], common.ours.values(), base.config)
-    for name in unused:
-        if names[name] in fine:
-            continue
-        if is_head(name) and any(reader.equal(name, other) for other in embedding_names(base)):
-            continue
-        hint = "Pass the checkpoint that SFT started from."
-        if is_head(name) and not head_names(common.sft):
-            hint = (
-                "The SFT model ties its head to its embedding and the base does not, so that no tied model "
-                "is their fusion: save the SFT model with `tie_word_embeddings=False`."
-            )
-        raise ValueError(
-            f"The base {str(base.path)!r} holds the tensor {name!r} that the SFT model does not have. {hint}"
-        )
-
-
-def _check_tying(sft: Checkpoint, reader: Reader) -> None:
-    if not says_tied(sft.config):
-        return
-    for head in head_names(sft):
-        same_shape = [n for n in embedding_names(sft) if sft.entry(n).shape == sft.entry(head).shape]
-        if same_shape and not any(reader.equal(head, name) for name in same_shape):
+def _check_unused(common: CommonNames, unused: list[str]) -> None:
+    """Refuse tensors that only the base has, unless they are no part of the model that is fused."""
+    base, names = common.base, {name: shared for shared, name in common.in_base.items()}
+    fine = not_of_the_model([names[name] for name in unused], common.of_sft.values(), base.config)
+    with reading(base) as (reader,):
+        for name in unused:
+            if names[name] in fine:
+                continue
+            if is_head(name) and any(reader.equal(name, other) for other in embedding_names(base)):
+                continue
+            hint = "Pass the checkpoint that SFT started from."
+            if is_head(name) and not head_names(common.sft):
+                hint = (
+                    "The SFT model ties its head to its embedding and the base does not, so that no tied model "
+                    "is their fusion: save the SFT model with `tie_word_embeddings=False`."
+                )
             raise ValueError(
-                f"config.json in {str(sft.path)!r} says `tie_word_embeddings: true` but {head!r} differs "
-                f"from {same_shape[0]!r}: what the model is depends on who loads it. Set it to false, or remove "
-                "the head."
+                f"The base {str(base.path)!r} holds the tensor {name!r} that the SFT model does not have. {hint}"
             )
 
 
-def _rows(sft: Checkpoint, base: Checkpoint, matched: dict[str, str | None]) -> RowMap | None:
-    ours, theirs = vocabulary_size(sft.config), vocabulary_size(base.config)
-    for name, other in matched.items():
-        if other is None or not is_vocabulary_tensor(name, sft.entry(name).shape, ours):
+def _match_vocabularies(sft: Checkpoint, base: Checkpoint, matched: dict[str, str | None]) -> RowMap | None:
+    size, base_size = vocabulary_size(sft.config), vocabulary_size(base.config)
+    for name, base_name in matched.items():
+        if base_name is None or not is_vocabulary_tensor(name, sft.entry(name).shape, size):
             continue
-        rows, base_rows = sft.entry(name).shape[0], base.entry(other).shape[:1]
-        if theirs is None or base_rows == (theirs,):
+        rows, base_rows = sft.entry(name).shape[0], base.entry(base_name).shape[:1]
+        if base_size is None or base_rows == (base_size,):
             return match_rows(sft.path, base.path, rows, *base_rows)
     return None
 
 
-def _check_shape(sft: Checkpoint, base: Checkpoint, name: str, other: str | None, vocabulary: bool) -> None:
-    if other is None:
+def _check_shape(
+    sft: Checkpoint, base: Checkpoint, name: str, base_name: str | None, vocabulary: bool
+) -> None:
+    if base_name is None:
         return
-    ours, theirs = sft.entry(name).shape, base.entry(other).shape
-    if ours[int(vocabulary) :] != theirs[int(vocabulary) :] or len(ours) != len(theirs):
+    shape, base_shape = sft.entry(name).shape, base.entry(base_name).shape
+    if shape[int(vocabulary) :] != base_shape[int(vocabulary) :] or len(shape) != len(base_shape):
         raise ValueError(
-            f"Expected the base's tensor {other!r} to have shape {ours} as in {str(sft.path)!r} but it has "
-            f"{theirs} in {str(base.path)!r}. Pass the checkpoint that SFT started from."
+            f"Expected the base's tensor {base_name!r} to have shape {shape} as in {str(sft.path)!r} but it has "
+            f"{base_shape} in {str(base.path)!r}. Pass the checkpoint that SFT started from."
         )
+
+
+def _parts(
+    sft: dict[str, Any], base: dict[str, Any], path: str = ""
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Go through two configs and the configs of their parts: the path of keys, and both."""
+    yield path, sft, base
+    for key, value in sft.items():
+        other = base.get(key)
+        if isinstance(value, dict) and isinstance(other, dict) and "model_type" in value:
+            yield from _parts(value, other, f"{path}{key}.")
+
+
+def _contradict(value: Any, base_value: Any) -> bool:
+    return value is not None and base_value is not None and value != base_value
+
+
+def _differs(pairing: Pairing, pair: Pair, reader: Reader, base_reader: Reader, *, begin: bool) -> bool:
+    """Tell whether two tensors differ: in their first piece, or in the others."""
+    assert pair.base is not None
+    entry = pairing.sft.entry(pair.name)
+    base_entry = pairing.base.entry(pair.base)
+    ranges = list(pieces(entry.shape, _PIECE))
+    for start, stop in ranges[:1] if begin else ranges[1:]:
+        values = reader.rows(entry, start, stop)
+        if pair.rows is None:
+            base_values = base_reader.rows(base_entry, start, stop)
+        else:
+            index = pair.rows.rows[start:stop]
+            values = values[index >= 0]
+            found = [base_reader.rows(base_entry, first, first + n) for _, first, n in runs(index)]
+            base_values = torch.cat([values.new_zeros(0, values.shape[1]), *found])
+        if bool((values.double() != base_values.double()).any()):
+            return True
+    return False

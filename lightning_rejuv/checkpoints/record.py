@@ -1,4 +1,4 @@
-"""What ``rejuvenation.json`` in a directory says: that its model is rejuvenated already, how, and from what."""
+"""Is a checkpoint rejuvenated already? What its ``rejuvenation.json`` says: how, and from what."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_rejuv.checkpoints.checkpoint import CONFIG, INDEX, Checkpoint, read_json
+from lightning_rejuv.anchor.files import CONFIG, INDEX, hash_file, read_json
 from lightning_rejuv.checkpoints.checks import Finding
-from lightning_rejuv.checkpoints.provenance import hash_file
-from lightning_rejuv.checkpoints.sidecar import REPORT
+from lightning_rejuv.checkpoints.output import REPORT
+from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.names import listing
 
-# The file lies in a directory that somebody else may have written: what is printed of it is cut and escaped.
+# Somebody else may have written the file: what is printed of it is cut and escaped.
 _SHOWN = 200
-_NOT_OURS = f"{REPORT} is not one that this library writes"
+_FOREIGN = f"{REPORT} is not one that this library writes"
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Record:
     Attributes:
         alpha: weight of the SFT model in the fusion, or one for each name pattern.
         resets: how many weights, or neurons, were reset to the base.
-        sft: the SFT model that it was made from; None where that is not said.
-        base: the base, likewise.
-        outputs: the SHA-256 of every weight file that was written; empty where that is not said.
-        base_files: the SHA-256 of the base's files, likewise.
+        sft: the SFT model that it was made from; None if the file does not say.
+        base: the base; None if the file does not say.
+        outputs: the SHA-256 of every weight file that was written; empty if the file does not say.
+        base_files: the SHA-256 of the base's files; empty if the file does not say.
         refit: how many training steps were made afterwards.
     """
 
@@ -41,7 +41,7 @@ class Record:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether this is the SFT model itself: an adapter that was merged, and nothing else."""
+        """True if this is the SFT model itself: an adapter that was merged, and nothing else."""
         alphas = self.alpha.values() if isinstance(self.alpha, dict) else [self.alpha]
         return all(alpha == 1.0 for alpha in alphas) and not self.resets and not self.refit
 
@@ -52,9 +52,9 @@ class Record:
         return f"alpha {alpha}{resets}{refit}, from {_shown(self.sft)} and its base {_shown(self.base)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """What was said, as JSON can hold it."""
-        told = ("alpha", "resets", "refit", "sft", "base")
-        return {name: getattr(self, name) for name in told}
+        """Return the record without its hashes, as JSON can hold it."""
+        names = ("alpha", "resets", "refit", "sft", "base")
+        return {name: getattr(self, name) for name in names}
 
 
 def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[Finding]]:
@@ -65,13 +65,13 @@ def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[
         base: the base that it is compared with.
 
     Returns:
-        The record where the model is what it describes, else None; and what there is to say. A file that is
-        foreign, damaged or about other weights is a finding, never an error.
+        The record if the model is what it describes, else None; and the findings. A file that is foreign, damaged or
+        about other weights is a finding, never an error.
     """
     findings = []
-    theirs, broken = _read(base)
-    if theirs is not None and not theirs.changes_nothing:
-        text = f"the base is rejuvenated itself ({theirs}): is it what SFT started from?"
+    of_base, broken = _read(base)
+    if of_base is not None and not of_base.changes_nothing:
+        text = f"the base is rejuvenated itself ({of_base}): is it what SFT started from?"
         findings.append(Finding("rejuvenation", None, text))
     elif broken is not None:
         findings.append(Finding("rejuvenation", None, f"of the base: {broken}"))
@@ -96,14 +96,14 @@ def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[
 
 
 def a_second_time(record: Record | None) -> list[str]:
-    """Warn, for the report, where what is to be fused is rejuvenated already."""
+    """Return a warning, for the report, if the SFT model is rejuvenated already."""
     if record is None:
         return []
     return [f"the SFT model is rejuvenated already ({record}): this rejuvenates it a second time"]
 
 
 def _read(checkpoint: Checkpoint) -> tuple[Record | None, str | None]:
-    """Read a checkpoint's record: the record or None, and what is wrong with the file."""
+    """Read a checkpoint's record; return it or None, and what is wrong with the file or None."""
     path = checkpoint.path / REPORT
     if not path.is_file():
         return None, None
@@ -112,18 +112,18 @@ def _read(checkpoint: Checkpoint) -> tuple[Record | None, str | None]:
     except OSError as error:
         return None, f"{REPORT} cannot be read: {error.strerror}"
     except ValueError as error:
-        return None, f"{_NOT_OURS}: {str(error)[:_SHOWN]!r}"
+        return None, f"{_FOREIGN}: {str(error)[:_SHOWN]!r}"
 
 
 def _parsed(content: dict[str, Any]) -> Record:
-    """Check a file of ``rejuvenate_checkpoint`` or of ``RejuvenationReport.save``.
+    """Check and take over a file of ``rejuvenate_checkpoint`` or of ``RejuvenationReport.save``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the file is neither.
     """
     alpha = _alpha(content.get("alpha"))
     refit = _count(_mapping(content, "refit", optional=True).get("steps", 0), "refit")
-    if "inputs" in content:  # as the command writes it
+    if "inputs" in content:  # written by `rejuvenate_checkpoint`
         inputs, outputs = _mapping(content, "inputs"), _mapping(content, "outputs")
         sft, base = _mapping(inputs, "sft"), _mapping(inputs, "base", optional=True)
         if not outputs:
@@ -143,7 +143,9 @@ def _parsed(content: dict[str, Any]) -> Record:
         resets, made_from = _count(before.get("resets"), "resets"), _text(before.get("sft"), "sft")
         steps = _count(before.get("refit", 0), "refit")
         return replace(record, alpha=_alpha(before.get("alpha")), resets=resets, sft=made_from, refit=steps)
-    if "drift_before" in content and isinstance(content.get("anchor"), str):  # as a report in memory is saved
+    if "drift_before" in content and isinstance(
+        content.get("anchor"), str
+    ):  # written by `RejuvenationReport.save`
         resets = _count(content.get("neurons_reset", 0), "neurons_reset")
         return Record(alpha, resets, None, content["anchor"], refit=refit)
     raise ValueError("it names no inputs and no anchor")
@@ -183,7 +185,7 @@ def _mapping(content: dict[str, Any], name: str, optional: bool = False) -> dict
 
 
 def _changed(checkpoint: Checkpoint, outputs: Mapping[str, str]) -> list[str]:
-    """Which weight files are not those that the record describes."""
+    """Return the weight files that are not those that the record describes."""
     if not outputs:
         return []
     names = outputs.keys() | checkpoint.shards.keys()

@@ -10,27 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rejuv import __version__
-from lightning_rejuv.checkpoints.checkpoint import (
-    ADAPTER_CONFIG,
-    INDEX,
-    Checkpoint,
-    PathLike,
-    left_out,
-    open_checkpoint,
-)
+from lightning_rejuv.anchor.files import ADAPTER_CONFIG, INDEX
 from lightning_rejuv.checkpoints.device import compute_dtype_on
-from lightning_rejuv.checkpoints.directory import check_free, new_directory, write_file
 from lightning_rejuv.checkpoints.options import applied, check_options, check_seed
-from lightning_rejuv.checkpoints.pairing import Pairing, pair_up
-from lightning_rejuv.checkpoints.provenance import Hasher
+from lightning_rejuv.checkpoints.output import (
+    check_free,
+    copy_sidecar,
+    index_bytes,
+    links_out,
+    new_directory,
+    new_index,
+    sidecar_size,
+    write_file,
+)
+from lightning_rejuv.checkpoints.pairing import Pairing, check_differ, check_same_architecture, pair_up
+from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, check_fusable, left_out, open_checkpoint
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
-from lightning_rejuv.checkpoints.refusals import check_fusable, check_same_architecture
 from lightning_rejuv.checkpoints.report import CheckpointReport
-from lightning_rejuv.checkpoints.same import check_differ
-from lightning_rejuv.checkpoints.sidecar import copy_sidecar, index_bytes, links_out, new_index, sidecar_size
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
 from lightning_rejuv.checkpoints.write_report import check_apart, check_room, write_report
-from lightning_rejuv.checkpoints.writer import FileWriter
+from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.warned import collecting_warnings

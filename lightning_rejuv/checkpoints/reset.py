@@ -13,17 +13,15 @@ from torch import Tensor, nn
 
 from lightning_rejuv.anchor import Anchor, match
 from lightning_rejuv.anchor.config import context_length, vocabulary_size
-from lightning_rejuv.anchor.files import GENERATION
+from lightning_rejuv.anchor.files import GENERATION, INDEX
 from lightning_rejuv.attribution.selection import count_of
-from lightning_rejuv.checkpoints.checkpoint import INDEX, Checkpoint
 from lightning_rejuv.checkpoints.checks import check_ends
 from lightning_rejuv.checkpoints.dialogues import Calibration, read_calibration
-from lightning_rejuv.checkpoints.directory import write_file
-from lightning_rejuv.checkpoints.disk_names import moves_on_disk, on_disk
+from lightning_rejuv.checkpoints.disk_names import Pattern, moves_on_disk, on_disk
 from lightning_rejuv.checkpoints.models import load_model, load_tokenizer
+from lightning_rejuv.checkpoints.output import copy_sidecar, write_file
 from lightning_rejuv.checkpoints.pairing import Pair, Pairing
-from lightning_rejuv.checkpoints.pattern import Pattern
-from lightning_rejuv.checkpoints.sidecar import copy_sidecar
+from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.stream import FusionStream, Recipe
 from lightning_rejuv.checkpoints.writer import FileWriter
 from lightning_rejuv.config import Options

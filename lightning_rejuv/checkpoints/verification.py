@@ -1,4 +1,4 @@
-"""Is a checkpoint directory whole and loadable? Everything a trainer would stumble over, found beforehand."""
+"""Is a checkpoint directory whole and loadable? Whatever a trainer would fail on is found beforehand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from lightning_rejuv.anchor.files import hash_file, read_json
 from lightning_rejuv.checkpoints.adapter import is_adapter, open_adapter
-from lightning_rejuv.checkpoints.checkpoint import Checkpoint, PathLike, open_checkpoint, read_json, reading
 from lightning_rejuv.checkpoints.checks import (
     Finding,
     check_generation,
@@ -18,9 +18,10 @@ from lightning_rejuv.checkpoints.checks import (
     check_tying,
     check_vocabulary,
 )
-from lightning_rejuv.checkpoints.provenance import hash_file
-from lightning_rejuv.checkpoints.sidecar import REPORT
-from lightning_rejuv.checkpoints.stream import one_thread
+from lightning_rejuv.checkpoints.models import loads, skeleton
+from lightning_rejuv.checkpoints.output import REPORT
+from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, one_thread, open_checkpoint, reading
+from lightning_rejuv.checkpoints.stream import all_finite
 from lightning_rejuv.names import listing
 from lightning_rejuv.progress import Listener, advance, phase, reporting
 
@@ -29,7 +30,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was checked in a directory; true where nothing is a fault. ``print`` it."""
+    """Everything that was checked in a directory; true if nothing is a fault. ``print`` it."""
 
     path: str
     findings: tuple[Finding, ...]
@@ -50,8 +51,8 @@ def verify(path: PathLike, progress: Listener | None = None) -> Verification:
     """Check a checkpoint directory, or a LoRA adapter's, without loading a model into memory.
 
     Index, headers and shapes; that transformers' model of this config has exactly these tensors; NaN and
-    infinity; dtypes; tying; vocabulary; tokenizer, chat template, EOS and generation config; and, where
-    ``rejuvenation.json`` says what was written, that it is what is there.
+    infinity; dtypes; tying; vocabulary; tokenizer, chat template, EOS and generation config; and, if
+    ``rejuvenation.json`` says what was written, that the files are still the same.
 
     Args:
         path: the directory.
@@ -88,16 +89,14 @@ def _values(checkpoint: Checkpoint) -> Iterator[Finding]:
             for start in range(0, entry.numel, _PIECE):
                 piece = reader.read(name, start, min(_PIECE, entry.numel - start))
                 advance(piece.nbytes)
-                if not _finite(piece):
+                if not _is_finite(piece):
                     bad.append(name)
                     break
     yield Finding("values", not bad, f"NaN or infinity in {listing(bad)}" if bad else "all finite")
 
 
-def _finite(piece: torch.Tensor) -> bool:
-    if not piece.dtype.is_floating_point or piece.dtype.itemsize == 1:
-        return True
-    return bool(torch.isfinite(torch.stack(torch.aminmax(piece))).all())  # NaN is both, where there is one
+def _is_finite(piece: torch.Tensor) -> bool:
+    return not piece.dtype.is_floating_point or piece.dtype.itemsize == 1 or all_finite(piece)
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -115,8 +114,6 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _architecture(checkpoint: Checkpoint) -> Iterator[Finding]:
     custom = bool(checkpoint.config.get("auto_map"))
     try:
-        from lightning_rejuv.checkpoints.skeleton import loads, skeleton
-
         model = skeleton(checkpoint.path)
     except ImportError as error:
         yield Finding("architecture", None, f"not checked: {error}")
@@ -147,9 +144,8 @@ def _hashes(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     said = read_json(checkpoint.path / REPORT).get("outputs")
     if not isinstance(said, dict) or said.keys() != checkpoint.shards.keys():
-        yield Finding(
-            "hashes", False, f"{REPORT} does not name the weight files {listing(checkpoint.shards)}"
-        )
+        text = f"{REPORT} does not name the weight files {listing(checkpoint.shards)}"
+        yield Finding("hashes", False, text)
         return
     changed = [name for name in checkpoint.shards if hash_file(checkpoint.path / name) != said[name]]
     fine = f"{len(said)} files are as they were written"

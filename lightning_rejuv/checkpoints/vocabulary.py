@@ -1,4 +1,4 @@
-"""Which row of the base's embedding means the same token as a row of the SFT model's."""
+"""The rows of two vocabularies: which row of the base's embedding means the same token as a row of the SFT model's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import filecmp
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv._compat import require
-from lightning_rejuv.checkpoints.checkpoint import read_json
+from lightning_rejuv.anchor.files import read_json
 from lightning_rejuv.checkpoints.models import CustomCode, from_local
 
 _VOCABULARY_TENSOR = re.compile(
@@ -30,7 +30,7 @@ _SETTINGS = "tokenizer_config.json"
 
 
 def is_vocabulary_tensor(name: str, shape: tuple[int, ...], size: int | None) -> bool:
-    """Whether a tensor has a row (or an entry) for every token: by its name and the config's size.
+    """Tell whether a tensor has a row (or an entry) for every token, by its name and the config's size.
 
     >>> is_vocabulary_tensor("model.embed_tokens.weight", (32, 8), 32)
     True
@@ -43,7 +43,7 @@ class RowMap:
     """For every row of the SFT model's vocabulary, the base's row of the same token.
 
     Attributes:
-        rows: [V_sft] int64; -1 where the base has none and the SFT model's row is kept.
+        rows: [V_sft] int64; -1 for a row that the base does not have, so that the SFT model's is kept.
         shared: number of rows that are fused.
         new: number of rows that only the SFT model has.
         moved: number of shared rows whose index differs.
@@ -56,7 +56,7 @@ class RowMap:
 
     @property
     def identity(self) -> bool:
-        """Whether every row is fused with the row of the same index."""
+        """True if every row is fused with the row of the same index."""
         return self.new == 0 and self.moved == 0
 
     def of_sft(self, base_ids: Iterable[int]) -> list[int]:
@@ -65,7 +65,7 @@ class RowMap:
 
 
 def token_ids(directory: Path) -> dict[str, int] | None:
-    """Return a tokenizer's ids by token string, added tokens included; None where there is no tokenizer.
+    """Return a tokenizer's ids by token string, added tokens included; None if there is no tokenizer.
 
     ``tokenizer.json`` is read as it is; other forms are loaded with transformers, from local files only.
 
@@ -84,11 +84,9 @@ def token_ids(directory: Path) -> dict[str, int] | None:
             raise ValueError(
                 f"{str(directory / 'tokenizer.json')!r} is not a tokenizer: {error!r:.500}."
             ) from error
-    require("transformers", "A tokenizer without `tokenizer.json`")
-    from transformers import AutoTokenizer
-
+    transformers = require("transformers", "A tokenizer without `tokenizer.json`")
     try:
-        tokenizer = from_local(AutoTokenizer, directory)
+        tokenizer = from_local(transformers.AutoTokenizer, directory)
     except CustomCode:
         raise
     except Exception as error:  # whatever a missing library or a malformed file leads to
@@ -101,7 +99,7 @@ def token_ids(directory: Path) -> dict[str, int] | None:
 
 
 def token_files(directory: Path) -> list[str]:
-    """Return the files that hold a tokenizer's tokens, the one that counts first; none where there is no tokenizer.
+    """Return the files that hold a tokenizer's tokens, the one that counts first; none if there is no tokenizer.
 
     Raises:
         ValueError: one is a link to a file that does not exist.
@@ -128,7 +126,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _same_tokens(one: Path, two: Path) -> bool:
-    """Whether two tokenizers are the same by their files alone, which no library is needed for."""
+    """Tell whether two tokenizers have the same tokens by their files alone, for which no library is needed."""
     files = token_files(one)
     if not files or files != token_files(two):
         return False
@@ -166,8 +164,8 @@ def _fast_ids(content: Mapping[str, Any]) -> dict[str, int]:
 def row_map(sft: Mapping[str, int], base: Mapping[str, int], sft_rows: int, base_rows: int) -> RowMap:
     """Match the rows of two vocabularies by token string.
 
-    A row beyond the tokenizer (padding) is matched with the row of the same index where that is padding in
-    the base, too.
+    A row beyond the tokenizer (padding) is matched with the row of the same index if that is padding in the
+    base, too.
 
     Args:
         sft: the SFT tokenizer's ids.
@@ -219,3 +217,14 @@ def match_rows(sft: Path, base: Path, sft_rows: int, base_rows: int) -> RowMap:
             )
         return RowMap(torch.arange(sft_rows), sft_rows, 0, 0)
     return row_map(ids, base_ids, sft_rows, base_rows)
+
+
+def runs(index: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Split a row map into runs of consecutive base rows: (first place, first base row, length)."""
+    values = index.tolist()
+    start = 0
+    for stop in range(1, len(values) + 1):
+        if stop == len(values) or values[stop] != values[stop - 1] + 1 or values[stop - 1] < 0:
+            if values[start] >= 0:
+                yield start, values[start], stop - start
+            start = stop

@@ -10,9 +10,8 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from lightning_rejuv.anchor.links import lies_within
-from lightning_rejuv.checkpoints.directory import write_file
+from lightning_rejuv.checkpoints.output import CARD, RECIPE, REPORT, write_file
 from lightning_rejuv.checkpoints.report import CheckpointReport
-from lightning_rejuv.checkpoints.sidecar import CARD, RECIPE, REPORT
 
 
 def write_report(partial: Path, card_from: Path, report: CheckpointReport) -> None:

@@ -1,4 +1,4 @@
-"""Writes weight files while the next tensor is computed: one thread, a short queue, synced and hashed."""
+"""Two threads that work while tensors are computed: one writes and hashes the output, one hashes the inputs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,37 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from lightning_rejuv.checkpoints.directory import OPEN_DIRECTORY
+from lightning_rejuv.anchor.files import ADAPTER_CONFIG, CONFIG, GENERATION, INDEX, hash_file
+from lightning_rejuv.checkpoints.output import OPEN_DIRECTORY
 
 _QUEUED = 4
 _flush = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 _PATIENCE = 2.0  # seconds
 # Bytes between two syncs: the disk then works while tensors are computed, not after the last one.
 _SYNC_EVERY = 64 << 20
+# Files beside the weights that tell a checkpoint from another.
+_IDENTIFYING = (
+    CONFIG,
+    INDEX,
+    GENERATION,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    ADAPTER_CONFIG,
+)
 
 
 class FileWriter:
     """Writes one file after the other in a thread of its own.
 
-    A context manager; leaving it waits until everything is on the disk, or, with an error, until the thread has
-    let go of the files. An error of the thread (a full disk) is raised by the next call.
+    Use it as a context manager. Leaving it waits until everything is on the disk, or, with an error, until the thread
+    has closed the files. An error of the thread (a full disk) is raised by the next call.
 
     An interrupt (Ctrl-C) may end any of these calls anywhere in Python's own code. ``queue.Queue`` does not bear
-    that: where it strikes between the two steps of its ``notify``, the next wake-up is lost, and the thread waits for
-    ever for what has been put. The two queues here are ``SimpleQueue``, whose ``put`` is one step that cannot be
-    interrupted: one brings the thread what it has to write, the other gives back the places that became free.
+    that: if an interrupt strikes between the two steps of its ``notify``, the next wake-up is lost, and the thread
+    waits for ever for what has been put. The two queues of this class are ``SimpleQueue``, whose ``put`` is one step
+    that cannot be interrupted: one brings the thread what it has to write, the other gives back free places.
 
     Attributes:
         digests: SHA-256 of every file, by name, once it is closed.
@@ -72,7 +84,11 @@ class FileWriter:
             self._check()
 
     def write(self, file: str, content: bytes | Tensor) -> None:
-        """Append to a file; a file is complete when the next one begins. Contiguous tensors, not kept.
+        """Append to a file, which is complete when the next one begins.
+
+        Args:
+            file: its name in the directory.
+            content: bytes, or a contiguous tensor, which is not kept once it is written.
 
         Raises:
             OSError: an earlier write failed.
@@ -87,7 +103,7 @@ class FileWriter:
             raise self._failed
 
     def _work(self) -> None:
-        """Write until there is nothing more to write; after an error only take, so that nobody waits."""
+        """Write until there is nothing more to write; after an error give back all places, so that nobody waits."""
         folder = descriptor = -1
         name, digest, pending = "", hashlib.sha256(), 0
         try:
@@ -140,3 +156,54 @@ class FileWriter:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+class Hasher:
+    """Hashes the inputs in a thread of its own while they are used. Use it as a context manager.
+
+    Args:
+        inputs: for each role (``"base"``, ``"sft"``) the directory and the names of its weight files.
+    """
+
+    def __init__(self, inputs: dict[str, tuple[Path, list[str]]]) -> None:
+        self._inputs = inputs
+        self._found: dict[str, dict[str, str]] = {role: {} for role in inputs}
+        self._stopped = False  # no lock of Python's: an interrupt could end it between its two steps
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="lightning-rejuv-hasher", daemon=True)
+
+    def __enter__(self) -> Hasher:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stopped = error is not None
+            self._thread.join()
+        except BaseException:
+            self._stopped = True
+            raise
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Wait for all digests, and return the SHA-256 of every file by role and name.
+
+        Raises:
+            OSError: a file could not be read.
+        """
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+        return self._found
+
+    def _work(self) -> None:
+        try:
+            for role, (directory, weights) in self._inputs.items():
+                beside = [name for name in _IDENTIFYING if (directory / name).is_file()]
+                for name in (*beside, *weights):
+                    if self._stopped:
+                        return
+                    self._found[role][name] = hash_file(directory / name, lambda: self._stopped)
+        except BaseException as error:
+            self._failed = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,13 @@ _OTHER_UPDATES = (
     *("layer_replication", "alora_invocation_tokens", "target_parameters", "trainable_token_indices"),
     *("arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
 )
+
+# PEFT takes any regular expression, and some take for ever to match. Repeated groups, references and assertions are
+# refused; groups and repetitions are few, so that the work stays small.
+_SLOW = re.compile(r"\)[*+?{]|\\[1-9]|\(\?")
+_MAX_PATTERN = 256  # characters, of a pattern and of a name that it is matched with
+_MAX_CHOICES = 3
+_MAX_ALPHA = 1e30
 
 
 def is_tuner(module: nn.Module) -> bool:
@@ -77,6 +85,53 @@ def check_config(config: Mapping[str, Any], what: str) -> None:
                 f"{what[0].upper()}{what[1:]} uses `{key}`, which cannot be fused as an adapter: merge it with PEFT, "
                 "and pass the merged model and its base."
             )
+
+
+def scale_of(config: Mapping[str, Any], module: str, rank: int, where: str) -> float:
+    """Return the scale of a module's update ``B @ A``, as PEFT's configuration says it.
+
+    It is ``lora_alpha / rank``, or ``lora_alpha / sqrt(rank)`` for rank-stabilised LoRA. ``alpha_pattern`` names other
+    values of ``lora_alpha`` by patterns, which match the end of a module's name from a dot on.
+
+    Args:
+        config: ``adapter_config.json``.
+        module: the module's name in the base model.
+        rank: of its update.
+        where: how messages name the adapter.
+
+    Raises:
+        ValueError: the value is no finite number, or a pattern is malformed or may take for ever to match.
+
+    >>> scale_of({"lora_alpha": 8, "alpha_pattern": {"q_proj": 2}}, "layers.0.q_proj", 4, "the adapter")
+    0.5
+    """
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
+    try:
+        for pattern, value in (patterns or {}).items():
+            _check_pattern(pattern, module, where)
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+    except (AttributeError, re.error) as error:
+        raise ValueError(
+            f"Expected `alpha_pattern` in {where} to map regular expressions to numbers but got {patterns!r:.200} "
+            f"({error})."
+        ) from error
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < _MAX_ALPHA:
+        raise ValueError(f"Expected `lora_alpha` in {where} to be a finite number but got {alpha!r:.200}.")
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _check_pattern(pattern: str, module: str, where: str) -> None:
+    plain = pattern.replace("(?:", "(")
+    choices = sum(plain.count(sign) for sign in "(*+?{")
+    slow = bool(_SLOW.search(plain)) or choices > _MAX_CHOICES
+    if len(pattern) > _MAX_PATTERN or slow or (choices and len(module) > _MAX_PATTERN):
+        raise ValueError(
+            f"Expected `alpha_pattern` in {where} to hold names, or regular expressions of at most {_MAX_PATTERN} "
+            f"characters and {_MAX_CHOICES} groups and repetitions, none repeated, for names as long, but got "
+            f"{pattern!r:.200} for {module!r:.200}: matching it may take for ever. Write the names out."
+        )
 
 
 def check_adapters(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.functional.weights import _relative_drift_update
-from lightning_rejuv.names import canonical_name, listing
+from lightning_rejuv.names import PEFT_ROOT, canonical_name, listing
 from lightning_rejuv.weights.adapters import (
     adapter_of,
     check_adapters,
@@ -27,8 +27,6 @@ from lightning_rejuv.weights.adapters import (
 )
 from lightning_rejuv.weights.drift import Drift
 from lightning_rejuv.weights.refusals import check_anchor
-
-_PREFIX = "base_model.model."
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -47,7 +45,7 @@ def name_in_base(name: str) -> str:
     >>> name_in_base("base_model.model.model.layers.0.q_proj.base_layer.bias")
     'model.layers.0.q_proj.bias'
     """
-    return canonical_name(name).removeprefix(_PREFIX).replace(".base_layer.", ".")
+    return canonical_name(name).removeprefix(PEFT_ROOT).replace(".base_layer.", ".")
 
 
 def merged_weight(module: nn.Module) -> Tensor:
@@ -57,8 +55,17 @@ def merged_weight(module: nn.Module) -> Tensor:
         return weight
     magnitude = magnitude_of(module)
     moved = weight + change
-    # DoRA: every output row has a length of its own.
-    return moved if magnitude is None else moved * (magnitude.detach() / moved.norm(dim=1))[:, None]
+    return moved if magnitude is None else with_lengths(moved, magnitude.detach())
+
+
+def with_lengths(weight: Tensor, magnitude: Tensor) -> Tensor:
+    """Return a weight [out, in] whose rows are rescaled to the lengths [out] that DoRA trains.
+
+    >>> with_lengths(torch.tensor([[3.0, 4.0]]), torch.tensor([10.0]))
+    tensor([[6., 8.]])
+    """
+    rescaled: Tensor = weight * (magnitude / weight.norm(dim=1))[:, None]
+    return rescaled
 
 
 def magnitude_of(module: nn.Module) -> nn.Parameter | None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.anchor.files import read_json, weight_files
-from lightning_rejuv.checkpoints.checkpoint import open_checkpoint, reading
+from lightning_rejuv.checkpoints.reader import open_checkpoint, reading
 from tests.conftest import tiny_llama
 
 _META = {"format": "pt"}

@@ -9,11 +9,10 @@ import math
 import pytest
 
 from lightning_rejuv.alpha import AlphaPoint, AlphaSearch, with_rollouts
-from lightning_rejuv.checkpoints.behaviour import Behaviour
+from lightning_rejuv.checkpoints.behaviour import Behaviour, Rollouts
 from lightning_rejuv.checkpoints.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.checkpoints.record import Record
-from lightning_rejuv.checkpoints.rollouts import Rollouts
-from lightning_rejuv.checkpoints.statistics import TensorStatistics
+from lightning_rejuv.checkpoints.stream import TensorStatistics
 from lightning_rejuv.verdict import judge
 
 ROLLOUTS = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
+from lightning_rejuv.checkpoints.reader import Reader
 from tests.checkpoints.directories import edit_config, fuse, pair, resave, tensors, write_tokenizer
 
 
@@ -206,3 +207,97 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(models, break_it, m
     with pytest.raises((ValueError, OSError), match=message):
         rejuvenate_checkpoint(base, sft, sft.parent / "out", alpha=0.5)
     assert sorted(p.name for p in sft.parent.iterdir()) in (["base", "sft"], ["sft"])
+
+
+def copy(sft, base):
+    shutil.rmtree(base)
+    shutil.copytree(sft, base)
+
+
+def link(sft, base):
+    shutil.rmtree(base)
+    base.symlink_to(sft)
+
+
+def hard_links(sft, base):
+    shutil.rmtree(base)
+    shutil.copytree(sft, base, copy_function=lambda a, b: __import__("os").link(a, b))
+
+
+def other_shards(sft, base):
+    copy(sft, base)
+    resave(base, lambda state: state)
+
+
+def other_dtype(sft, base):
+    copy(sft, base)
+    resave(base, lambda state: {name: tensor.float() for name, tensor in state.items()})
+
+
+def other_names(sft, base):
+    copy(sft, base)
+    resave(base, lambda state: {f"module.{name}": tensor for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("make", [copy, link, hard_links, other_shards, other_dtype, other_names])
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_the_same_model_is_refused_in_every_form(make, alpha, tmp_path):
+    base, sft = pair(tmp_path)
+    make(sft, base)
+    with pytest.raises(ValueError, match="in every tensor: there is nothing to pull back"):
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=alpha)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
+
+
+def test_the_very_directory_is_refused(tmp_path):
+    _, sft = pair(tmp_path)
+    with pytest.raises(ValueError, match="there is nothing to pull back"):
+        rejuvenate_checkpoint(sft, sft, tmp_path / "out", alpha=0.5)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"])
+def test_one_weight_is_a_difference(name, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_rejuv.checkpoints.pairing._PIECE", 100)
+    base, sft = pair(tmp_path)
+    copy(sft, base)
+
+    def moved(state):
+        state[name].view(-1)[place] += 1
+        return state
+
+    resave(base, moved)
+    out, _ = fuse(base, sft)
+    assert tensors(out).keys() == tensors(sft).keys()
+
+
+def test_models_that_differ_are_told_apart_by_little(tmp_path, monkeypatch):
+    base, sft = pair(tmp_path)
+    read = []
+    original = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda self, name, *a: read.append(name) or original(self, name, *a))
+    from lightning_rejuv.checkpoints.pairing import check_differ, pair_up
+    from lightning_rejuv.checkpoints.reader import open_checkpoint
+
+    pairing = pair_up(open_checkpoint(sft), open_checkpoint(base))
+    read.clear()
+    check_differ(pairing)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("shift", [1, 0])
+def test_a_vocabulary_of_another_order_is_compared_by_token(shift, tmp_path):
+    base, sft = pair(tmp_path, tokenizer=False)
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(42))]
+    write_tokenizer(base, words)
+    write_tokenizer(sft, [*words[:4], *reversed(words[4:])])
+    order = torch.tensor([0, 1, 2, 3, *reversed(range(4, 46)), 46, 47])
+    state = tensors(base)
+    tables = ("lm_head.weight", "model.embed_tokens.weight")
+    resave(sft, lambda _: {n: t[order] if n in tables else t for n, t in state.items()})
+    if shift:
+        resave(base, lambda s: {n: t.roll(1, 0) if n == tables[0] else t for n, t in s.items()})
+        fuse(base, sft)
+    else:
+        with pytest.raises(ValueError, match="there is nothing to pull back"):
+            fuse(base, sft)

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_checkpoint
-from lightning_rejuv.checkpoints.checkpoint import open_checkpoint
+from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.record import find_record
 from tests.checkpoints.directories import edit_config, fuse, pair, write_calibration
 from tests.checkpoints.families import tiny

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 import lightning_rejuv
 from lightning_rejuv import Refit, Reset, cli
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.checkpoint import open_checkpoint
 from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
 from lightning_rejuv.checkpoints.models import load_tokenizer
+from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.record import find_record
 from tests.checkpoints.directories import edit_config, pair, tensors, write_calibration, write_tokenizer
 from tests.checkpoints.test_reset import load, rejuvenated_in_memory

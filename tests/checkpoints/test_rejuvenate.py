@@ -10,7 +10,7 @@ import torch
 
 from lightning_rejuv import Reset
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.checkpoint import Reader
+from lightning_rejuv.checkpoints.reader import Reader
 from tests.checkpoints.directories import (
     TEMPLATE,
     WORDS,

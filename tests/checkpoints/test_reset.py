@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 import lightning_rejuv
 from lightning_rejuv import Reset
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.checkpoint import open_checkpoint
 from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
 from lightning_rejuv.checkpoints.disk_names import on_disk
 from lightning_rejuv.checkpoints.models import load_tokenizer
 from lightning_rejuv.checkpoints.pairing import pair_up
+from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.reset import anchor_for
 from lightning_rejuv.report_layers import where
 from tests.checkpoints.directories import (

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from tests.checkpoints.directories import fuse, pair, resave, tensors
+from tests.conftest import shift_of_alpha
 
 
 def _changed(name, change):
@@ -138,3 +142,31 @@ def test_rows_are_rounded_independently(tmp_path):
         if tensor.dim() == 2:
             up = (tensor > 1).double().mean(0)
             assert bool(((up > 0) & (up < 1)).all()), name
+
+
+def test_statistics_of_pieces_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(64, 8, generator=generator).bfloat16().float()
+    sft = (
+        torch.where(torch.rand(64, 8, generator=generator) < 0.5, base * (1 + 1 / 200), base)
+        .bfloat16()
+        .float()
+    )
+    exact = 0.3 * sft + 0.7 * base
+    fused = exact.bfloat16()
+    whole = TensorStatistics()
+    for start in range(0, 64, 16):
+        piece = slice(start, start + 16)
+        one = TensorStatistics()
+        one.add(sft[piece], base[piece])
+        one.add_rounding(sft[piece], base[piece], exact[piece], fused[piece])
+        whole = pooled([whole, one])
+    assert whole.drift == pytest.approx(float((sft - base).double().norm() / base.double().norm()), rel=1e-5)
+    rows = slice(None, None, 8)
+    changed = sft[rows] != base[rows]
+    assert whole.changed == int(changed.sum())
+    shift = shift_of_alpha(*({"": t[rows]} for t in (sft, base, fused)), 0.3)
+    assert whole.rounding_shift == pytest.approx(shift, rel=1e-3)
+    assert shift < -0.1
+    assert TensorStatistics(difference=1.0).drift == math.inf
+    assert TensorStatistics().drift == TensorStatistics().rounding_shift == 0.0

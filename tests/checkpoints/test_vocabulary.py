@@ -7,10 +7,11 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_rejuv.checkpoints import verify
-from lightning_rejuv.checkpoints.stream import runs
-from lightning_rejuv.checkpoints.vocabulary import _same_tokens
+from lightning_rejuv.checkpoints.vocabulary import _same_tokens, row_map, runs, token_ids
 from tests.checkpoints.directories import edit_config, fuse, pair, resave, tensors, write_tokenizer
 
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"]
@@ -156,3 +157,42 @@ def test_a_resized_vocabulary_of_a_model_of_several_parts(family, tmp_path):
     ours, theirs = (m.get_input_embeddings().weight.detach().double() for m in (sft, base))
     assert torch.allclose(got[:48], (ours[:48] + theirs) / 2, rtol=1e-6, atol=1e-7)
     assert torch.equal(got[48:], ours[48:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sft=st.lists(st.sampled_from("abcdefgh"), unique=True),
+    base=st.lists(st.sampled_from("abcdefgh"), unique=True),
+    extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_row_map_against_brute_force(sft, base, extra):
+    ours, theirs = {t: i for i, t in enumerate(sft)}, {t: i for i, t in enumerate(base)}
+    rows = row_map(ours, theirs, len(sft) + extra[0], len(base) + extra[1])
+    for row in range(len(sft) + extra[0]):
+        if row < len(sft):
+            expected = theirs.get(sft[row], -1)
+        else:
+            expected = row if len(base) <= row < len(base) + extra[1] else -1
+        assert rows.rows[row] == expected
+    assert rows.shared + rows.new == len(rows.rows)
+
+
+def test_token_ids_of_every_form(tmp_path):
+    write_tokenizer(tmp_path / "fast", ["<pad>", "<s>", "</s>", "<unk>", "x"])
+    ids = token_ids(tmp_path / "fast")
+    assert ids is not None
+    assert ids["x"] == 4
+    assert ids["<|user|>"] == 5
+    (tmp_path / "unigram").mkdir()
+    content = {
+        "model": {"vocab": [["a", -1.0], ["b", -2.0]]},
+        "added_tokens": [{"content": "<new>", "id": 7}],
+    }
+    (tmp_path / "unigram" / "tokenizer.json").write_text(json.dumps(content))
+    assert token_ids(tmp_path / "unigram") == {"a": 0, "b": 1, "<new>": 7}
+    (tmp_path / "none").mkdir()
+    assert token_ids(tmp_path / "none") is None
+    for broken in ("[]", "{}", '{"model": {"vocab": 3}}', "{", "[" * 10_000):
+        (tmp_path / "none" / "tokenizer.json").write_text(broken)
+        with pytest.raises(ValueError, match="is not a tokenizer"):
+            token_ids(tmp_path / "none")

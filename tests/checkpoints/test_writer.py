@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import random
@@ -15,10 +16,9 @@ import pytest
 import torch
 
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.directory import new_directory
-from lightning_rejuv.checkpoints.provenance import Hasher
-from lightning_rejuv.checkpoints.writer import FileWriter
-from tests.checkpoints.directories import pair
+from lightning_rejuv.checkpoints.output import new_directory, write_file
+from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
+from tests.checkpoints.directories import pair, tensors
 
 _THREADS = ("lightning-rejuv-writer", "lightning-rejuv-hasher")
 _FILES = (threading.__file__, queue.__file__, sys.modules[FileWriter.__module__].__file__)
@@ -129,7 +129,7 @@ def test_the_hasher_stops_with_an_error(tmp_path, monkeypatch):
             reads.append(time.sleep(0.001))
         return ""
 
-    monkeypatch.setattr("lightning_rejuv.checkpoints.provenance.hash_file", endless)
+    monkeypatch.setattr("lightning_rejuv.checkpoints.writer.hash_file", endless)
     with pytest.raises(KeyboardInterrupt), Hasher({"base": (tmp_path, ["w", "w", "w"])}):
         while not reads:
             time.sleep(0.001)
@@ -205,3 +205,57 @@ def test_interrupts_at_random_moments(tmp_path, times):
     assert codes.count(130) > 30
     if times == 1:
         assert set(codes) <= {0, 130}
+
+
+def test_the_writer_follows_nothing(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("years")
+    with new_directory(tmp_path / "out") as partial:
+        (partial / "model.safetensors").symlink_to(victim)
+        (partial / "config.json").symlink_to(tmp_path / "new")
+        with pytest.raises(FileExistsError), FileWriter(partial) as writer:
+            writer.write("model.safetensors", b"weights")
+        with pytest.raises(FileExistsError):
+            write_file(partial / "config.json", b"{}")
+    assert victim.read_text() == "years"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_writer_keeps_to_its_directory_when_a_link_takes_its_name(tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "ours").mkdir()
+    with FileWriter(tmp_path / "ours") as writer:
+        writer.write("a", b"one")
+        while not (tmp_path / "ours" / "a").exists():
+            time.sleep(0.001)
+        (tmp_path / "ours").rename(tmp_path / "aside")
+        (tmp_path / "ours").symlink_to("victim")
+        writer.write("b", b"two")
+    assert os.listdir(tmp_path / "victim") == []
+    assert sorted(os.listdir(tmp_path / "aside")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("call", range(0, 14, 2))
+def test_a_full_disk_at_any_write(tmp_path, monkeypatch, call):
+    base, sft = pair(tmp_path)
+    write, calls = os.write, iter(range(10**6))
+
+    def full(descriptor, data):
+        if next(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", full)
+    with pytest.raises(OSError, match="No space left"):
+        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
+    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
+
+
+def test_a_write_that_takes_only_a_part_is_continued(tmp_path, monkeypatch):
+    base, sft = pair(tmp_path)
+    rejuvenate_checkpoint(base, sft, tmp_path / "whole", alpha=0.5)
+    write = os.write
+    monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", lambda d, data: write(d, data[:1000]))
+    rejuvenate_checkpoint(base, sft, tmp_path / "parts", alpha=0.5)
+    assert all(torch.equal(t, tensors(tmp_path / "whole")[n]) for n, t in tensors(tmp_path / "parts").items())
+    assert verify(tmp_path / "parts")

@@ -1,7 +1,8 @@
-"""A Hugging Face checkpoint directory: its config, its shards, its tensors by the names they have on disk."""
+"""A checkpoint directory that is open: its config, its weight files, and its tensors by the names they have on disk."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_rejuv.anchor.files import ADAPTER_CONFIG as ADAPTER_CONFIG
-from lightning_rejuv.anchor.files import CONFIG as CONFIG
-from lightning_rejuv.anchor.files import INDEX as INDEX
-from lightning_rejuv.anchor.files import SINGLE, weight_files
-from lightning_rejuv.anchor.files import read_json as read_json
-from lightning_rejuv.checkpoints.header import Entry, Header, read_header
+from lightning_rejuv.anchor.config import configs
+from lightning_rejuv.anchor.files import ADAPTER_CONFIG, CONFIG, INDEX, SINGLE, read_json, weight_files
+from lightning_rejuv.anchor.header import Entry, Header, read_header
 from lightning_rejuv.names import listing
-
-ADAPTER = "adapter_model.safetensors"
+from lightning_rejuv.weights.refusals import QUANTISED_NAME
 
 _COMPARED = 1 << 20  # elements that are compared at a time
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 PathLike = str | os.PathLike[str]
 # Gives a tensor by its name on disk.
 Read = Callable[[str], Tensor]
+# Gives rows of a tensor as a matrix, see `grid`: of its entry, the first row and the row after the last.
+Rows = Callable[[Entry, int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Checkpoint:
 
     Attributes:
         path: the directory.
-        config: ``config.json``.
+        config: the content of ``config.json``.
         shards: the header of every weight file, by file name, in the order of the names.
         place: the file name and the entry of every tensor, by its name on disk.
-        index: the index file's content, None where one file holds everything.
+        index: the content of the index file; None if one file holds everything.
         left_out: weight files in the directory that no loader reads: of an earlier save, or of a variant.
         renamed: whether ``place`` has other names than the files.
-        made: what puts tensors together that stand in ``place`` and in no file, by name.
+        made: for tensors that stand in ``place`` and in no file, what puts each together, by name.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Checkpoint:
     made: Mapping[str, Callable[[Read], Tensor]] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry:
-        """A tensor's dtype, shape and offset."""
+        """Return a tensor's dtype, shape and offset."""
         return self.place[name][1]
 
     @property
@@ -67,9 +67,9 @@ def open_checkpoint(path: PathLike, role: str = "checkpoint") -> Checkpoint:
     """Read the headers of a checkpoint directory and check them against each other.
 
     Args:
-        path: directory with ``config.json`` and ``model.safetensors``, or shards with their index: what
+        path: directory with ``config.json`` and ``model.safetensors``, or with shards and their index: what
             transformers would load. A ``~`` at its start is the user's home directory.
-        role: how messages name it.
+        role: how messages name the checkpoint.
 
     Raises:
         FileNotFoundError: the directory or a file in it does not exist.
@@ -107,6 +107,31 @@ def left_out(checkpoint: Checkpoint, role: str) -> list[str]:
     ]
 
 
+def check_fusable(checkpoint: Checkpoint, role: str) -> None:
+    """Refuse quantised weights.
+
+    Raises:
+        ValueError: the config names a quantisation, or tensors are stored in quantised form.
+    """
+    said = (part.get("quantization_config") for part in configs(checkpoint.config))
+    quantization = next(filter(None, said), None)
+    quantised = [
+        name
+        for name, (_, entry) in checkpoint.place.items()
+        if entry.dtype in _FLOAT8
+        or QUANTISED_NAME.search(name)
+        or (name.endswith(".weight") and not entry.dtype.is_floating_point)
+    ]
+    if quantization or quantised:
+        found = f"quantised tensors {listing(quantised)}"
+        if quantization:
+            found = f"`quantization_config` {quantization!r:.120}"
+        raise ValueError(
+            f"Expected the {role} {str(checkpoint.path)!r} to hold full-precision weights but found {found}: an "
+            "interpolation of quantised numbers means nothing. Dequantise it first and save it as bfloat16."
+        )
+
+
 def _nothing_there(root: Path, role: str) -> str:
     hint = "Save it with `save_pretrained`, which writes safetensors; pickled weights are never read."
     if (root / ADAPTER_CONFIG).is_file():
@@ -131,11 +156,37 @@ def _check_index(
         raise ValueError(f"The shards in {str(root)!r} hold tensors that the index lacks: {listing(extra)}.")
 
 
+def grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return a tensor's shape as rows of its last dimension; a vector is a column.
+
+    >>> grid((2, 3, 4)), grid((5,)), grid(())
+    ((6, 4), (5, 1), (1, 1))
+    """
+    columns = shape[-1] if len(shape) > 1 else 1
+    return math.prod(shape[:-1] if len(shape) > 1 else shape), columns
+
+
+def pieces(shape: tuple[int, ...], size: int) -> Iterator[tuple[int, int]]:
+    """Go through a tensor's rows in pieces: the first row of each, and the row after its last.
+
+    Args:
+        shape: of the tensor; its rows are those of :func:`grid`.
+        size: how many elements a piece has at most, unless a single row has more.
+
+    >>> list(pieces((5, 10), 20))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    rows, columns = grid(shape)
+    step = max(1, size // max(1, columns))
+    for start in range(0, rows if columns else 0, step):
+        yield start, min(rows, start + step)
+
+
 class Reader:
     """Reads rows of a checkpoint's tensors straight into memory of their own, never through a mapping.
 
-    What is read so counts once, in buffers of the caller's size; a file that shrinks meanwhile is an error
-    instead of a bus error. Use as a context manager.
+    So what is read counts once, in buffers of the caller's size, and a file that shrinks meanwhile is an error
+    instead of a bus error. Use the reader as a context manager.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -165,12 +216,17 @@ class Reader:
         self._fill(file, _view(buffer), entry.offset + start * entry.dtype.itemsize)
         return buffer.view(entry.dtype)
 
+    def rows(self, entry: Entry, start: int, stop: int) -> Tensor:
+        """Return rows of a tensor, as :func:`grid` counts them: [stop - start, columns]."""
+        columns = grid(entry.shape)[1]
+        return self.read(entry.name, start * columns, (stop - start) * columns).view(-1, columns)
+
     def tensor(self, name: str) -> Tensor:
         """Return a whole tensor in its shape."""
         return self.read(name).view(self._checkpoint.entry(name).shape)
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether two tensors agree in dtype, shape and every value; read in pieces."""
+        """Tell whether two tensors agree in dtype, shape and every value; they are read in pieces."""
         one, two = self._checkpoint.entry(first), self._checkpoint.entry(second)
         if one.shape != two.shape or one.dtype != two.dtype:
             return False
@@ -205,3 +261,14 @@ def reading(*checkpoints: Checkpoint) -> Iterator[list[Reader]]:
     finally:
         for reader in readers:
             reader.__exit__()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: small pieces are not worth splitting, and threads that wait for each other spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import random
@@ -12,8 +11,7 @@ import pytest
 import torch
 
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.directory import new_directory, write_file
-from lightning_rejuv.checkpoints.writer import FileWriter
+from lightning_rejuv.checkpoints.output import new_directory
 from tests.checkpoints.directories import pair, tensors
 
 
@@ -128,34 +126,6 @@ def test_a_partial_directory_that_is_replaced_meanwhile_is_not_what_appears(tmp_
     assert (partial / "thesis.tex").read_text() == "years"
 
 
-def test_the_writer_follows_nothing(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("years")
-    with new_directory(tmp_path / "out") as partial:
-        (partial / "model.safetensors").symlink_to(victim)
-        (partial / "config.json").symlink_to(tmp_path / "new")
-        with pytest.raises(FileExistsError), FileWriter(partial) as writer:
-            writer.write("model.safetensors", b"weights")
-        with pytest.raises(FileExistsError):
-            write_file(partial / "config.json", b"{}")
-    assert victim.read_text() == "years"
-    assert not (tmp_path / "new").exists()
-
-
-def test_the_writer_keeps_to_its_directory_when_a_link_takes_its_name(tmp_path):
-    (tmp_path / "victim").mkdir()
-    (tmp_path / "ours").mkdir()
-    with FileWriter(tmp_path / "ours") as writer:
-        writer.write("a", b"one")
-        while not (tmp_path / "ours" / "a").exists():
-            time.sleep(0.001)
-        (tmp_path / "ours").rename(tmp_path / "aside")
-        (tmp_path / "ours").symlink_to("victim")
-        writer.write("b", b"two")
-    assert os.listdir(tmp_path / "victim") == []
-    assert sorted(os.listdir(tmp_path / "aside")) == ["a", "b"]
-
-
 def test_a_parent_that_is_a_link_is_fine(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -235,49 +205,4 @@ def test_a_kill_at_every_write_sync_and_rename(tmp_path):
     assert len(there) > 10
     assert there[-1]
     assert not any(there[:-2])
-    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
-
-
-@pytest.mark.parametrize("call", range(0, 14, 2))
-def test_a_full_disk_at_any_write(tmp_path, monkeypatch, call):
-    base, sft = pair(tmp_path)
-    write, calls = os.write, iter(range(10**6))
-
-    def full(descriptor, data):
-        if next(calls) >= call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, data)
-
-    monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", full)
-    with pytest.raises(OSError, match="No space left"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
-    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
-
-
-def test_a_write_that_takes_only_a_part_is_continued(tmp_path, monkeypatch):
-    base, sft = pair(tmp_path)
-    rejuvenate_checkpoint(base, sft, tmp_path / "whole", alpha=0.5)
-    write = os.write
-    monkeypatch.setattr("lightning_rejuv.checkpoints.writer.os.write", lambda d, data: write(d, data[:1000]))
-    rejuvenate_checkpoint(base, sft, tmp_path / "parts", alpha=0.5)
-    assert all(torch.equal(t, tensors(tmp_path / "whole")[n]) for n, t in tensors(tmp_path / "parts").items())
-    assert verify(tmp_path / "parts")
-
-
-@pytest.mark.parametrize("which", ["base", "sft"])
-@pytest.mark.parametrize("keep", [0.0, 0.2, 0.99])
-def test_a_truncated_shard_is_refused(tmp_path, which, keep):
-    pair(tmp_path)
-    file = sorted((tmp_path / which).glob("*.safetensors"))[-1]
-    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
-    with pytest.raises(ValueError, match="truncated"):
-        rejuvenate_checkpoint(tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=0.5)
-    assert sorted(os.listdir(tmp_path)) == ["base", "sft"]
-
-
-def test_a_shard_that_shrinks_while_it_is_read_is_an_error(tmp_path, monkeypatch):
-    base, sft = pair(tmp_path)
-    monkeypatch.setattr("lightning_rejuv.checkpoints.checkpoint.os.preadv", lambda *_: 0)
-    with pytest.raises(OSError, match="ended early"):
-        rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]

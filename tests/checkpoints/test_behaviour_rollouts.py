@@ -9,7 +9,7 @@ import torch
 
 from lightning_rejuv.calibration import IGNORED
 from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.checkpoints.rollouts import GROUP, OTHERS, PROMPTS, Rollouts, TextJudge, sample_rollouts
+from lightning_rejuv.checkpoints.behaviour import GROUP, OTHERS, PROMPTS, Rollouts, TextJudge, sample_rollouts
 from lightning_rejuv.progress import reporting
 from tests.conftest import tiny_llama
 

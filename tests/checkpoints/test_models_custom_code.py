@@ -12,8 +12,7 @@ import torch
 
 import lightning_rejuv
 from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.models import CustomCode, load_config, load_model, load_tokenizer
-from lightning_rejuv.checkpoints.skeleton import skeleton
+from lightning_rejuv.checkpoints.models import CustomCode, load_config, load_model, load_tokenizer, skeleton
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 from tests.anchor.planted import Touch
 from tests.checkpoints.directories import edit_config, known_pair, pair, write_calibration

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import struct
 
 import pytest
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lightning_rejuv.checkpoints import rejuvenate_checkpoint, verify
-from lightning_rejuv.checkpoints.checkpoint import open_checkpoint
-from lightning_rejuv.checkpoints.header import build_header, read_header
+from lightning_rejuv.anchor.header import build_header, read_header
 
 STATE = {
     "b": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -23,7 +20,7 @@ STATE = {
     "scalar": torch.tensor(3, dtype=torch.int64),
     "flag": torch.tensor([True, False]),
 }
-_few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def file_with(path, header, data=b""):
@@ -127,7 +124,7 @@ def test_a_wrong_length_is_refused(tmp_path, raw):
         read_header(tmp_path / "x.safetensors")
 
 
-@_few
+@few
 @given(position=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 60))
 def test_a_damaged_file_is_read_as_the_reference_reads_it_or_refused(tmp_path, position, byte, cut):
     """Whatever is changed: never another exception, and never more than the reference accepts."""
@@ -147,100 +144,19 @@ def test_a_damaged_file_is_read_as_the_reference_reads_it_or_refused(tmp_path, p
             assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
 
 
-_json = st.recursive(
+any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@_few
+@few
 @given(
-    content=st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), _json, max_size=3),
+    content=st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), any_json, max_size=3),
     data=st.binary(max_size=9),
 )
 def test_any_json_as_header_is_read_or_refused(tmp_path, content, data):
     path = file_with(tmp_path / "x.safetensors", content, data)
     with contextlib.suppress(ValueError):
         read_header(path)
-
-
-@_few
-@given(
-    index=st.one_of(
-        _json,
-        st.fixed_dictionaries(
-            {"weight_map": st.dictionaries(st.sampled_from(list(STATE)), st.text(max_size=20))}
-        ),
-        st.fixed_dictionaries({"weight_map": st.just(dict.fromkeys(STATE, "../x.safetensors"))}),
-    )
-)
-def test_any_index_is_read_or_refused_and_never_leads_outside(tmp_path, index):
-    root = tmp_path / "model"
-    root.mkdir(exist_ok=True)
-    save_file(STATE, tmp_path / "x.safetensors")
-    (root / "config.json").write_text("{}")
-    (root / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises((ValueError, FileNotFoundError)):
-        open_checkpoint(root)
-
-
-@pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/passwd", "a/../../x", "..", ".", "", "a\\b", "x\0y"]
-)
-def test_an_index_that_points_outside_is_refused(tmp_path, name):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(ValueError, match="to name files beside it"):
-        open_checkpoint(tmp_path)
-
-
-def test_index_and_shards_that_disagree_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "1.safetensors")
-    save_file({"b": torch.ones(1)}, tmp_path / "2.safetensors")
-    index = tmp_path / "model.safetensors.index.json"
-    for weights, error, message in (
-        ({"a": "1.safetensors", "b": "2.safetensors"}, ValueError, "stand in two shards"),
-        ({"a": "1.safetensors"}, ValueError, "that the index lacks"),
-        ({"a": "2.safetensors", "b": "2.safetensors"}, ValueError, "that their shards do not hold"),
-        ({"a": "3.safetensors"}, FileNotFoundError, "do not exist"),
-    ):
-        index.write_text(json.dumps({"weight_map": weights}))
-        with pytest.raises(error, match=message):
-            open_checkpoint(tmp_path)
-
-
-_fewer = settings(_few, max_examples=30)  # each of them writes a checkpoint
-_KEYS = (
-    "model_type",
-    "text_config",
-    "vocab_size",
-    "tie_word_embeddings",
-    "quantization_config",
-    "dtype",
-    "rope_scaling",
-)
-
-
-@_fewer
-@given(
-    ours=st.dictionaries(st.sampled_from(_KEYS), _json, max_size=4),
-    theirs=st.dictionaries(st.sampled_from(_KEYS), _json, max_size=4),
-)
-def test_any_config_is_taken_or_refused(tmp_path, ours, theirs):
-    state = {"model.embed_tokens.weight": torch.ones(4, 2), "lm_head.weight": torch.zeros(4, 2)}
-    for name, config in (("base", theirs), ("sft", ours)):
-        (tmp_path / name).mkdir(exist_ok=True)
-        save_file(state, tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    with contextlib.suppress(ValueError):
-        rejuvenate_checkpoint(
-            tmp_path / "base",
-            tmp_path / "sft",
-            tmp_path / "out",
-            dtype="float16",
-            alpha=0.5,
-        )
-    verify(tmp_path / "sft")

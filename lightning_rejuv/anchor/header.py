@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read, checked byte by byte, and written."""
+"""The header of a safetensors file: it is read and checked byte by byte, and written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+# By the codes of the format.
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,7 +33,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
-_MAX_RANK = 64  # of a tensor in PyTorch
+MAX_RANK = 64  # of a tensor in PyTorch
 _MAX_SIZE = 1 << 63  # of a dimension, and of all of them together, in PyTorch
 _MAX_NAME = 4096
 _SHOWN = 200  # characters of what a file says, in a message
@@ -40,13 +41,13 @@ _SHOWN = 200  # characters of what a file says, in a message
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies.
+    """The place of one tensor in a file.
 
     Attributes:
         name: its name on disk.
         dtype: its dtype.
         shape: its shape.
-        offset: of its first byte in the file.
+        offset: the place of its first byte in the file.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of one file in the order of their bytes, and its free-form metadata."""
+    """The tensors of one file in the order of their bytes, its free-form metadata, and its size in bytes."""
 
     entries: tuple[Entry, ...]
     metadata: dict[str, str]
@@ -79,7 +80,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         ValueError: the file is truncated or is no safetensors file: a length, an offset, a dtype or a
-            shape does not fit the others, or is larger than a tensor can be. The file and the tensor are named.
+            shape does not fit the others, or is larger than a tensor can be. The message names file and tensor.
         OSError: the file cannot be read.
     """
     size = os.stat(path).st_size
@@ -116,7 +117,11 @@ def read_header(path: Path) -> Header:
 def build_header(
     entries: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """Return the bytes before the first tensor of a file that holds these tensors in this order.
+    """Return the bytes that stand before the first tensor of a file which holds these tensors in this order.
+
+    Args:
+        entries: name, dtype and shape of each tensor.
+        metadata: free-form strings; without any the header has no such part.
 
     >>> len(build_header([("w", torch.bfloat16, (2, 3))], {"format": "pt"})) % 8
     0
@@ -132,10 +137,21 @@ def build_header(
     return struct.pack("<Q", len(text)) + text
 
 
+def has_too_many_elements(shape: Sequence[int]) -> bool:
+    """Tell whether a tensor of a shape has more elements than PyTorch can count.
+
+    Sizes of zero are left out of the product, as PyTorch does when it multiplies sizes to strides.
+
+    >>> has_too_many_elements((0, 2**62, 2**62))
+    True
+    """
+    return math.prod(size for size in shape if size) >= _MAX_SIZE
+
+
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        # No float belongs there. `int` takes quadratic time, or refuses without saying where; a number that is too
-        # long for an offset becomes one that no tensor can have, so that the tensor is named.
+        # No float belongs in a header. `int` takes quadratic time, or refuses without naming the tensor; a number
+        # that is too long for an offset becomes one that no tensor can have, so that the message names it.
         raw = json.loads(
             text.decode(),
             object_pairs_hook=_unique,
@@ -167,15 +183,14 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
     shape, offsets = _naturals(fields.get("shape")), _naturals(fields.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
         raise ValueError(
-            f"Expected {where} to have a `shape` and two `data_offsets`, at most {_MAX_RANK} integers from 0 to 2**63, "
+            f"Expected {where} to have a `shape` and two `data_offsets`, at most {MAX_RANK} integers from 0 to 2**63, "
             f"but got {value!r:.{_SHOWN}}."
         )
     dtype = DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
         got = f"{fields.get('dtype')!r:.{_SHOWN}}"
         raise ValueError(f"Expected {where} to have one of the dtypes {sorted(DTYPES)} but got {got}.")
-    # Zeros left out, as PyTorch does where it multiplies sizes to strides.
-    if math.prod(size for size in shape if size) >= _MAX_SIZE:
+    if has_too_many_elements(shape):
         raise ValueError(
             f"Expected {where} to have fewer than 2**63 elements but its shape is {tuple(shape)}."
         )
@@ -189,13 +204,13 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
 
 
 def _naturals(value: Any) -> list[int] | None:
-    if not isinstance(value, list) or len(value) > _MAX_RANK:
+    if not isinstance(value, list) or len(value) > MAX_RANK:
         return None
     return value if all(type(v) is int and 0 <= v < _MAX_SIZE for v in value) else None
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a string that can be written again: JSON can hold halves of characters."""
+    """Tell whether a value is a string that can be written again: JSON can hold halves of characters."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lightning_rejuv.checkpoints.import_verifier import import_verifier
+from lightning_rejuv.verifier import import_verifier
 
 RIGHT = """
 def right(prompt, response):
