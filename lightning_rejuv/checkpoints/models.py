@@ -1,4 +1,4 @@
-"""The only place that calls transformers: local files alone, no code that a checkpoint brings along, no pickles."""
+"""The only place that loads with transformers: local files alone, no code that a checkpoint brings, no pickles."""
 
 from __future__ import annotations
 

@@ -151,7 +151,15 @@ def test_frozen_layers_may_be_shared_with_the_base():
     assert torch.equal(base[0].weight, frozen)
 
 
-NARROW = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int64, torch.bool]
+NARROW = [
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.int64,
+    torch.bool,
+]
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
