@@ -83,7 +83,7 @@ def commands(base: Path, sft: Path, out: Path, mergekit: str | None) -> dict[str
     rejuv = [
         sys.executable,
         "-m",
-        "lightning_rejuv.cli",
+        "lightning_rejuv.cli.main",
         "rejuvenate",
         "--base",
         str(base),

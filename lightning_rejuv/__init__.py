@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lightning_rejuv.config import Refit, Reset
     from lightning_rejuv.metrics import PlasticityMonitor
     from lightning_rejuv.rejuvenate import rejuvenate
-    from lightning_rejuv.report import RejuvenationReport
+    from lightning_rejuv.report.report import RejuvenationReport
 
     __version__: str
 
@@ -39,7 +39,7 @@ _LATER = {
     "Reset": "lightning_rejuv.config",
     "RejuvenationCallback": "lightning_rejuv.callbacks",
     "RejuvenationError": "lightning_rejuv.apply_plan",
-    "RejuvenationReport": "lightning_rejuv.report",
+    "RejuvenationReport": "lightning_rejuv.report.report",
     "rejuvenate": "lightning_rejuv.rejuvenate",
 }
 

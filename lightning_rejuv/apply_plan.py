@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,16 +11,13 @@ from torch.optim import Optimizer
 
 from lightning_rejuv.config import Options
 from lightning_rejuv.names import canonical_name, listing
-from lightning_rejuv.neurons import NeuronGroup
+from lightning_rejuv.plan import Plan
 from lightning_rejuv.weights.edit import lerp_, lerp_measuring_, reset_neurons, shift_
 from lightning_rejuv.weights.optimizer_checks import check_optimizer_weights
 from lightning_rejuv.weights.optimizer_state import check_optimizer_state
 from lightning_rejuv.weights.optimizer_weights import WeightCopies
 from lightning_rejuv.weights.rounding import random_stream
 from lightning_rejuv.weights.targets import Targets
-
-if TYPE_CHECKING:
-    from lightning_rejuv.plan import Plan
 
 
 class RejuvenationError(RuntimeError):
@@ -67,7 +63,7 @@ def apply_plan(
         RejuvenationError: an anchor's tensor could not be read or written.
         KeyboardInterrupt: it was interrupted. Like the other it says what has been changed.
     """
-    resets = edited_parts(plan)
+    resets = plan.parts()
     omega = options.reset.omega if options.reset else 0.0
     fused = {name for name, share in plan.alphas.items() if share < 1}
     gap = line = 0.0
@@ -97,8 +93,7 @@ def apply_plan(
             lerp_(copy.values, copy.of(anchor), 1.0 - plan.alphas.get(name, 1.0), generator=generator)
             for group, dim, index in resets.get(name, ()):
                 reset_neurons(copy, anchor, group, dim, index, omega, generator)
-        if plan.refitted:
-            shift_all(targets, plan.refitted.moves, options, copies)
+        shift_all(targets, plan.moves, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
         total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
     except (Exception, KeyboardInterrupt) as error:
@@ -149,19 +144,3 @@ def _generator(
     return random_stream(
         f"{options.seed} {canonical_name(name)} {offset}", torch.device("cpu") if several else device
     )
-
-
-def edited_parts(plan: Plan) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
-    """Return the rows and columns that a plan resets: group, dimension and index, by the parameter's name."""
-    parts: dict[str, list[tuple[NeuronGroup, int, Tensor]]] = {}
-    for reset in plan.resets:
-        for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0)):
-            if name is not None and len(reset.index):
-                parts.setdefault(name, []).append((reset.group, dim, reset.index))
-    return parts
-
-
-def edited_whole(targets: Targets, plan: Plan) -> list[str]:
-    """Return the names of the parameters of which a plan changes every element: fused or refitted."""
-    moved = plan.refitted.moves if plan.refitted else {}
-    return [n for n in targets.layout.parameters if plan.alphas.get(n, 1.0) < 1 or n in moved]

@@ -1,48 +1,13 @@
-"""What a rejuvenation will change, decided and checked before anything is changed."""
+"""What a rejuvenation changes: a list of edits, and nothing of how it was decided."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_rejuv.alpha import AlphaSearch
-from lightning_rejuv.attribution import (
-    Attribution,
-    Comparison,
-    Loss,
-    attribute,
-    attribute_entropy,
-    attribute_loss,
-    check_reconstruction,
-    compare,
-    select_neurons,
-)
-from lightning_rejuv.calibration import Batch
-from lightning_rejuv.calibration_checks import batches_for
-from lightning_rejuv.config import WITHOUT_CALIBRATION, Options, Reset, alpha_by_name
-from lightning_rejuv.find_alpha import (
-    Sampler,
-    Verifier,
-    count_unfinished,
-    find_alpha,
-    judge_by,
-    sample_base,
-)
-from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
-from lightning_rejuv.names import listing
-from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
-from lightning_rejuv.progress import phase
-from lightning_rejuv.refit import Refitted, check_refit, try_refit
-from lightning_rejuv.sampling import sample_with_generate
-from lightning_rejuv.verifier import check_verifier
-from lightning_rejuv.weights.buffers import check_finite_buffers
-from lightning_rejuv.weights.drift import Drift, check_finite
-from lightning_rejuv.weights.edit import Blend
-from lightning_rejuv.weights.targets import Targets
+from lightning_rejuv.neurons import NeuronGroup
 
 
 @dataclass(frozen=True)
@@ -60,257 +25,34 @@ class GroupReset:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked rejuvenation of one model toward one anchor.
+    """The edit of one model toward one anchor.
 
     Attributes:
         alpha: weight of the SFT model in the fusion: one, or one for each name pattern.
         alphas: weight of the SFT model for every parameter and buffer that fusion edits.
         resets: the neurons to reset, for every group of the neuron map; empty for fusion alone.
-        drift: how far the model is from its anchor before the edit.
-        batches: the calibration set on the model's device; empty without a language model's.
-        comparison: what it said; None without one.
-        attribution: the neurons' contributions; None for fusion alone.
-        search: how alpha was found; None where it was given.
-        samples: the base's own responses, on the model's device; empty without a refit.
-        unfinished: how many of those came to no end-of-sequence token; None if the sampler does not say.
-        refitted: what a refit after the edit moves; None without one.
+        moves: what a refit adds to parameters after that, in float32 or better, by name; empty without a refit.
     """
 
     alpha: float | Mapping[str, float]
-    alphas: dict[str, float]
-    resets: list[GroupReset]
-    drift: dict[str, Drift]
-    batches: list[Batch]
-    comparison: Comparison | None
-    attribution: Attribution | None
-    search: AlphaSearch | None
-    samples: list[Batch] = field(default_factory=list)
-    unfinished: int | None = None
-    refitted: Refitted | None = None
+    alphas: Mapping[str, float]
+    resets: list[GroupReset] = field(default_factory=list)
+    moves: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def fuses(self) -> bool:
         """Whether anything is pulled toward the anchor as a whole."""
         return any(share < 1 for share in self.alphas.values())
 
+    def parts(self) -> dict[str, list[tuple[NeuronGroup, int, Tensor]]]:
+        """Return the rows and columns that are reset: group, dimension and index, by the parameter's name."""
+        parts: dict[str, list[tuple[NeuronGroup, int, Tensor]]] = {}
+        for reset in self.resets:
+            for name, dim in ((reset.group.parameter, reset.group.dim), (reset.group.bias, 0)):
+                if name is not None and len(reset.index):
+                    parts.setdefault(name, []).append((reset.group, dim, reset.index))
+        return parts
 
-@dataclass(frozen=True)
-class Data:
-    """What the caller brings beside the weights.
-
-    Attributes:
-        calibration: batches.
-        loss: for a module that is no language model: from the module and a batch to a scalar.
-        sampler: samples responses with the weights that the model holds, for an automatic alpha.
-        verifier: says which sampled responses are right.
-
-    Raises:
-        ValueError: the verifier cannot be called with a batch.
-    """
-
-    calibration: Iterable[Any] | None = None
-    loss: Loss | None = None
-    sampler: Sampler | None = None
-    verifier: Verifier | None = None
-
-    def __post_init__(self) -> None:
-        if self.verifier is not None:
-            check_verifier(self.verifier, ("batch",))
-
-
-def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) -> Plan:
-    """Check a model, its anchor and the calibration data, and decide what to change; change nothing.
-
-    Args:
-        model: the SFT model.
-        targets: what fusion edits, matched with the anchor.
-        data: what the caller brings.
-        options: what is wanted.
-
-    Raises:
-        ValueError: as :func:`lightning_rejuv.rejuvenate`.
-    """
-    reset = options.reset
-    samples_the_base = options.searches_alpha or options.refit is not None
-    if reset is not None or options.refit is not None:
-        check_gradients_possible(model)
-    check_refit(targets, options)
-    check_pulls(targets, options)
-    decoder = take_apart(model) if reset and data.loss is None else None
-    groups = decoder.groups if decoder else output_rows(model, targets.fused) if reset else ()
-    if samples_the_base:
-        _check_search(model, data, options)
-    if reset and data.loss is not None:
-        _check_beside_loss(reset)
-    if options.runs_the_model and data.calibration is None:
-        raise ValueError(
-            options.without_calibration(
-                "Pass as `calibration` batches with `input_ids` and `labels`, -100 outside the response"
-                if data.loss is None
-                else "Pass as `calibration` batches for `loss`"
-            )
-        )
-    batches: list[Batch] = []
-    if data.calibration is not None and (decoder or samples_the_base):
-        batches = batches_for(model, data.calibration)
-    sampler = base_sampler = data.sampler if samples_the_base else None
-    if samples_the_base and sampler is None:
-        sampler = sample_with_generate(batches, options.seed)
-        base_sampler = sample_with_generate(batches, options.seed, targets.base_ends)
-    given = options.alpha if not isinstance(options.alpha, str) else 0.0
-    alphas = alpha_by_name(given, list(targets.fused))
-    drift = targets.measure()
-    check_finite(drift, targets.description)
-    check_finite_buffers(targets.buffers, targets.anchor_of, targets.description)
-
-    search: AlphaSearch | None = None
-    comparison: Comparison | None = None
-    attribution: Attribution | None = None
-    samples: list[Batch] = []
-    unfinished: int | None = None
-    if options.runs_the_model:
-        with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
-            own = sample_base(model, blend, base_sampler) if base_sampler else []
-            if options.refit is not None:
-                samples, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
-            if sampler and options.searches_alpha:
-                judge = judge_by(data.verifier) if data.verifier is not None else None
-                search = find_alpha(model, blend, batches, own, sampler=sampler, judge=judge)
-                alphas = alpha_by_name(search.alpha, list(targets.fused))
-            if reset and decoder:
-                rule, count = reset.positions, reset.positions_per_response
-                with phase("comparing with the base", 2 * len(batches)):
-                    comparison = compare(model, blend, batches, rule, count, targets.reference)
-                with phase("attributing to neurons", len(batches)):
-                    attribution = _attribute(
-                        model, decoder, blend, alphas, targets, batches, comparison, reset
-                    )
-            elif reset:
-                blend.at(1.0)
-                assert data.loss is not None
-                assert data.calibration is not None  # not by its truth: a stream has no length
-                attribution = attribute_loss(model, groups, data.calibration, data.loss)
-            elif search:
-                comparison = Comparison([], search.curve[0].entropy, search.curve[-1].entropy)
-    plan = Plan(
-        alpha=search.alpha if search else given,
-        alphas=alphas,
-        resets=_select(groups, attribution, reset, options.seed) if reset and attribution else [],
-        drift=drift,
-        batches=batches if comparison or options.refit is not None else [],
-        comparison=comparison,
-        attribution=attribution,
-        search=search,
-        samples=samples,
-        unfinished=unfinished,
-    )
-    return replace(plan, refitted=try_refit(model, targets, plan, options)) if options.refit else plan
-
-
-def check_pulls(targets: Targets, options: Options) -> None:
-    """Refuse more than a fusion by a number where parameters are fused by no lerp of their own (DoRA).
-
-    Raises:
-        ValueError: the options ask for a reset, a search or a refit.
-    """
-    if targets.pulls and options.runs_the_model:
-        raise ValueError(
-            f"Expected {WITHOUT_CALIBRATION} with DoRA adapters, which can be fused but "
-            "not reset, searched or refitted in place. For more call `model.merge_and_unload()` and pass the base "
-            "as `anchor`."
-        )
-
-
-def _check_beside_loss(reset: Reset) -> None:
-    """Refuse what a loss leaves without an effect; the paper's union would take no neuron at all.
-
-    Raises:
-        ValueError: with the names of the options.
-    """
-    usual = Reset()
-    of_language_models = ("positions", "positions_per_response", "quantity", "budget")
-    idle = [name for name in of_language_models if getattr(reset, name) != getattr(usual, name)]
-    if idle:
-        raise ValueError(
-            f"Expected no {', '.join(f'`{name}`' for name in idle)} with `loss`, which has neither positions of "
-            "responses nor target logits: it would have no effect. Leave it out."
-        )
-
-
-def _check_search(model: nn.Module, data: Data, options: Options) -> None:
-    """Refuse a search for alpha, or a refit, that lacks something, before any data are read.
-
-    Raises:
-        ValueError: what is no language model, or no way to sample responses.
-    """
-    if options.refit is not None and data.loss is not None:
-        raise ValueError(
-            "Expected no `refit` with `loss`: it trains on the responses of a language model. Leave it out."
-        )
-    if data.loss is not None:
-        raise ValueError(
-            f"Expected a number for `alpha` with `loss` but got {options.alpha!r}, a rule that goes by the responses "
-            "of a language model."
-        )
-    if data.sampler is not None:
-        return
-    if not hasattr(model, "generate"):
-        raise ValueError(
-            f"Expected a `sampler` for {_what_samples(options)}, since {type(model).__name__} has no `generate`: "
-            "a function that takes the model (which then holds the anchor's weights) and returns sampled "
-            "responses as batches with `input_ids` and `labels`. Or pass a number for `alpha` and no `refit`."
-        )
-
-
-def _what_samples(options: Options) -> str:
-    return f"`alpha={options.alpha!r}`" if options.searches_alpha else "`refit`"
-
-
-def _attribute(
-    model: nn.Module,
-    decoder: Decoder,
-    blend: Blend,
-    alphas: dict[str, float],
-    targets: Targets,
-    batches: list[Batch],
-    comparison: Comparison,
-    reset: Reset,
-) -> Attribution:
-    if reset.quantity == "entropy_gradient":
-        blend.at(alphas)
-        return attribute_entropy(model, decoder.groups, batches, comparison.positions, targets.base_of)
-    total = sum(group.count for group in decoder.groups)
-    top = max(1, round(reset.fraction * total)) if reset.budget == "union" else 0
-    attribution = attribute(model, decoder, batches, comparison.positions, top)
-    check_reconstruction(attribution, next(model.parameters()).dtype)
-    return attribution
-
-
-def _select(
-    groups: tuple[NeuronGroup, ...], attribution: Attribution, reset: Reset, seed: int
-) -> list[GroupReset]:
-    # The random control takes the counts of the quantity's own ranking.
-    ranking = reset.rank_by if reset.rank_by in ("absolute", "signed") else attribution.ranking
-    scores = attribution.total if ranking == "signed" else attribution.absolute
-    wrong = {g.parameter for g, s in zip(groups, scores, strict=True) if not bool(s.isfinite().all())}
-    if wrong:
-        raise ValueError(
-            f"Expected finite contributions of the neurons but those of {listing(wrong)} are NaN or infinite. Do "
-            "the model's logits overflow? Run it in float32 or bfloat16, or pass `reset=None` for fusion alone."
-        )
-    # A weight without an adapter is the base's own: its neurons count, and a reset of them is nothing. Nor is one
-    # without a contribution to any position (an expert that no token reached) a candidate.
-    chosen = select_neurons(
-        [torch.zeros_like(s) if g.fixed else s for g, s in zip(groups, scores, strict=True)],
-        [group.layer for group in groups],
-        reset.fraction,
-        scope=reset.scope,
-        union=[u & (not g.fixed) for g, u in zip(groups, attribution.union, strict=True)]
-        if reset.budget == "union"
-        else None,
-        generator=torch.Generator().manual_seed(seed) if reset.rank_by == "random" else None,
-    )
-    return [
-        GroupReset(group, group.place(neurons).sort().values)
-        for group, neurons in zip(groups, chosen, strict=True)
-    ]
+    def whole(self, parameters: Iterable[str]) -> list[str]:
+        """Return those of some parameters of which every element is changed: fused or refitted."""
+        return [name for name in parameters if self.alphas.get(name, 1.0) < 1 or name in self.moves]

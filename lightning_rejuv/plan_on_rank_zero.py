@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_rejuv.config import Options
-from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.make_plan import Data, Findings, make_plan
+from lightning_rejuv.plan import Plan
 from lightning_rejuv.refit import check_refit
 from lightning_rejuv.weights.layout import Layout
 from lightning_rejuv.weights.replica import Replica, make_replica
@@ -22,8 +23,8 @@ T = TypeVar("T")
 
 def make_plan_on_rank_zero(
     model: nn.Module, targets: Targets, data: Data, options: Options
-) -> tuple[Plan, Replica]:
-    """Plan as :func:`lightning_rejuv.plan.make_plan` does, once for all processes; each has to call it.
+) -> tuple[Plan, Findings, Replica | None]:
+    """Plan as :func:`lightning_rejuv.make_plan.make_plan` does, once for all processes; each has to call it.
 
     Where parameters are sharded and the model has to be run, it is run on a whole copy of it, so that the plan
     is that of a single process.
@@ -35,7 +36,8 @@ def make_plan_on_rank_zero(
         options: what is wanted.
 
     Returns:
-        The plan, and what it was made with: on rank zero the copy of the model, if one was made; else the model.
+        The plan; what was seen on the process that made it, empty on the others; and, on rank zero, the whole copy of
+        the model that it was made with, if one was.
 
     Raises:
         ValueError: on rank zero, as :func:`lightning_rejuv.rejuvenate`.
@@ -44,38 +46,28 @@ def make_plan_on_rank_zero(
     check_refit(targets, options)
     if targets.layout.sharded and not options.runs_the_model:
         # All that it reads is the same everywhere.
-        return make_plan(model, targets, data, options), Replica(model, targets)
+        return *make_plan(model, targets, data, options), None
     replica = make_replica(model, targets) if targets.layout.sharded else None
-    planned = replica or Replica(model, targets)
     made: Plan | None = None
+    findings = Findings()
     failure: Exception | None = None
     if dist.get_rank() == 0:
+        seen = (replica.model, replica.targets) if replica else (model, targets)
         try:
-            made = make_plan(planned.model, planned.targets, data, options)
+            made, findings = make_plan(*seen, data, options)
         except Exception as error:  # the other ranks wait for it
             failure = error
     message = None if failure is None else f"Planning failed on rank 0: {failure}"
-    # What lies on rank zero's device stays there.
-    edit = None if made is None else _without_tensors(made)
-    edit, message = hand_round((edit, message))
+    # What a refit moved is as large as the model, and goes round by itself.
+    small = made and replace(made, moves=dict.fromkeys(made.moves, torch.empty(0)))
+    small, message = hand_round((small, message))
     if failure is not None:
         raise failure
     if message is not None:
         raise RuntimeError(message)
-    plan = made or edit
+    plan = made or small
     assert plan is not None
-    if plan.refitted is not None:
-        moves = _hand_moves_round(plan.refitted.moves, targets.layout)
-        plan = replace(plan, refitted=replace(plan.refitted, moves=moves))
-    return plan, planned
-
-
-def _without_tensors(plan: Plan) -> Plan:
-    """Return what of a plan is handed round as objects; of a refit the names of what it moves."""
-    refitted = plan.refitted and replace(
-        plan.refitted, moves=dict.fromkeys(plan.refitted.moves, torch.empty(0))
-    )
-    return replace(plan, batches=[], samples=[], comparison=None, attribution=None, refitted=refitted)
+    return replace(plan, moves=_hand_moves_round(plan.moves, targets.layout)), findings, replica
 
 
 def _hand_moves_round(moves: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

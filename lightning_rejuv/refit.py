@@ -12,30 +12,27 @@ each that is fused and frozen.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, edited_parts, refit_stream, shift_all
+from lightning_rejuv.adapters import is_adapted
+from lightning_rejuv.alpha.doubts import doubt_unfinished
+from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, refit_stream, shift_all
 from lightning_rejuv.attribution import confidence, nll_per_response
+from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.regroup import Pool
 from lightning_rejuv.config import LEARNING_RATE, LEARNING_RATE_OF_ADAPTERS, Options
-from lightning_rejuv.doubts import doubt_unfinished
 from lightning_rejuv.forward import device_of, evaluation_mode
 from lightning_rejuv.names import listing
+from lightning_rejuv.plan import Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
-from lightning_rejuv.regroup import Pool
 from lightning_rejuv.warned import warn
 from lightning_rejuv.weights.edit import putting_back
-from lightning_rejuv.weights.lora import is_adapted
 from lightning_rejuv.weights.targets import Targets
-
-if TYPE_CHECKING:
-    from lightning_rejuv.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -88,19 +85,6 @@ class RefitReport:
         return total / (self.demonstrations + self.base_samples)
 
 
-@dataclass(frozen=True)
-class Refitted:
-    """A refit that was tried.
-
-    Attributes:
-        moves: by name of the parameter what the steps add to it, in float32 or better.
-        report: what they did.
-    """
-
-    moves: Mapping[str, Tensor]
-    report: RefitReport
-
-
 def check_refit(targets: Targets, options: Options) -> None:
     """Refuse a refit that cannot be made, before anything is read or run.
 
@@ -134,7 +118,15 @@ def trained_parameters(targets: Targets) -> dict[str, nn.Parameter]:
     return {name: p for name, p in targets.layout.parameters.items() if p.requires_grad}
 
 
-def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) -> Refitted:
+def try_refit(
+    model: nn.Module,
+    targets: Targets,
+    plan: Plan,
+    demonstrations: list[Batch],
+    samples: list[Batch],
+    unfinished: int | None,
+    options: Options,
+) -> tuple[dict[str, Tensor], RefitReport]:
     """Train the model as its edit will leave it, note what that moves, and put every weight back.
 
     In eval mode, so that dropout does not make the few steps noisier. Weights in bfloat16 are trained by copies in
@@ -144,8 +136,14 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     Args:
         model: the SFT model.
         targets: its parameters.
-        plan: the edit, with the calibration batches and the base's samples.
+        plan: the edit, before the steps.
+        demonstrations: the calibration batches, on the model's device.
+        samples: the base's own responses, likewise.
+        unfinished: how many of those came to no end-of-sequence token; None if the sampler does not say.
         options: with ``refit``.
+
+    Returns:
+        What the steps moved, by the parameter's name, and what they did.
 
     Raises:
         ValueError: a loss or a gradient is NaN or infinite; nothing has been changed.
@@ -157,8 +155,8 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
     if rate is None:
         rate = LEARNING_RATE_OF_ADAPTERS if is_adapted(model) else LEARNING_RATE
     trained = trained_parameters(targets)
-    pool = Pool([*plan.batches, *plan.samples])
-    reset = {name: targets.layout.parameters[name] for name in edited_parts(plan)}
+    pool = Pool([*demonstrations, *samples])
+    reset = {name: targets.layout.parameters[name] for name in plan.parts()}
     with (
         putting_back({**trained, **targets.fused, **reset}),
         evaluation_mode(model),
@@ -173,9 +171,9 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
             raise error.__cause__ or error from None
         edited = {name: parameter.detach().clone() for name, parameter in trained.items()}
         order = (min(asked.batch_size, len(pool)), asked.steps, options.seed)
-        passes = 2 * (len(plan.batches) + len(plan.samples)) + pool.count(*order)
+        passes = 2 * (len(demonstrations) + len(samples)) + pool.count(*order)
         with phase("refitting", passes):
-            before = _losses(model, plan)
+            before = _losses(model, demonstrations, samples)
             check_finite(sum(before), "before its first step", None)
             trained_to = train(model, trained, pool.draws(*order), rate, partial(refit_stream, options))
             moves = {name: value - edited[name] for name, value in trained_to.items()}
@@ -187,7 +185,7 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
                     parameter.copy_(edited.pop(name))
             shift_all(targets, moves, options)
             try:
-                after = _losses(model, plan)
+                after = _losses(model, demonstrations, samples)
             except ValueError:  # its logits are NaN or infinite
                 after = (float("nan"), float("nan"))
     report = RefitReport(
@@ -195,10 +193,10 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
         learning_rate=rate,
         batch_size=min(asked.batch_size, len(pool)),
         weights=sum(move.numel() for move in moves.values()),
-        demonstrations=count(plan.batches),
-        base_samples=(sampled := count(plan.samples)),
-        unfinished=plan.unfinished,
-        doubts=doubt_unfinished(sampled, plan.unfinished),
+        demonstrations=count(demonstrations),
+        base_samples=(sampled := count(samples)),
+        unfinished=unfinished,
+        doubts=doubt_unfinished(sampled, unfinished),
         demonstrations_before=before[0],
         demonstrations_after=after[0],
         base_samples_before=before[1],
@@ -212,12 +210,12 @@ def try_refit(model: nn.Module, targets: Targets, plan: Plan, options: Options) 
             f"nats a response: the learning rate {rate:g} is too large, or the steps are too few.",
             stacklevel=2,
         )
-    return Refitted(moves, report)
+    return moves, report
 
 
-def _losses(model: nn.Module, plan: Plan) -> tuple[float, float]:
-    demonstrations, own = (
+def _losses(model: nn.Module, demonstrations: list[Batch], samples: list[Batch]) -> tuple[float, float]:
+    taught, own = (
         nll_per_response([confidence(model, batch) for batch in batches])
-        for batches in (plan.batches, plan.samples)
+        for batches in (demonstrations, samples)
     )
-    return demonstrations, own
+    return taught, own

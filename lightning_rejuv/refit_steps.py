@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.weights.edit import lerp_
 

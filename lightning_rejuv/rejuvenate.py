@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_rejuv._compat import unwrap
+from lightning_rejuv.alpha.line import Sampler, Verifier
 from lightning_rejuv.anchor import AnchorSource
-from lightning_rejuv.apply_plan import apply_plan, edited_parts, edited_whole, find_copies
+from lightning_rejuv.apply_plan import apply_plan, find_copies
 from lightning_rejuv.attribution import Loss, confidence, mean_entropy
 from lightning_rejuv.config import (
     USES_OF_CALIBRATION,
@@ -22,11 +23,12 @@ from lightning_rejuv.config import (
     Reset,
     Rounding,
 )
-from lightning_rejuv.find_alpha import Sampler, Verifier
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
-from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.make_plan import Data, Findings, make_plan
+from lightning_rejuv.plan import Plan
 from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
-from lightning_rejuv.report import RejuvenationReport, draft_report, finish_report
+from lightning_rejuv.report.build import draft_report, finish_report
+from lightning_rejuv.report.report import RejuvenationReport
 from lightning_rejuv.warned import warn
 from lightning_rejuv.weights.optimizer_state import edit_optimizer_state
 from lightning_rejuv.weights.replica import Replica
@@ -137,11 +139,11 @@ def rejuvenate(
     targets = open_targets(model, anchor, resize_vocabulary, root)
     optimizers = _optimizers(optimizer)
     if not (replicated or targets.layout.sharded):
-        plan = make_plan(model, targets, data, options)
-        return carry_out(Replica(model, targets), targets, plan, options, optimizers, started)
+        plan, findings = make_plan(model, targets, data, options)
+        return carry_out(model, targets, plan, findings, options, optimizers, started)
     options = hand_round(options)  # a seed that differs would round differently
-    plan, planned = make_plan_on_rank_zero(model, targets, data, options)
-    return hand_round(carry_out(planned, targets, plan, options, optimizers, started))
+    plan, findings, replica = make_plan_on_rank_zero(model, targets, data, options)
+    return hand_round(carry_out(model, targets, plan, findings, options, optimizers, started, replica))
 
 
 def _check_effect(data: Data, options: Options) -> None:
@@ -170,12 +172,14 @@ def _check_effect(data: Data, options: Options) -> None:
 
 
 def carry_out(
-    planned: Replica,
+    model: nn.Module,
     targets: Targets,
     plan: Plan,
+    findings: Findings,
     options: Options,
     optimizers: Iterable[Optimizer],
     started: float,
+    replica: Replica | None = None,
 ) -> RejuvenationReport:
     """Do what was planned, and report it.
 
@@ -183,23 +187,25 @@ def carry_out(
     is looked at, is warned of and left out: the report is all that says what was done.
 
     Args:
-        planned: the model that was planned with: the model itself, or a whole copy of a sharded one.
-        targets: the model's parameters, and what they are pulled toward.
+        model: the SFT model.
+        targets: its parameters, and what they are pulled toward.
         plan: what to change.
+        findings: what was seen while it was planned.
         options: what was asked for.
         optimizers: those that hold a state of the model.
         started: when the work began, by ``time.perf_counter()``.
+        replica: the whole copy of a sharded model that was planned with, if one was.
     """
     optimizers = list(optimizers)
     copies = find_copies(targets, optimizers, options)
-    report = draft_report(plan, options, targets)
+    report = draft_report(plan, findings, options, targets)
     rounding = apply_plan(targets, plan, options, copies)
     unsliced = _afterwards(
         "the optimizer's state could not be edited",
         lambda: _forget(targets, plan, optimizers, options.optimizer_state),
     )
     entropy = _afterwards(
-        "its entropy could not be measured", lambda: _entropy(planned, targets, plan, options)
+        "its entropy could not be measured", lambda: _entropy(model, plan, findings, options, replica)
     )
     seconds = time.perf_counter() - started
     drift = _afterwards("its drift could not be measured", targets.measure)
@@ -215,16 +221,19 @@ def carry_out(
 
 
 def _edited(targets: Targets, plan: Plan) -> list[str]:
-    return list(dict.fromkeys([*edited_whole(targets, plan), *edited_parts(plan)]))
+    return list(dict.fromkeys([*plan.whole(targets.layout.parameters), *plan.parts()]))
 
 
-def _entropy(planned: Replica, targets: Targets, plan: Plan, options: Options) -> float | None:
-    if plan.comparison is None:
+def _entropy(
+    model: nn.Module, plan: Plan, findings: Findings, options: Options, replica: Replica | None
+) -> float | None:
+    if findings.comparison is None:
         return None
-    if planned.targets is not targets:
-        apply_plan(planned.targets, plan, options)
-    with evaluation_mode(planned.model):
-        return mean_entropy([confidence(planned.model, batch) for batch in plan.batches])
+    if replica is not None:
+        apply_plan(replica.targets, plan, options)
+        model = replica.model
+    with evaluation_mode(model):
+        return mean_entropy([confidence(model, batch) for batch in findings.batches])
 
 
 def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
@@ -239,8 +248,8 @@ def _afterwards(failed: str, look: Callable[[], T]) -> T | None:
 
 
 def _forget(targets: Targets, plan: Plan, optimizers: Iterable[Optimizer], mode: OptimizerState) -> list[str]:
-    whole, parts = edited_whole(targets, plan), edited_parts(plan)
-    return edit_optimizer_state(optimizers, targets.layout, whole, parts, mode)
+    whole = plan.whole(targets.layout.parameters)
+    return edit_optimizer_state(optimizers, targets.layout, whole, plan.parts(), mode)
 
 
 def _optimizers(given: Any) -> list[Optimizer]:

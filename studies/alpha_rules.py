@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rejuv.alpha import AlphaPoint, choose_alpha
+from lightning_rejuv.alpha.search import AlphaPoint, choose_alpha
 from studies.analysis.markdown import DASH, fill_places, number, table
 from studies.real import analysis as real
 from studies.real.arms import ARMS as REAL_ARMS

@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import LlamaForCausalLM
 
 from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_response
-from lightning_rejuv.calibration import Batch
-from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.calibration.batches import Batch
+from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.weights.edit import Blend
 from lightning_rejuv.weights.targets import open_targets

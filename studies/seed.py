@@ -21,7 +21,7 @@ from examples.sft_to_rl.model import load_model
 from examples.sft_to_rl.pipeline import pretrained_base
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
 from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
-from lightning_rejuv.alpha import AlphaSearch
+from lightning_rejuv.alpha.search import AlphaSearch
 from studies.arms import ARMS, BARGAIN, EPOCHS, Arm
 from studies.former_rules import find_alpha
 from studies.measures import Measures, respond, rounded, sampled_batch

@@ -48,7 +48,7 @@ print(sorted(name for name in lightning_rejuv.__all__ if not hasattr(lightning_r
     assert missing == "[]"
 
 
-@pytest.mark.parametrize("command", ["lightning_rejuv", "lightning_rejuv.cli"])
+@pytest.mark.parametrize("command", ["lightning_rejuv", "lightning_rejuv.cli.main"])
 def test_help_and_version_import_no_torch(command):
     """Torch takes seconds; what a person asks first is answered at once."""
     for arguments in (["--help"], ["rejuvenate", "--help"], ["--version"], ["verify"]):

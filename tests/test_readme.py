@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from pathlib import Path
@@ -218,47 +217,15 @@ def test_links_and_pictures_exist():
         assert picture.stat().st_size < 300_000, f"{picture.name} is larger than 300 KB"
 
 
-def test_structure_page_is_the_structure():
-    """Every room has a floor, and no import goes up."""
-    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "docs" / "structure.md").read_text(), flags=re.M)
-    floors = {room.strip("/"): int(floor) for floor, rooms in rows for room in re.findall(r"`(.*?)`", rooms)}
-    package = ROOT / "lightning_rejuv"
-    rooms = {
-        path.name if path.is_dir() else path.stem for path in package.iterdir() if path.name != "py.typed"
-    }
-    assert rooms - {"__init__", "__main__", "__pycache__", "_compat"} == set(floors)
-    for path in package.rglob("*.py"):
-        room = path.relative_to(package).parts[0].removesuffix(".py")
-        if room not in floors:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_rejuv."):
-                used = node.module.split(".")[1]
-                assert floors.get(used, 0) <= floors[room], f"{path.name} imports {node.module}, a floor up"
-
-
-def test_files_named_in_the_structure_page_exist():
-    text = (ROOT / "docs" / "structure.md").read_text()
-    for name in re.findall(r"`([a-z_0-9/]+\.py)`", text):
-        assert (ROOT / "lightning_rejuv" / name).is_file() or (ROOT / name).is_file(), name
-
-
-def test_tests_named_in_the_page_of_inputs_exist():
-    found = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "inputs.md").read_text())
-    assert len(found) > 40
-    for file, test in found:
-        source = (ROOT / "tests" / file).read_text()
-        assert not test or f"def {test}(" in source, f"{file}::{test}"
-
-
 def test_docstrings_become_markdown():
     text = markdown(
-        "See :func:`lightning_rejuv.alpha.choose_alpha` or :class:`Verdict`.\n\n"
+        "See :func:`lightning_rejuv.alpha.search.choose_alpha` or :class:`Verdict`.\n\n"
         "=====  =======\nkey    meaning\n=====  =======\n``a``  first,\n       and on\n``b``  other\n=====  =======\n\n"
         "    Example::\n        >>> 1 + 1\n        2\n\n    more"
     )
     assert (
-        '<autoref identifier="lightning_rejuv.alpha.choose_alpha" optional><code>choose_alpha</code>' in text
+        '<autoref identifier="lightning_rejuv.alpha.search.choose_alpha" optional><code>choose_alpha</code>'
+        in text
     )
     assert "`Verdict`" in text
     assert "| key | meaning |\n| --- | --- |\n| ``a`` | first, and on |\n| ``b`` | other |" in text

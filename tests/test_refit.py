@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_rejuv import Refit, Reset, rejuvenate
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 from tests.conftest import batch, float64_llama, greedy_batch, sharpened, tiny_llama
 
 RATE = 3e-3

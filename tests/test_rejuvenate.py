@@ -234,7 +234,7 @@ def test_the_papers_union_is_the_brute_force_set(pair):
     """Union over positions of the top share of |contributions|, each position attributed by itself."""
     from lightning_rejuv.attribution.positions import Positions
     from lightning_rejuv.attribution.scores import attribute
-    from lightning_rejuv.calibration import as_batches
+    from lightning_rejuv.calibration.batches import as_batches
 
     base, sft = pair
     data = [batch(seed=0), greedy_batch(base)]
@@ -273,7 +273,7 @@ def test_the_entropy_gradient_predicts_what_a_reset_does_to_the_entropy(pair):
     """First order: moving one neuron a little toward the base changes the entropy by its score."""
     from lightning_rejuv.attribution import attribute_entropy
     from lightning_rejuv.attribution.positions import Positions
-    from lightning_rejuv.calibration import as_batches
+    from lightning_rejuv.calibration.batches import as_batches
     from lightning_rejuv.weights.edit import lerp_
 
     base = float64_llama()

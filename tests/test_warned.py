@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import lightning_rejuv
-from lightning_rejuv.bounded import MAX_STREAMED
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.calibration.batches import as_batches
+from lightning_rejuv.calibration.bounded import MAX_STREAMED
 from lightning_rejuv.warned import collecting_warnings, warn
 from tests.conftest import batch
 

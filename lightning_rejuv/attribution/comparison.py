@@ -10,7 +10,7 @@ from torch import nn
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy
 from lightning_rejuv.attribution.positions import Positions, select_positions
 from lightning_rejuv.attribution.scores import Attribution
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.config import PositionRule
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.weights.edit import Blend

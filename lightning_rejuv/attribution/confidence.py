@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.functional.tokens import token_entropy

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_rejuv.attribution.confidence import Confidence
 from lightning_rejuv.attribution.positions import SHARPENED
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 
 #: A token may belong to the format if so large a share of the responses has it.
 SHARED = 0.5

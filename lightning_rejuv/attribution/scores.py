@@ -11,7 +11,7 @@ from lightning_rejuv.attribution.hooks import requiring_grad
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.readers import ReaderAttribution
 from lightning_rejuv.attribution.writers import WriterAttribution
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.config import RankBy
 from lightning_rejuv.neurons import Decoder
 

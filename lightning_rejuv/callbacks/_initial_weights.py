@@ -11,10 +11,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_rejuv.adapters import is_adapted
 from lightning_rejuv.anchor.files import hash_file
 from lightning_rejuv.anchor.header import build_header
-from lightning_rejuv.weights.layout import Layout, layout_of
-from lightning_rejuv.weights.lora import is_adapted
+from lightning_rejuv.weights.layout import Layout
+from lightning_rejuv.weights.open_layout import open_layout
 
 INIT = "init"
 
@@ -54,7 +55,7 @@ def initial_weights(
             'Expected a later moment for `anchor="init"`: before the first update the model is its own anchor, and '
             "there is nothing to pull back. Pass the base as `anchor`."
         )
-    return _keep(trainer, layout_of(model, trainer.strategy.model))
+    return _keep(trainer, open_layout(model, trainer.strategy.model))
 
 
 def forget_initial_weights(trainer: Trainer, record: dict[str, str] | None) -> None:

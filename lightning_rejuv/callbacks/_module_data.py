@@ -8,9 +8,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.config import Options
-from lightning_rejuv.plan import Data
+from lightning_rejuv.make_plan import Data
 
 
 def module_data(module: LightningModule, calibration: Any, options: Options) -> Data:

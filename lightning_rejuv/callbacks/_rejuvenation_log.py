@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_rejuv._compat import fast_dev_run, logged_step
 from lightning_rejuv.loggers import log_scalars, log_text
-from lightning_rejuv.report import RejuvenationReport
+from lightning_rejuv.report.report import RejuvenationReport
 
 
 def announce(

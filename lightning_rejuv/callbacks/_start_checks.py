@@ -19,8 +19,8 @@ from lightning_rejuv.callbacks._module_data import check_module_data
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
 from lightning_rejuv.config import USES_OF_CALIBRATION, Options, alpha_by_name
+from lightning_rejuv.make_plan import check_pulls
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.plan import check_pulls
 from lightning_rejuv.refit import check_refit
 from lightning_rejuv.weights.buffers import check_finite_buffers
 from lightning_rejuv.weights.drift import check_finite

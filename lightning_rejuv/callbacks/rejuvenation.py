@@ -27,10 +27,11 @@ from lightning_rejuv.callbacks._start_checks import check_arguments, check_neigh
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
 from lightning_rejuv.config import Alpha, OptimizerState, Options, Refit, Reset, Rounding
-from lightning_rejuv.plan import Plan, make_plan
+from lightning_rejuv.make_plan import Findings, make_plan
+from lightning_rejuv.plan import Plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
 from lightning_rejuv.rejuvenate import carry_out
-from lightning_rejuv.report import RejuvenationReport
+from lightning_rejuv.report.report import RejuvenationReport
 from lightning_rejuv.weights.replica import Replica
 from lightning_rejuv.weights.targets import Targets, open_targets
 
@@ -263,13 +264,15 @@ class RejuvenationCallback(OncePerRun):
         with as_in_training(trainer):
             targets = self._targets(model, trainer.strategy.model)
             averages = [self._targets(average) for average in averaged_models(trainer)]
-            plan, planned = self._plan(pl_module, model, targets)
+            plan, findings, replica = self._plan(pl_module, model, targets)
             find_copies(
                 targets, trainer.optimizers, self._options
             )  # refuses before anything is marked as edited
             lasting = LastingEdit(targets)
             with self._run.edit():
-                report = carry_out(planned, targets, plan, self._options, trainer.optimizers, started)
+                report = carry_out(
+                    model, targets, plan, findings, self._options, trainer.optimizers, started, replica
+                )
                 for average in averages:
                     apply_plan(average, plan, self._options)
                 reason = self._trigger.fired(trainer)
@@ -282,8 +285,10 @@ class RejuvenationCallback(OncePerRun):
         for watcher in watchers:
             watcher.on_rejuvenation(trainer, pl_module, report.summary())
 
-    def _plan(self, pl_module: LightningModule, model: nn.Module, targets: Targets) -> tuple[Plan, Replica]:
+    def _plan(
+        self, pl_module: LightningModule, model: nn.Module, targets: Targets
+    ) -> tuple[Plan, Findings, Replica | None]:
         data = module_data(pl_module, self._calibration, self._options)
         if not (dist.is_available() and dist.is_initialized()):
-            return make_plan(model, targets, data, self._options), Replica(model, targets)
+            return *make_plan(model, targets, data, self._options), None
         return make_plan_on_rank_zero(model, targets, data, self._options)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
-from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.adapters import check_config, scale_of
+from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.files import ADAPTER_CONFIG, read_json
 from lightning_rejuv.anchor.header import build_header, read_header
 from lightning_rejuv.checkpoints.models import skeleton_if_known
@@ -28,7 +29,6 @@ from lightning_rejuv.checkpoints.write_report import check_apart, write_report
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, alpha_by_name
 from lightning_rejuv.names import PEFT_ROOT, listing
-from lightning_rejuv.weights.adapters import check_config, scale_of
 from lightning_rejuv.weights.edit import lerp_
 from lightning_rejuv.weights.rounding import random_stream
 

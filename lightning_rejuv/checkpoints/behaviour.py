@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.alpha import AlphaPoint, AlphaSearch, NoAlpha
+from lightning_rejuv.alpha.line import count_unfinished, find_alpha, sample_base
+from lightning_rejuv.alpha.sampling import sample_with_generate
+from lightning_rejuv.alpha.search import AlphaPoint, AlphaSearch, NoAlpha
 from lightning_rejuv.attribution import confidence, format_probability, mean_entropy, mean_nll
-from lightning_rejuv.calibration import IGNORED, Batch
-from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.calibration.batches import IGNORED, Batch
+from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.checkpoints.dialogues import Calibration, Prompt, prompt_tokens
 from lightning_rejuv.checkpoints.models import load_model
 from lightning_rejuv.checkpoints.pairing import Pairing
 from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.reset import anchor_for, loadable
-from lightning_rejuv.find_alpha import count_unfinished, find_alpha, sample_base
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.functional.rollouts import pass_at_k, zero_variance_fraction
 from lightning_rejuv.progress import advance, phase
-from lightning_rejuv.sampling import sample_with_generate
 from lightning_rejuv.verifier import ask, is_right
 from lightning_rejuv.weights.edit import Blend
 from lightning_rejuv.weights.targets import open_targets
@@ -217,7 +217,7 @@ def _why(curve: Sequence[AlphaPoint]) -> str:
 
 @dataclass(frozen=True)
 class TextJudge:
-    """Has a verifier say which sampled responses are right; a :data:`~lightning_rejuv.find_alpha.Judge`.
+    """Has a verifier say which sampled responses are right; a :data:`~lightning_rejuv.alpha.line.Judge`.
 
     Attributes:
         verifier: from the texts of prompt and response to whether it is right.
@@ -254,8 +254,8 @@ def sample_rollouts(model: nn.Module, batches: Sequence[Batch], judge: TextJudge
     """Sample groups of responses to some calibration prompts, and have a verifier judge them.
 
     Of the different prompts of the calibration data at most 16 are taken, evenly over it: 128 responses, sampled
-    at temperature 1 as :func:`~lightning_rejuv.sampling.sample_with_generate` does. The verifier is called four times
-    for each: with its own prompt, and with three of the others.
+    at temperature 1 as :func:`~lightning_rejuv.alpha.sampling.sample_with_generate` does. The verifier is called four
+    times for each: with its own prompt, and with three of the others.
 
     Args:
         model: in eval mode.

@@ -11,7 +11,7 @@ from lightning_rejuv._compat import require
 from lightning_rejuv.anchor.config import end_tokens as said_end_tokens
 from lightning_rejuv.anchor.config import says_tied, vocabulary_size
 from lightning_rejuv.anchor.files import GENERATION, read_json
-from lightning_rejuv.calibration import IGNORED
+from lightning_rejuv.calibration.batches import IGNORED
 from lightning_rejuv.checkpoints.models import CustomCode, from_local, load_config
 from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.tying import embedding_names, find_untied, head_names

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.files import read_json
 from lightning_rejuv.checkpoints.adapter import is_adapter
 from lightning_rejuv.checkpoints.checks import (

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.alpha.doubts import doubt_seen, doubt_swapped
+from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.checkpoints.checks import Finding
 from lightning_rejuv.checkpoints.record import Record
 from lightning_rejuv.checkpoints.report import row
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
-from lightning_rejuv.doubts import doubt_seen, doubt_swapped
-from lightning_rejuv.report_layers import bands
-from lightning_rejuv.report_table import rounding, search_rows
+from lightning_rejuv.report.layers import bands
+from lightning_rejuv.report.rows import rounding, search_rows
 from lightning_rejuv.verdict import Reason, Verdict, judge
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_rejuv.anchor.config import end_tokens
 from lightning_rejuv.anchor.files import GENERATION
-from lightning_rejuv.calibration import IGNORED, in_parts
+from lightning_rejuv.calibration.batches import IGNORED, in_parts
 from lightning_rejuv.checkpoints.chat_template import render
 
 _FORM = '{"prompt": TEXT, "response": TEXT} or {"messages": [{"role": …, "content": …}, …]}'

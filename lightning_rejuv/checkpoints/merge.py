@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
-from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.files import INDEX
 from lightning_rejuv.anchor.header import Entry
 from lightning_rejuv.anchor.tensors import is_head

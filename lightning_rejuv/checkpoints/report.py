@@ -10,8 +10,8 @@ from typing import Any
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from lightning_rejuv.names import printable
 from lightning_rejuv.refit import RefitReport
-from lightning_rejuv.report_layers import table, where
-from lightning_rejuv.report_table import refit_rows, rounding, search_rows
+from lightning_rejuv.report.layers import table, where
+from lightning_rejuv.report.rows import refit_rows, rounding, search_rows
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 

@@ -25,10 +25,11 @@ from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.stream import FusionStream, Recipe
 from lightning_rejuv.checkpoints.writer import FileWriter
 from lightning_rejuv.config import Options
-from lightning_rejuv.plan import Data, Plan, make_plan
+from lightning_rejuv.make_plan import Data, make_plan
+from lightning_rejuv.plan import Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import RefitReport
-from lightning_rejuv.report_layers import by_layer
+from lightning_rejuv.report.layers import by_layer
 from lightning_rejuv.weights.targets import open_targets
 
 
@@ -82,7 +83,7 @@ def plan_on_disk(
     read = calibration_for(sft, calibration)
     model = load_model(loadable(sft, scratch), device, dtype)
     targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
-    plan = make_plan(model, targets, Data(read.batches), options)
+    plan, findings = make_plan(model, targets, Data(read.batches), options)
     neurons = sum(reset.group.count for reset in plan.resets)
     found: dict[str, Any] = {
         "calibration": str(calibration),
@@ -93,21 +94,21 @@ def plan_on_disk(
         else None,
         "neurons_reset": sum(len(reset.index) for reset in plan.resets),
         "neurons_by_layer": by_layer((r.group.layer, r.group.kind, len(r.index)) for r in plan.resets),
-        "search": plan.search,
+        "search": findings.search,
     }
-    if plan.comparison and plan.attribution:
-        found["positions"] = plan.attribution.positions
-        if plan.attribution.reconstructs:
-            found["reconstruction_error"] = plan.attribution.error
-    if plan.comparison:
-        found["entropy_sft"] = plan.comparison.entropy_sft
-        found["entropy_base"] = plan.comparison.entropy_base
+    if findings.comparison and findings.attribution:
+        found["positions"] = findings.attribution.positions
+        if findings.attribution.reconstructs:
+            found["reconstruction_error"] = findings.attribution.error
+    if findings.comparison:
+        found["entropy_sft"] = findings.comparison.entropy_sft
+        found["entropy_base"] = findings.comparison.entropy_base
     return DiskPlan(
-        plan.search.alpha if plan.search else None,
+        findings.search.alpha if findings.search else None,
         on_disk(model, sft, masks(model, plan)),
         found,
-        moves_on_disk(model, sft, plan.refitted.moves) if plan.refitted else {},
-        plan.refitted.report if plan.refitted else None,
+        moves_on_disk(model, sft, plan.moves) if plan.moves else {},
+        findings.refit,
         tuple(finding.detail for finding in check_ends(sft, read)),
     )
 
@@ -127,16 +128,10 @@ def calibration_for(sft: Checkpoint, calibration: Path) -> Calibration:
 def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the neurons that a plan resets as masks of the model's parameters."""
     selected: dict[str, Tensor] = {}
-    for reset in plan.resets:
-        if not reset.index.numel():
-            continue
-        group = reset.group
-        for name, dim in ((group.parameter, group.dim), (group.bias, 0)):
-            if name is None:
-                continue
-            if name not in selected:
-                selected[name] = torch.zeros(model.get_parameter(name).shape, dtype=torch.bool)
-            group.matrix(selected[name]).index_fill_(dim, reset.index.cpu(), True)
+    for name, parts in plan.parts().items():
+        selected[name] = torch.zeros(model.get_parameter(name).shape, dtype=torch.bool)
+        for group, dim, index in parts:
+            group.matrix(selected[name]).index_fill_(dim, index.cpu(), True)
     return selected
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import adapters_are_disabled
+from lightning_rejuv.adapters import CHANGE_THE_BASE, is_tuner
 from lightning_rejuv.names import listing
-from lightning_rejuv.weights.adapters import CHANGE_THE_BASE, is_tuner
 
 # Kinds of adapters that work outside of the layers: on the inputs, on the attention's keys, or by a pass of their own.
 _OUTSIDE = ("ADAPTION_PROMPT", "XLORA")

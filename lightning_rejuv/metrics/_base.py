@@ -22,7 +22,8 @@ from lightning_rejuv.metrics._adapters import (
 )
 from lightning_rejuv.metrics._probe import Substituted
 from lightning_rejuv.ops.drift_sums import all_drift_sums
-from lightning_rejuv.weights.layout import Layout, layout_of
+from lightning_rejuv.weights.layout import Layout
+from lightning_rejuv.weights.open_layout import open_layout
 
 #: The anchor that stands for the weights at the start of a fit.
 INIT = "init"
@@ -70,7 +71,7 @@ class Base:
                 "gone. Pass their path, a state dict or the base as `anchor`."
             )
         if not resumed:
-            wholes = layout_of(model, outermost).wholes()
+            wholes = open_layout(model, outermost).wholes()
             self._anchor = Anchor.open({name: whole.detach().to("cpu", copy=True) for name, whole in wholes})
 
     def open(self) -> Anchor:
@@ -146,7 +147,7 @@ class Base:
     def _match(self, outermost: nn.Module) -> tuple[Layout, Callable[[str, Tensor], Tensor]]:
         """Return the model's layout, and what gives the base's whole tensor for a name and the model's own tensor."""
         model = language_model(outermost)
-        layout, anchor = layout_of(model, outermost), self.open().read_as(model)
+        layout, anchor = open_layout(model, outermost), self.open().read_as(model)
         if is_adapted(model):
             model, layout = _without_adapters_names(model, layout)
         names = match(model, anchor, shapes=layout.shapes)
@@ -181,7 +182,7 @@ class BaseUnderAdapters:
         """
         model = language_model(outermost)
         try:
-            sharded = layout_of(model, outermost).sharded
+            sharded = open_layout(model, outermost).sharded
         except ValueError as error:
             raise NotMergeable(str(error)) from error
         if sharded:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_rejuv._compat import reshard
-from lightning_rejuv.calibration import Batch, as_batches
+from lightning_rejuv.calibration.batches import Batch, as_batches
 from lightning_rejuv.forward import device_of, evaluation_mode, forward_logits
 from lightning_rejuv.metrics._recorder import Record
 

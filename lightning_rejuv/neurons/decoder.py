@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_rejuv.adapters import adapter_of, holds_adapter, is_adapted, is_lora
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons.families import EXPERTS, FAMILIES, NO_NEURONS
 from lightning_rejuv.neurons.group import WRITERS, Kind, NeuronGroup
 from lightning_rejuv.neurons.layouts import Layout
-from lightning_rejuv.weights.adapters import adapter_of, holds_adapter, is_lora
-from lightning_rejuv.weights.lora import is_adapted
 
 _IN_LAYER = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\d+)\.(?P<tail>.+)$")
 

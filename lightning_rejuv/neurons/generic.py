@@ -6,8 +6,8 @@ from collections.abc import Container
 
 from torch import nn
 
+from lightning_rejuv.adapters import adapter_of, holds_adapter, is_tuner
 from lightning_rejuv.neurons.group import NeuronGroup
-from lightning_rejuv.weights.adapters import adapter_of, holds_adapter, is_tuner
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -13,25 +13,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.anchor import Anchor
-from lightning_rejuv.functional.weights import _relative_drift_update
-from lightning_rejuv.names import PEFT_ROOT, canonical_name, listing
-from lightning_rejuv.weights.adapters import (
+from lightning_rejuv.adapters import (
     adapter_of,
     check_adapters,
     config_of,
     holds_adapter,
     is_lora,
-    is_tuner,
     parameters_of_adapters,
 )
+from lightning_rejuv.anchor import Anchor
+from lightning_rejuv.functional.weights import _relative_drift_update
+from lightning_rejuv.names import PEFT_ROOT, canonical_name, listing
 from lightning_rejuv.weights.drift import Drift
 from lightning_rejuv.weights.refusals import check_anchor
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether a model has adapters (PEFT)."""
-    return any(is_tuner(module) for module in model.modules())
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

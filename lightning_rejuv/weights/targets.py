@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.adapters import is_adapted
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.forward import device_of
 from lightning_rejuv.weights.buffers import Buffers, beside, find_buffers
 from lightning_rejuv.weights.drift import Drift, measure_drift
-from lightning_rejuv.weights.layout import Layout, layout_of
-from lightning_rejuv.weights.lora import is_adapted, lora_targets, name_in_base
+from lightning_rejuv.weights.layout import Layout
+from lightning_rejuv.weights.lora import lora_targets, name_in_base
+from lightning_rejuv.weights.open_layout import open_layout
 from lightning_rejuv.weights.refusals import check_anchor, check_apart, check_model, check_unquantised
 from lightning_rejuv.weights.shard import Shard
 
@@ -91,7 +93,7 @@ def open_targets(
             share one without being tied, or are of a kind that cannot be edited.
     """
     check_model(model)
-    layout = layout_of(model, root)
+    layout = open_layout(model, root)
     if is_adapted(model):
         if layout.sharded:
             raise ValueError(

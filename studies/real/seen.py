@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightning_rejuv.attribution import confidence, mean_entropy, mean_nll
-from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.calibration.checks import batches_for
 from studies.real.model import end_of, load_model, load_tokenizer
 from studies.real.recipes import RECIPES
 from studies.real.texts import batches, demonstrations

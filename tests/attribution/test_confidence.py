@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy, nll_per_response
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.calibration.batches import as_batches
 from tests.conftest import batch, tiny_llama
 
 NAN = float("nan")

@@ -9,7 +9,7 @@ import torch
 
 from lightning_rejuv.attribution.confidence import Confidence
 from lightning_rejuv.attribution.demonstrated_format import format_probability
-from lightning_rejuv.calibration import Batch
+from lightning_rejuv.calibration.batches import Batch
 
 MARK, TAG, WORD, END = 7, 6, 5, 8
 TARGETS = [[MARK, WORD, 3, END], [MARK, WORD, 4, END], [WORD, MARK, TAG, 9], [MARK, MARK, TAG, 1]]

@@ -4,7 +4,7 @@ import torch
 
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy, nll_per_response
 from lightning_rejuv.attribution.positions import select_positions
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.calibration.batches import as_batches
 from tests.conftest import batch, tiny_llama
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import attribute
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.calibration.batches import as_batches
 from lightning_rejuv.neurons import take_apart
 from tests.conftest import batch
 from tests.families import tiny

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_rejuv import RejuvenationCallback, Reset, rejuvenate
-from lightning_rejuv.report import RejuvenationReport
+from lightning_rejuv.report.report import RejuvenationReport
 from tests.callbacks.modules import Line, line_anchor
 from tests.callbacks.test_rejuvenation import Calibrated, Snapshots
 from tests.conftest import sharpened, tiny_llama

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_rejuv import RejuvenationCallback
 from lightning_rejuv.callbacks import AtStep
-from lightning_rejuv.report import RejuvenationReport
+from lightning_rejuv.report.report import RejuvenationReport
 from tests.callbacks.modules import Line, fit, line_anchor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightning_rejuv.alpha import NoAlpha
+from lightning_rejuv.alpha.search import NoAlpha
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint
 from lightning_rejuv.checkpoints.diagnosis import recommend
 from lightning_rejuv.checkpoints.dialogues import prompt_tokens, read_calibration
@@ -100,7 +100,7 @@ def test_a_search_without_an_alpha_leaves_all_else_as_it_is(models, monkeypatch)
     def fail(curve):
         raise NoAlpha("Pass a number for `alpha`.", curve)
 
-    monkeypatch.setattr("lightning_rejuv.find_alpha.choose_alpha", fail)
+    monkeypatch.setattr("lightning_rejuv.alpha.line.choose_alpha", fail)
     found = diagnose(base, sft, **options, verifier=lambda prompt, response: "w2" in prompt)
     curve = usual.behaviour.search.curve
     assert found.behaviour.support_retention == usual.behaviour.support_retention

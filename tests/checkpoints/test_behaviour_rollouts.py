@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_rejuv.calibration import IGNORED
-from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.calibration.batches import IGNORED
+from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.checkpoints.behaviour import GROUP, OTHERS, PROMPTS, Rollouts, TextJudge, sample_rollouts
 from lightning_rejuv.progress import reporting
 from tests.conftest import tiny_llama

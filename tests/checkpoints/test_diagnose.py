@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_rejuv.alpha import USUAL_ALPHA
+from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint
 from lightning_rejuv.verdict import judge
 from tests.checkpoints.directories import pair, teach, tensors, write_calibration, write_tokenizer

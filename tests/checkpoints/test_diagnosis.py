@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from lightning_rejuv.alpha import AlphaPoint, AlphaSearch, with_rollouts
+from lightning_rejuv.alpha.search import AlphaPoint, AlphaSearch, with_rollouts
 from lightning_rejuv.checkpoints.behaviour import Behaviour, Rollouts
 from lightning_rejuv.checkpoints.diagnosis import Diagnosis, recommend, verdict_on
 from lightning_rejuv.checkpoints.record import Record

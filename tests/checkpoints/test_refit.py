@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightning_rejuv
-from lightning_rejuv import Refit, Reset, cli
+from lightning_rejuv import Refit, Reset
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint, verify
 from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
 from lightning_rejuv.checkpoints.models import load_tokenizer
 from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.record import find_record
+from lightning_rejuv.cli.main import main
 from tests.checkpoints.directories import edit_config, pair, tensors, write_calibration, write_tokenizer
 from tests.checkpoints.test_reset import load, rejuvenated_in_memory
 
@@ -168,26 +169,22 @@ def test_the_command(tmp_path, capsys):
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     common = ["rejuvenate", "--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
     common += ["--alpha", "0.5", "--reset-fraction", "0"]
-    steps = ["--refit-steps", "2", "--refit-learning-rate", "0.003"]
-    assert cli.main([*common, *steps, "--out", str(tmp_path / "out")]) == 0
+    steps = ["--refit.steps", "2", "--refit.learning-rate", "0.003"]
+    assert main([*common, *steps, "--out", str(tmp_path / "out")]) == 0
     assert "2 steps of AdamW at 0.003, 12 responses each" in capsys.readouterr().out
     options = {"calibration": calibration, "alpha": 0.5, "refit": Refit(2, 3e-3)}
     rejuvenate_checkpoint(base, sft, tmp_path / "python", **options)
     ours, theirs = tensors(tmp_path / "out"), tensors(tmp_path / "python")
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
-    assert cli.main(["verify", str(tmp_path / "out")]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--refit-learning-rate", "1e-5"],
-            "no `--refit-learning-rate`, which would have no effect: without",
-        ),
-        (["--refit-steps", "0"], "an integer of at least 1 but got 0"),
-        (["--refit-steps", "2", "--refit-learning-rate", "1e30"], "finite loss in the refit"),
-        (["--refit-steps", "2", "--compute-dtype", "float16"], 'with `--refit-steps` but got "float16"'),
+        (["--refit.steps", "0"], "an integer of at least 1 but got 0"),
+        (["--refit.steps", "2", "--refit.learning-rate", "1e30"], "finite loss in the refit"),
+        (["--refit.steps", "2", "--compute-dtype", "float16"], 'with `--refit` but got "float16"'),
     ],
 )
 def test_what_is_refused_leaves_nothing(options, message, tmp_path, capsys):
@@ -195,7 +192,7 @@ def test_what_is_refused_leaves_nothing(options, message, tmp_path, capsys):
     calibration = write_calibration(tmp_path / "calibration.jsonl")
     command = ["rejuvenate", "--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
     command += ["--alpha", "0.5", "--reset-fraction", "0", "--out", str(tmp_path / "out")]
-    assert cli.main([*command, *options]) == 3
+    assert main([*command, *options]) == 3
     assert message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "calibration.jsonl", "sft"]
 
@@ -207,9 +204,9 @@ def test_without_calibration_data_or_for_an_adapter_it_is_refused(tmp_path, caps
     ):
         rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5, refit=REFIT)
     (sft / "config.json").rename(sft / "adapter_config.json")
-    command = ["rejuvenate", "--sft", str(sft), "--out", str(tmp_path / "out"), "--refit-steps", "2"]
-    assert cli.main(command) == 3
-    assert "Expected no `--refit-steps` with an adapter, for which no model is run" in capsys.readouterr().err
+    command = ["rejuvenate", "--sft", str(sft), "--out", str(tmp_path / "out"), "--refit.steps", "2"]
+    assert main(command) == 3
+    assert "Expected no `--refit` with an adapter, for which no model is run" in capsys.readouterr().err
 
 
 def test_a_weight_without_a_place_on_disk_is_refused(tmp_path, monkeypatch):

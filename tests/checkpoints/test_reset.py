@@ -16,7 +16,7 @@ from lightning_rejuv.checkpoints.models import load_tokenizer
 from lightning_rejuv.checkpoints.pairing import pair_up
 from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.reset import anchor_for
-from lightning_rejuv.report_layers import where
+from lightning_rejuv.report.layers import where
 from tests.checkpoints.directories import (
     edit_config,
     pair,

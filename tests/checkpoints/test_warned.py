@@ -7,8 +7,9 @@ import warnings
 
 import pytest
 
-from lightning_rejuv import Refit, cli
+from lightning_rejuv import Refit
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint
+from lightning_rejuv.cli.main import main
 from tests.checkpoints.directories import known_pair, teach
 
 TOO_LARGE = "The refit raised the loss that it descends, from"
@@ -28,7 +29,7 @@ def command(models, capsys):
 
     def run(name, *arguments):
         common = [name, "--base", str(base), "--sft", str(sft), "--calibration", str(calibration)]
-        assert cli.main([*common, *arguments]) == 0
+        assert main([*common, *arguments]) == 0
         return capsys.readouterr()
 
     return run
@@ -59,7 +60,7 @@ def test_where_nothing_is_wrong_there_are_none(models, tmp_path):
 
 
 def test_the_command_tells_of_a_refit_that_raised_the_loss(command, tmp_path):
-    fuse = ["--alpha", "0.4", "--reset-fraction", "0", "--refit-steps", "2", "--refit-learning-rate", "1"]
+    fuse = ["--alpha", "0.4", "--reset-fraction", "0", "--refit.steps", "2", "--refit.learning-rate", "1"]
     printed = command("rejuvenate", *fuse, "--out", str(tmp_path / "table"))
     assert f"  warning          {TOO_LARGE}" in printed.out
     printed = command("rejuvenate", *fuse, "--out", str(tmp_path / "json"), "--json")

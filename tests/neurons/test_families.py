@@ -10,7 +10,7 @@ import torch
 from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.attribution.scores import attribute
-from lightning_rejuv.calibration import as_batches
+from lightning_rejuv.calibration.batches import as_batches
 from lightning_rejuv.neurons import take_apart
 from lightning_rejuv.neurons.families import FAMILIES
 from tests.conftest import batch, shifted

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lightning_rejuv.alpha import GRID, AlphaPoint
+from lightning_rejuv.alpha.search import GRID, AlphaPoint
 from studies import alpha_rules
 from studies.alpha_rules import RULES, Curve, of_rule, table_of_rules, table_of_runs
 from studies.analysis.markdown import places

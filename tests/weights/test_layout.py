@@ -14,7 +14,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.metrics import PlasticityMonitor
-from lightning_rejuv.weights.layout import Layout, layout_of
+from lightning_rejuv.weights.layout import Layout
+from lightning_rejuv.weights.open_layout import open_layout
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 from tests.processes import run_in_processes
 from tests.sharding import fsdp1, fsdp2, tensor_parallel, whole
@@ -22,7 +23,7 @@ from tests.sharding import fsdp1, fsdp2, tensor_parallel, whole
 
 def test_plain_parameters_are_walked_in_place():
     model = tiny_llama()
-    layout = layout_of(model)
+    layout = open_layout(model)
     assert type(layout) is Layout
     assert not layout.sharded
     for name, shard in layout.walk(["lm_head.weight"], write=True):
@@ -45,7 +46,7 @@ def test_an_unknown_kind_beside_a_known_one_is_refused(tmp_path):
         net[1].weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
         fully_shard(net[0], mesh=init_device_mesh("cpu", (1,)))
         with pytest.raises(ValueError, match=r"but got \['1.weight \(TwoTensor\)'\]"):
-            layout_of(net)
+            open_layout(net)
 
     run_in_processes(attempt, tmp_path, 1)
 
@@ -68,14 +69,14 @@ def test_a_pending_sum_is_refused(tmp_path):
         net = nn.Linear(2, 2, bias=False)
         mesh = init_device_mesh("cpu", (2,))
         net.weight = nn.Parameter(DTensor.from_local(torch.ones(2, 2), mesh, [Partial()]))
-        layout_of(net)
+        open_layout(net)
 
     assert all("sharded or replicated" in text and "weight" in text for text in refusals(tmp_path, make))
 
 
 def test_concatenated_parameters_are_refused(tmp_path):
     def make():
-        layout_of(fsdp1(tiny_llama(), use_orig_params=False))
+        open_layout(fsdp1(tiny_llama(), use_orig_params=False))
 
     assert all("use_orig_params=True" in text for text in refusals(tmp_path, make))
 
@@ -83,7 +84,7 @@ def test_concatenated_parameters_are_refused(tmp_path):
 def test_a_parameter_outside_the_fsdp_unit_that_was_given_is_refused(tmp_path):
     def make():
         model = fsdp1(tiny_llama())
-        layout_of(model.module)  # the embedding belongs to the outermost unit
+        open_layout(model.module)  # the embedding belongs to the outermost unit
 
     assert all(
         "belong to an FSDP unit" in text and "embed_tokens" in text for text in refusals(tmp_path, make)

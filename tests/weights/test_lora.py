@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lightning_rejuv import Reset, rejuvenate
+from lightning_rejuv.alpha.sampling import sample_with_generate
 from lightning_rejuv.attribution import confidence, nll_per_response
-from lightning_rejuv.calibration_checks import batches_for
+from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.neurons import take_apart
-from lightning_rejuv.sampling import sample_with_generate
 from tests import families
 from tests.conftest import batch, greedy_batch, tiny_llama
 

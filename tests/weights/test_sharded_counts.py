@@ -12,7 +12,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from lightning_rejuv import rejuvenate
 from lightning_rejuv.weights.drift import measure_drift
-from lightning_rejuv.weights.layout import Layout, layout_of
+from lightning_rejuv.weights.layout import Layout
+from lightning_rejuv.weights.open_layout import open_layout
 from tests.conftest import shift_of_alpha, shifted, tiny_llama
 from tests.processes import run_in_processes
 from tests.sharding import tensor_parallel
@@ -53,7 +54,7 @@ def test_the_sums_of_shards_and_of_copies_are_those_of_a_single_process(tmp_path
         mesh = init_device_mesh("cpu", (2,))
         for layer, placement in zip(net, (Shard(0), Replicate()), strict=False):
             layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [placement]))
-        found = measure_drift(layout_of(net), base.get_parameter)
+        found = measure_drift(open_layout(net), base.get_parameter)
         return {name: (drift.difference, drift.base) for name, drift in found.items()}
 
     for found in run_in_processes(measure, tmp_path):

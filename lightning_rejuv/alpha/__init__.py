@@ -1,0 +1,6 @@
+"""Which alpha: the rule, what it is told of the line between base and SFT model, and what is doubted."""
+
+from lightning_rejuv.alpha.line import Sampler, Verifier, find_alpha
+from lightning_rejuv.alpha.search import USUAL_ALPHA, AlphaPoint, AlphaSearch, choose_alpha
+
+__all__ = ["USUAL_ALPHA", "AlphaPoint", "AlphaSearch", "Sampler", "Verifier", "choose_alpha", "find_alpha"]

@@ -1,0 +1,203 @@
+"""The command ``lightning-rejuv``: diagnose, rejuvenate and verify checkpoints on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_rejuv.cli.arguments import USAGE, Parsed, flag, in_flags, made, merge_first, parse
+from lightning_rejuv.cli.process import Interruption, complain, emit, prepare_streams, standard_output_kept
+from lightning_rejuv.names import printable
+
+_FAULTS, _REFUSED, _IO = 1, 3, 4
+
+
+_BAR = "{desc}: {percentage:3.0f} % |{bar:30}| {elapsed}, {remaining} left"
+
+
+class _UsageError(Exception):
+    """A command line that cannot mean anything here; found before anything is read."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    interruption, parsed = Interruption(), None
+    try:
+        with interruption.listening():
+            prepare_streams()
+            try:
+                parsed = parse(arguments)
+            finally:
+                emit("")  # what argparse printed
+            return _run(parsed, interruption)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of an extension module is no Exception
+        if parsed is not None and parsed.traceback:
+            traceback.print_exc()
+        message, code = _answer(error, interruption, parsed)
+        message = message if parsed is None else in_flags(message, parsed)
+        complain(f"lightning-rejuv: error: {printable(' '.join(message.split()))}")
+        return code
+
+
+def _run(parsed: Parsed, interruption: Interruption) -> int:
+    # The libraries' own bars and hints would stand between ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            with interruption.waiting():
+                from lightning_rejuv import checkpoints
+
+            command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
+            with standard_output_kept(), _progress(parsed, interruption) as progress:
+                report, code = command(parsed, checkpoints, progress)
+        except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
+            raise RuntimeError(f"a library ended the process with SystemExit({error.code!r})") from error
+    if parsed.json:
+        emit(
+            json.dumps(report.to_dict(), indent=1) + "\n"
+        )  # as ASCII, which every terminal and pipe can hold
+    elif not parsed.quiet:
+        emit(f"{printable(str(report))}\n")
+    return code
+
+
+def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | None) -> tuple[str, int]:
+    """What is said of an error, and the exit code that it gives."""
+    if isinstance(error, KeyboardInterrupt) or interruption.signals:
+        # Where an extension module imports something, Ctrl-C may leave it as an error of another kind.
+        out = parsed.given.get("out") if parsed else None
+        left = ": nothing is left under the output's name" if out and not Path(out).exists() else ""
+        return f"interrupted{left}", interruption.exit_code
+    text, kind = str(error), type(error).__name__
+    if isinstance(error, _UsageError):
+        return text, USAGE
+    if isinstance(error, OSError):
+        return text or kind, _IO
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return (
+            f"There is not enough memory ({kind}: {text[:300]}). Models are run by the reset, by `--alpha auto`, by "
+            "`--refit` and by `diagnose --calibration`: use `--compute-dtype bfloat16`, another `--device` or "
+            "shorter lines.",
+            _REFUSED,
+        )
+    if isinstance(error, (ValueError, ImportError)) and text:
+        return text, _REFUSED
+    hint = "was not expected" if parsed and parsed.traceback else "was not expected; `--traceback` says where"
+    return f"{kind}: {text[:600]} (this {hint})", _REFUSED
+
+
+def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    given = dict(parsed.given)
+    base, sft, out, merge = (
+        given.pop("base", None),
+        given.pop("sft"),
+        given.pop("out"),
+        given.pop("merge", False),
+    )
+    if checkpoints.is_adapter(sft):
+        _refuse_what_runs_a_model(parsed)
+        given.pop("reset_fraction", None)  # 0
+        if "alpha" in given:
+            given["alpha"] = checkpoints.given_alpha(given["alpha"])
+        if merge:
+            if base is None:
+                raise ValueError("Expected `--base` to merge the adapter into.")
+            return checkpoints.merge_adapter(base, sft, out, progress=progress, **given), 0
+        needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
+        _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
+        return checkpoints.rejuvenate_adapter(sft, out, base=base, **given), 0
+    _check_device(parsed)
+    if base is None:
+        raise ValueError("Expected `--base`: only a LoRA adapter can be fused without reading its base.")
+    if merge:
+        raise ValueError(f"Expected an adapter for `--merge` but {sft!r} is a whole model.")
+    return checkpoints.rejuvenate_checkpoint(base, sft, out, progress=progress, **made(given)), 0
+
+
+def _refuse_what_runs_a_model(parsed: Parsed) -> None:
+    given = parsed.given
+    asked = ["`--alpha auto`"] if given.get("alpha") == "auto" else []
+    # Not a number, too, is not 0.
+    asked += ["`--reset-fraction`"] if given.get("reset_fraction", 0) != 0 else []
+    of_models = ("reset", "calibration", "device", "compute_dtype", "refit")
+    asked += [f"`{flag(name)}`" for name in of_models if name in given]
+    if asked:
+        raise ValueError(
+            f"Expected no {', '.join(asked)} with an adapter, for which no model is run, but {given['sft']!r} is "
+            f"one. Merge it first (`{merge_first(parsed)}`) and pass `--sft MERGED`, rejuvenate it in memory "
+            "(`lightning_rejuv.rejuvenate` in Python), or leave that out."
+        )
+
+
+def _diagnose(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    _check_device(parsed)
+    if "calibration" not in parsed.given:
+        _refuse(parsed, ("device", "compute_dtype"), "without `--calibration` no model is run")
+    return checkpoints.diagnose(**parsed.given, progress=progress), 0
+
+
+def _verify(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    verification = checkpoints.verify(parsed.given["path"], progress)
+    return verification, 0 if verification else _FAULTS
+
+
+def _refuse(parsed: Parsed, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if name in parsed.given:
+            raise ValueError(f"Expected no `{flag(name)}`, which would have no effect: {why}. Leave it out.")
+
+
+def _check_device(parsed: Parsed) -> None:
+    if "device" not in parsed.given:
+        return
+    from lightning_rejuv.checkpoints.device import check_device
+
+    try:
+        check_device(parsed.given["device"])
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+
+
+@contextmanager
+def _progress(parsed: Parsed, interruption: Interruption) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows each phase as a bar with the time left, and stops where a signal has come."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    tqdm.monitor_interval = 0  # no thread of its own, which an interrupt could leave waiting for a lock
+    # `disable=None` leaves it out where standard error is no terminal.
+    options = {"disable": True if parsed.quiet else None, "leave": False}
+    bar = tqdm(disable=True)
+
+    def tell(phase: str, done: int, total: int) -> None:
+        nonlocal bar
+        interruption.check()
+        if done == 0:
+            bar.close()
+            # A phase of one step has no time left to tell: it is only named.
+            bar = tqdm(desc=phase, total=total, bar_format=_BAR if total > 1 else "{desc} …", **options)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    try:
+        yield tell
+    finally:
+        bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

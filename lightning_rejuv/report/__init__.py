@@ -1,0 +1,5 @@
+"""What a rejuvenation did, as data and as a table."""
+
+from lightning_rejuv.report.report import RejuvenationReport
+
+__all__ = ["RejuvenationReport"]
