@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lightning_rejuv import PlasticityMonitor, RejuvenationCallback, Reset, rejuvenate
-from lightning_rejuv import bounded as bounds
 from lightning_rejuv.attribution import attribute_loss, confidence
+from lightning_rejuv.calibration import bounded as bounds
 from lightning_rejuv.calibration.batches import as_batches
 from lightning_rejuv.calibration.bounded import MAX_STREAMED
 from lightning_rejuv.neurons import output_rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from examples.sft_to_rl.training import Run, silence
-from lightning_rejuv import plan as plan_module
+from lightning_rejuv import make_plan as plan_module
 from studies.arms import ARMS, Arm
 from studies.record import Record
 from studies.seed import Stage, run_arms, sft_ladder
