@@ -134,9 +134,10 @@ def refit_stream(options: Options, name: str, device: torch.device) -> torch.Gen
 def _generator(
     options: Options, name: str, device: torch.device, offset: tuple[int, ...] = ()
 ) -> torch.Generator | None:
-    """A stream of its own for each parameter, and for each part of it that processes hold: equal where they are.
+    """Return a stream of its own for each parameter, and for each part of it that processes hold.
 
-    Beside other processes it is drawn on the CPU, since GPUs of different kinds draw different numbers.
+    Equal parts have equal streams. Beside other processes it is drawn on the CPU, since GPUs of different kinds draw
+    different numbers.
     """
     if options.rounding == "nearest":
         return None

@@ -100,7 +100,7 @@ class Refit:
         steps: how many updates are made.
         learning_rate: AdamW's; None for 2e-5, or 2e-4 for a model with adapters (PEFT). The small models of the demo,
             of some 100 thousand weights, were refitted with 5e-4.
-        batch_size: how many responses an update is made from; all of them where there are fewer. It takes no memory:
+        batch_size: how many responses an update is made from; all of them if there are fewer. It takes no memory:
             no pass through the model has more tokens than the largest batch of the data.
 
     Raises:

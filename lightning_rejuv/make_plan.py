@@ -178,7 +178,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
 
 
 def check_pulls(targets: Targets, options: Options) -> None:
-    """Refuse more than a fusion by a number where parameters are fused by no lerp of their own (DoRA).
+    """Refuse more than a fusion by a number if parameters are fused by no lerp of their own (DoRA).
 
     Raises:
         ValueError: the options ask for a reset, a search or a refit.

@@ -26,7 +26,7 @@ def make_plan_on_rank_zero(
 ) -> tuple[Plan, Findings, Replica | None]:
     """Plan as :func:`lightning_rejuv.make_plan.make_plan` does, once for all processes; each has to call it.
 
-    Where parameters are sharded and the model has to be run, it is run on a whole copy of it, so that the plan
+    If parameters are sharded and the model has to be run, it is run on a whole copy of it, so that the plan
     is that of a single process.
 
     Args:
@@ -60,17 +60,17 @@ def make_plan_on_rank_zero(
     message = None if failure is None else f"Planning failed on rank 0: {failure}"
     # What a refit moved is as large as the model, and goes round by itself.
     small = made and replace(made, moves=dict.fromkeys(made.moves, torch.empty(0)))
-    small, message = hand_round((small, message))
+    small, message = broadcast((small, message))
     if failure is not None:
         raise failure
     if message is not None:
         raise RuntimeError(message)
     plan = made or small
     assert plan is not None
-    return replace(plan, moves=_hand_moves_round(plan.moves, targets.layout)), findings, replica
+    return replace(plan, moves=_broadcast_moves(plan.moves, targets.layout)), findings, replica
 
 
-def _hand_moves_round(moves: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def _broadcast_moves(moves: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Return on every rank what a refit on rank zero moved, one parameter after the other."""
     found = {}
     for name, move in moves.items():
@@ -83,7 +83,7 @@ def _hand_moves_round(moves: Mapping[str, Tensor], layout: Layout) -> dict[str, 
     return found
 
 
-def hand_round(value: T) -> T:
+def broadcast(value: T) -> T:
     """Return rank zero's value on every rank; it may hold no tensor on a device."""
     box = [value]
     dist.broadcast_object_list(box, src=0)

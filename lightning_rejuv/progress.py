@@ -50,7 +50,7 @@ def reporting(listener: Listener | None) -> Iterator[None]:
 def phase(name: str, total: int) -> Iterator[None]:
     """Name what is computed inside the ``with`` block; what is done of it is told by :func:`advance`.
 
-    A phase inside another is a part of it, and has no name of its own. At its end a phase is complete, also where
+    A phase inside another is a part of it, and has no name of its own. At its end a phase is complete, also if
     less had to be done than was thought.
 
     Args:

@@ -26,7 +26,7 @@ from lightning_rejuv.config import (
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
 from lightning_rejuv.make_plan import Data, Findings, make_plan
 from lightning_rejuv.plan import Plan
-from lightning_rejuv.plan_on_rank_zero import hand_round, make_plan_on_rank_zero
+from lightning_rejuv.plan_on_rank_zero import broadcast, make_plan_on_rank_zero
 from lightning_rejuv.report.build import draft_report, finish_report
 from lightning_rejuv.report.report import RejuvenationReport
 from lightning_rejuv.warned import warn
@@ -70,7 +70,7 @@ def rejuvenate(
         anchor: the base, as :meth:`Anchor.open` takes it; it is not changed. None for a model with LoRA
             adapters (PEFT), which carries its base with it.
         calibration: batches with ``input_ids`` [B, T], ``labels`` [B, T] (-100 outside the response)
-            and perhaps ``attention_mask``, or the rows of a dataset; refused where nothing needs them: for fusion by a
+            and perhaps ``attention_mask``, or the rows of a dataset; refused if nothing needs them: for fusion by a
             number without a refit.
         alpha: weight of the SFT model. ``"auto"`` is 0.4, unless the likelihoods of the calibration responses and of
             responses that the base samples speak against it, see :func:`lightning_rejuv.alpha.choose_alpha`. Or a
@@ -93,18 +93,18 @@ def rejuvenate(
         optimizer: the optimizers that hold a state of the model, if any.
         optimizer_state: what they forget of edited weights: ``"momentum"``, ``"reset"`` or ``"keep"``; see
             :func:`lightning_rejuv.weights.optimizer_state.edit_optimizer_state`.
-        resize_vocabulary: where SFT added tokens: fuse the common rows by token index, keep the new ones.
+        resize_vocabulary: whether SFT may have added tokens: common rows are fused by token index, new ones are kept.
         rounding: how parameters in bfloat16 and float16 are rounded: ``"stochastic"``, which keeps alpha on average,
-            or ``"nearest"``, which does not where SFT has moved weights by a step or two of their dtype.
+            or ``"nearest"``, which does not if SFT has moved weights by a step or two of their dtype.
         seed: of the random control, the default sampler, stochastic rounding and the order of a refit.
 
     Returns:
         A report of what was done; ``print`` it.
 
-    Where parameters are sharded (FSDP, FSDP2, tensor parallel, DeepSpeed ZeRO) every process calls this with
+    If parameters are sharded (FSDP, FSDP2, tensor parallel, DeepSpeed ZeRO), every process calls this with
     the same arguments, and each edits its own shards. For the reset and for a search of alpha rank zero
     gathers a whole copy of the model; fusion with a number needs none. A model in DistributedDataParallel is planned
-    once as well, on rank zero, with its data and options; a bare module where this is called.
+    once as well, on rank zero, with its data and options; a bare module is planned on every process that calls this.
 
     Raises:
         ValueError: an argument out of range or without an effect, a calibration set that is empty or has empty
@@ -141,9 +141,9 @@ def rejuvenate(
     if not (replicated or targets.layout.sharded):
         plan, findings = make_plan(model, targets, data, options)
         return carry_out(model, targets, plan, findings, options, optimizers, started)
-    options = hand_round(options)  # a seed that differs would round differently
+    options = broadcast(options)  # a seed that differs would round differently
     plan, findings, replica = make_plan_on_rank_zero(model, targets, data, options)
-    return hand_round(carry_out(model, targets, plan, findings, options, optimizers, started, replica))
+    return broadcast(carry_out(model, targets, plan, findings, options, optimizers, started, replica))
 
 
 def _check_effect(data: Data, options: Options) -> None:

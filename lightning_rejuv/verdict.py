@@ -73,7 +73,7 @@ class Reason(NamedTuple):
         measure: its name.
         level: what it speaks for; "unknown" if too little was measured.
         text: a sentence with figures.
-        advice: what to do if it decides, where that is not what the level alone says.
+        advice: what to do if it decides, unless that is what the level alone says.
     """
 
     measure: str
@@ -89,7 +89,7 @@ class Verdict:
     Attributes:
         level: "healthy"; "over-confident": its rollouts to a prompt are all right or all wrong, and RL finds no
             alternatives; "cannot start": no rollout is right, since the format or the skill is missing; "at risk"
-            where the measures do not decide between those; "unknown" where nothing that tells was measured.
+            if the measures do not decide between those; "unknown" if nothing that tells was measured.
         reasons: each measure that was judged, the one that decided first.
     """
 
@@ -119,14 +119,14 @@ def judge(values: Mapping[str, float], base: Mapping[str, float] | None = None) 
 
     Rollouts with rewards come first. Pass@k, beside pass@1, tells whether a right rollout can be found, and
     whether further rollouts to a prompt find what the first did not: of an over-confident model they are all
-    right or all wrong. Entropy then says which of two names fits where few or none are right; and if it
+    right or all wrong. Entropy then says which of two names fits if few or none are right; and if it
     is over-confident, repeated sampling has to gain more, since a few prompts may be what the model can still do.
 
     Without rollouts a low entropy, relative to the base's and to what held-out demonstrations cost, makes a model
     over-confident, and a lost format of the demonstrations makes it unable to start. Entropy alone never makes it
     healthy: of a model that has lost the format, or never had it, it is the base's.
 
-    Where the number of groups is known, a verdict claims no more than so many can show: fewer than 8 decide nothing
+    If the number of groups is known, a verdict claims no more than so many can show: fewer than 8 decide nothing
     if none of their rollouts is right, and they make no model over-confident; and a model is healthy only if 3 prompts
     have a right rollout.
 
@@ -184,7 +184,7 @@ def _graded(value: float, at_risk: float, over_confident: float) -> Level:
 
 
 def _rollouts(values: Mapping[str, float], entropy_ratio: float | None, rigid: bool) -> Reason | None:
-    """Judge pass@k of the largest k beside pass@1; where there is none, the groups without a signal."""
+    """Judge pass@k of the largest k beside pass@1; if there is none, the groups without a signal."""
     known = {int(m[1]): float(v) for name, v in values.items() if (m := _PASS_AT.fullmatch(name)) and v == v}
     zero = values.get("zero_variance_fraction", math.nan)
     groups = values.get("rollout_groups", math.inf)
@@ -215,7 +215,7 @@ def _rollouts(values: Mapping[str, float], entropy_ratio: float | None, rigid: b
 
 
 def _too_few(groups: float) -> str:
-    """Return what is to be added where so many groups decide nothing; nothing where they are enough."""
+    """Return what is to be added if so many groups decide nothing; nothing if they are enough."""
     if groups >= ENOUGH_GROUPS:
         return ""
     return (

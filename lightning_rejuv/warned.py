@@ -1,4 +1,4 @@
-"""Warnings of this library, which a report can hold as well: where they would be printed nobody may be looking."""
+"""Warnings of this library, which a report can hold as well, since nobody may be looking where they are printed."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _read(samples: Any) -> list[Any]:
 
 
 def _rows(batch: Any) -> int:
-    """Return how many rows a batch has: one where it is a row of a dataset, and where it will be refused."""
+    """Return how many rows a batch has: one if it is a row of a dataset, or if it will be refused."""
     try:
         shape = torch.as_tensor(batch["input_ids"]).shape
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError):

@@ -27,7 +27,7 @@ def sample_with_generate(batches: list[Batch], seed: int, more_ends: Sequence[in
 
     At temperature 1 without truncation; of the model's ``generation_config`` only the end-of-sequence and padding
     tokens count. A response ends with its end-of-sequence token, or unfinished: after four times as many tokens as
-    the longest calibration response has, or where the model's context ends. Prompts of one length are sampled
+    the longest calibration response has, or as the model's context allows. Prompts of one length are sampled
     together, so that none is padded.
 
     Memory is bounded by the calibration batches: no call of ``generate``, and no pass over what it returned, has more
@@ -37,15 +37,15 @@ def sample_with_generate(batches: list[Batch], seed: int, more_ends: Sequence[in
     Args:
         batches: calibration batches; a prompt is what comes before the first response token.
         seed: of the samples.
-        more_ends: tokens that end a response beside the model's own: the base's, where its weights are in the model.
-            Those outside the vocabulary, the model's own too, end nothing, and none does where the model has no
+        more_ends: tokens that end a response beside the model's own: the base's, if its weights are in the model.
+            Those outside the vocabulary, the model's own too, end nothing, and none does if the model has no
             generation config.
 
     Returns:
         A sampler, which returns batches with ``input_ids``, ``labels``, which end with the first end-of-sequence
-        token, ``attention_mask``, and ``finished`` [B] bool, which responses came to that token: none where the model
-        names no such token; without ``finished`` where a ``generate`` of its own stops before its time all the same.
-        It raises ValueError where ``generate`` takes or returns something else than that of transformers.
+        token, ``attention_mask``, and ``finished`` [B] bool, which responses came to that token: none if the model
+        names no such token; without ``finished`` if a ``generate`` of its own stops before its time all the same.
+        It raises ValueError if ``generate`` takes or returns something else than that of transformers.
     """
     rows = max(len(batch.response) for batch in batches)
     tokens = max(batch.inputs["input_ids"].numel() for batch in batches)
@@ -181,7 +181,7 @@ def _not_as_expected(model: nn.Module, what: str, got: str) -> ValueError:
 
 
 def _of(prompt: dict[str, Tensor], name: str, length: int) -> Tensor:
-    """Return a prompt's numbers by token; where its batch has none, those that a model takes for granted."""
+    """Return a prompt's numbers by token; if its batch has none, those that a model takes for granted."""
     if name in prompt:
         return prompt[name]
     device = prompt["input_ids"].device
@@ -222,7 +222,7 @@ def _plain_generation(
     try:
         for module in holders:
             module.generation_config = plain
-        # Where ZeRO or FSDP are about, `generate` would wait at every token for processes that take no part.
+        # Under ZeRO or FSDP `generate` would wait at every token for processes that take no part.
         yield {"generation_config": plain, "synced_gpus": False}, ends
     finally:
         for module, config in zip(holders, kept, strict=True):

@@ -11,7 +11,7 @@ from lightning_rejuv.verdict import FORMAT_AT_RISK
 
 #: RL did best from about this alpha, or as well as from any, on every line (docs/alpha.md). The paper's is 0.5.
 USUAL_ALPHA = 0.4
-#: It is taken where the product of the shares that are kept is at least so much of the largest on the line.
+#: It is taken if the product of the shares that are kept is at least so much of the largest on the line.
 _GOOD = 0.75
 #: Where the line is looked at; between these points the shares are interpolated in such steps.
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -40,7 +40,7 @@ class AlphaPoint:
         demonstrations: negative log-likelihood of held-out demonstrations, nats per response.
         base_samples: the same of responses that the base sampled.
         format: probability of the format that the demonstrations share and the base did not know, 0 to 1.
-        entropy: mean token entropy on the demonstrations, nats; NaN where it was not measured.
+        entropy: mean token entropy on the demonstrations, nats; NaN if it was not measured.
     """
 
     alpha: float
@@ -65,7 +65,7 @@ class AlphaSearch:
         unfinished: how many of them came to no end-of-sequence token; None if the sampler does not say.
         right: share of responses sampled at ``alpha`` that the verifier accepts; None without a verifier.
         judged: how many responses sampled at ``alpha`` it judged; None without a verifier.
-        raised_from: what the curve alone said, where ``alpha`` was raised since no response was right there; else None.
+        raised_from: what the curve alone said, if ``alpha`` was raised because no response was right at it; else None.
         doubts: what speaks against the answer, in sentences; empty if nothing does.
     """
 
@@ -101,16 +101,16 @@ class NoAlpha(ValueError):
 
 
 def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
-    """Choose the usual alpha of 0.4 where it is a good bargain between both parents, else the nearest alpha that is.
+    """Choose the usual alpha of 0.4 if it is a good bargain between both parents, else the nearest alpha that is.
 
     The demonstrations gain ``D(0) - D(alpha)`` over the base, the base's own samples ``B(1) - B(alpha)`` over the SFT
     model, where D and B are negative log-likelihoods. Where the product of these gains is largest, neither can gain by
     a factor what the other does not lose by a larger one: the Nash bargaining solution (Nash 1950, "The Bargaining
     Problem"). An alpha is a good bargain if the product is at least three quarters of that. Neither the unit nor the
     number nor the length of the responses matters, since a factor on D or B changes nothing. The bargaining solution
-    itself was right on fewer lines than the usual alpha (docs/alpha.md); it tells where the line is an unusual one.
+    itself was right on fewer lines than the usual alpha (docs/alpha.md); it tells whether the line is an unusual one.
 
-    Where the base's samples are nowhere likelier than under the SFT model, by a thousandth of a nat and a
+    If the base's samples are nowhere likelier than under the SFT model, by a thousandth of a nat and a
     hundred-thousandth of their likelihood, there is nothing to lose: all of the base's support is kept everywhere, and
     the product is the demonstrations' share.
 
@@ -159,7 +159,7 @@ def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:
 def _most(curve: Sequence[AlphaPoint]) -> tuple[float, float]:
     """Return how much likelier the demonstrations, and the base's samples, become on the line at most, nats.
 
-    0 where that is not to be told from nothing.
+    0 if that is not to be told from nothing.
     """
     demonstrations = [point.demonstrations for point in curve]
     base_samples = [point.base_samples for point in curve]
@@ -255,7 +255,7 @@ def with_rollouts(search: AlphaSearch, right_at: Callable[[float], tuple[int, in
     Fewer than 32 rollouts raise nothing: none of a few is right at many a pass@1 that RL can start from.
 
     Args:
-        search: what the curve said; its doubts are of the curve alone, and are made anew where alpha is raised.
+        search: what the curve said; its doubts are of the curve alone, and are made anew if alpha is raised.
         right_at: samples responses at an alpha; returns how many a verifier accepts, and how many it judged, at least
             one.
 

@@ -29,8 +29,8 @@ class Batch:
     """One checked calibration batch: one document a row, padded on the right.
 
     Attributes:
-        inputs: what the model's ``forward`` takes: ``input_ids`` [B, T] int64, where there is padding
-            ``attention_mask`` [B, T], ``position_ids`` [B, T] where they do not count from 0, and token types.
+        inputs: what the model's ``forward`` takes: ``input_ids`` [B, T] int64, if there is padding
+            ``attention_mask`` [B, T], ``position_ids`` [B, T] if they do not count from 0, and token types.
         targets: [B, T - 1] int64, the token that position t has to predict; 0 outside the response.
         response: [B, T - 1] bool, where ``targets`` is a token of the response.
         where: how messages name the caller's batch.
@@ -73,7 +73,7 @@ def as_batches(calibration: Iterable[Any], what: str = "calibration") -> list[Ba
             the response, aligned with ``input_ids`` as Hugging Face does it) and perhaps
             ``attention_mask`` [B, T], ``position_ids`` and token types: tensors, arrays of NumPy or lists. Without
             the first dimension, as a dataset has it, a mapping is one row. The global random states are left as they
-            were, also where a ``DataLoader`` draws its seeds from them.
+            were, also if a ``DataLoader`` draws its seeds from them.
         what: how messages name the data.
 
     Returns:
@@ -162,7 +162,7 @@ def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
 
 
 def _as_tensors(batch: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a batch with tensors in place of arrays and lists of numbers, and with rows where it is one row."""
+    """Return a batch with tensors in place of arrays and lists of numbers, and with rows if it is one row."""
     found = dict(batch)
     for key, value in batch.items():
         if isinstance(value, (list, tuple)) or type(value).__module__ == "numpy":

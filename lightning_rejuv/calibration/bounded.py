@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def most_read(batches: Iterable[Any]) -> int:
-    """Return after how many responses no further batch is read: fewer where there is no length, and perhaps no end.
+    """Return after how many responses no further batch is read: fewer if there is no length, and perhaps no end.
 
     >>> most_read([1, 2]), most_read(iter([1, 2]))
     (4096, 128)
@@ -55,7 +55,7 @@ def check_batches(batches: Any, what: str) -> None:
 
 
 def bounded(batches: Iterable[T], what: str, most: int, size: Callable[[T], int]) -> Iterator[T]:
-    """Yield batches until they hold so many responses; a warning says so where there are more.
+    """Yield batches until they hold so many responses; a warning says so if there are more.
 
     Args:
         batches: the batches, perhaps without end.

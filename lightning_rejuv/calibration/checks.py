@@ -61,7 +61,7 @@ def context_length(model: nn.Module) -> int | None:
         model: the model, also with adapters or compiled.
 
     Returns:
-        None where nothing is stated.
+        None if nothing is stated.
 
     >>> from types import SimpleNamespace
     >>> model = nn.Linear(2, 2)
@@ -86,7 +86,7 @@ def context_length(model: nn.Module) -> int | None:
 
 
 def vocabulary_size(model: nn.Module) -> int:
-    """Return how many tokens a model has an embedding for; 0 where it has no table that it tells of."""
+    """Return how many tokens a model has an embedding for; 0 if it tells of no table."""
     try:
         table = getattr(model, "get_input_embeddings", lambda: None)()
     except NotImplementedError:

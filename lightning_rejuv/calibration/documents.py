@@ -10,7 +10,7 @@ from torch import Tensor
 
 # How data loaders name tensors [B, T] that number the documents packed into a row.
 DOCUMENT_KEYS = ("seq_idx", "document_ids", "sequence_id")
-# How a dataset packed by TRL names the lengths of a row's documents, where they add up to the row.
+# How a dataset packed by TRL names the lengths of a row's documents, if they add up to the row.
 LENGTHS = "seq_lengths"
 
 

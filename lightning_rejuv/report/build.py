@@ -91,7 +91,7 @@ def finish_report(
     Args:
         draft: as :func:`draft_report` made it.
         targets: what was changed.
-        drift: from the anchor, by tensor; None where it could not be measured.
+        drift: from the anchor, by tensor; None if it could not be measured.
         entropy: mean token entropy on the calibration set, nats; None without one.
         rounding: what :func:`lightning_rejuv.weights.edit.rounding_sums` says of all parameters together.
         unsliced: parameters whose optimizer state could not be edited.

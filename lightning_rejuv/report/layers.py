@@ -45,7 +45,7 @@ def where(counts: Counts) -> str:
 
 
 def table(counts: Counts) -> Iterator[tuple[str, str]]:
-    """Yield the rows of a table, title and text: neighbouring layers are added up where there are many.
+    """Yield the rows of a table, title and text: neighbouring layers are added up if there are many.
 
     >>> for title, text in table({0: {"v": 0, "down": 1}, 1: {"v": 4, "down": 9}}):
     ...     print(f"{title:<8}{text}")

@@ -27,7 +27,7 @@ class TensorReport:
     Attributes:
         name: its name in the model.
         drift_before: relative L2 distance ‖w - b‖ / ‖b‖ from the anchor before the edit.
-        drift_after: the same after it; None where it could not be measured.
+        drift_after: the same after it; None if it could not be measured.
     """
 
     name: str
@@ -82,7 +82,7 @@ class ComparisonReport:
         learned: how many of them are learned: the token is new to the base.
         entropy_base: mean token entropy of the anchor on the calibration responses, nats.
         entropy_before: the same of the model before the edit.
-        entropy_after: the same after it; None where it could not be measured.
+        entropy_after: the same after it; None if it could not be measured.
     """
 
     rule: str | None
@@ -102,17 +102,17 @@ class RejuvenationReport:
         alpha: weight of the SFT model in the fusion: one, or one for each name pattern.
         reset: what was asked for; None for fusion alone.
         drift_before: pooled relative L2 distance from the anchor, all parameters, before.
-        drift_after: the same after; None where it could not be measured.
+        drift_after: the same after; None if it could not be measured.
         tensors: a report per parameter.
         neurons: a report per neuron group, also of those that hold no adapter; empty for fusion alone.
         attribution: how neurons were chosen; None for fusion alone.
         comparison: the calibration set; None without a language model, and for fusion alone by a number for ``alpha``.
-        search: how alpha was found; None where it was given.
+        search: how alpha was found; None if it was given.
         refit: the training steps after the edit; None without them.
         rounding: how parameters of half types were rounded, ``"stochastic"`` or ``"nearest"``.
         rounding_shift: by how much rounding the fusion to half types shifted alpha: how far the rounded weights lie
             from the exact fusion along the line between model and anchor, in parts of that line, positive toward the
-            model; of large parameters by every eighth row. None where nothing of a half type was fused. See
+            model; of large parameters by every eighth row. None if nothing of a half type was fused. See
             :func:`lightning_rejuv.weights.edit.rounding_sums`.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         buffers_fused: floating buffers that were fused like the parameters.
@@ -162,7 +162,7 @@ class RejuvenationReport:
     def neurons_asked(self) -> int | None:
         """Number of neurons that the reset's ``fraction`` asked for; None for fusion alone and for the paper's union.
 
-        Fewer are reset where fewer have a positive score: with ``"entropy_gradient"``, where the reset of the others
+        Fewer are reset if fewer have a positive score: with ``"entropy_gradient"``, if the reset of the others
         would not raise the entropy.
         """
         if self.reset is None or self.reset.budget == "union":
@@ -200,7 +200,7 @@ class RejuvenationReport:
                 file.write(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
             part.replace(target)
         finally:
-            part.unlink(missing_ok=True)  # of a full disk, or where the name is a directory's
+            part.unlink(missing_ok=True)  # of a full disk, or if the name is a directory's
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))

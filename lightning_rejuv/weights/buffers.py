@@ -42,7 +42,7 @@ def find_buffers(model: nn.Module, anchor: Anchor | None, name_there: Callable[[
 
     Args:
         model: the model.
-        anchor: None where there is none to be asked.
+        anchor: where the base's buffers are looked up; None if there is no anchor.
         name_there: from a buffer's name to the name that it has in the anchor.
     """
     fused: dict[str, Tensor] = {}

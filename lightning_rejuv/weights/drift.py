@@ -23,7 +23,7 @@ class Drift:
 
     @property
     def relative(self) -> float:
-        """‖w - b‖ / ‖b‖; infinite where only the anchor is zero."""
+        """‖w - b‖ / ‖b‖; infinite if only the anchor is zero."""
         sums = torch.tensor([self.difference, self.base], dtype=torch.float64)
         return float(_relative_drift_compute(sums[0], sums[1]))
 
@@ -49,7 +49,7 @@ def measure_drift(layout: Layout, anchor_of: Callable[[str], Tensor]) -> dict[st
 
 
 def pooled(drift: Mapping[str, Drift]) -> float:
-    """Relative drift of all parameters taken as one vector."""
+    """Return the relative drift of all parameters taken as one vector."""
     return Drift(sum(d.difference for d in drift.values()), sum(d.base for d in drift.values())).relative
 
 
@@ -57,9 +57,9 @@ def check_finite(drift: Mapping[str, Drift], description: str, *, may_be_equal: 
     """Refuse a model or an anchor with NaN or infinity in it, and an anchor that is the model itself.
 
     Args:
-        drift: what was measured; it is not finite where one of the two tensors is not.
+        drift: what was measured; it is not finite if one of the two tensors is not.
         description: where the anchor comes from.
-        may_be_equal: whether the model has still to move away from its anchor.
+        may_be_equal: whether the model may equal its anchor, since it has not been trained yet.
 
     Raises:
         ValueError: with the names of the tensors.

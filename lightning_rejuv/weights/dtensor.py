@@ -51,9 +51,9 @@ class DTensorLayout(Layout):
 
     @override
     def total(self, sums: Tensor) -> Tensor:
-        there = sums.to(self._device)
-        dist.all_reduce(there)
-        return there.to(sums.device)
+        everywhere = sums.to(self._device)
+        dist.all_reduce(everywhere)
+        return everywhere.to(sums.device)
 
 
 def shard_of(tensor: Tensor) -> Shard:

@@ -37,7 +37,7 @@ def lerp_(
     """Move a parameter toward its base in place: ``param + weight * (base - param)``.
 
     Computed in float32 or better and rounded once to the parameter's dtype. ``weight=0`` leaves every
-    bit as it is; ``weight=1`` copies the base, bit for bit where the dtypes agree.
+    bit as it is; ``weight=1`` copies the base, bit for bit if the dtypes agree.
 
     Args:
         param: the parameter, any shape, floating point.
@@ -194,7 +194,7 @@ def lerp_measuring_(
         generator: of stochastic rounding.
 
     Returns:
-        The numbers of :func:`rounding_sums`; zeros where rounding does next to nothing: in float32 and wider, and where
+        The numbers of :func:`rounding_sums`; zeros if rounding does next to nothing: in float32 and wider, and if
         ``weight`` is 0 or 1.
     """
     if param.dtype.itemsize >= 4 or weight in (0.0, 1.0) or param.dim() == 0:
@@ -206,9 +206,9 @@ def lerp_measuring_(
     gap = line = 0.0
     rows = _rows_of_a_piece(param)
     pieces = (tensor.split(rows) for tensor in (before, base[::step], param[::step]))
-    for ours, theirs, rounded in zip(*pieces, strict=True):
-        exact = torch.lerp(ours.float(), theirs.to(ours.device, torch.float32), weight)
-        sums = rounding_sums(ours, theirs, exact, rounded)
+    for sft, anchor, rounded in zip(*pieces, strict=True):
+        exact = torch.lerp(sft.float(), anchor.to(sft.device, torch.float32), weight)
+        sums = rounding_sums(sft, anchor, exact, rounded)
         gap, line = gap + sums[0], line + sums[1]
     return gap, line
 
@@ -235,15 +235,16 @@ def reset_neurons(
     """
     piece = shard.expert(group.expert)
     if piece is not None:
-        there, here = piece.of(group.matrix(anchor)), piece.here(index, dim)
-        lerp_(piece.values, there, omega, dim=dim, index=here, generator=generator)
+        base, local = piece.of(group.matrix(anchor)), piece.local(index, dim)
+        lerp_(piece.values, base, omega, dim=dim, index=local, generator=generator)
 
 
 class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
 
-    In half types a fusion is rounded stochastically, always in the same way: rounded to nearest, where SFT has moved
-    most weights by a unit in the last place, it would be that of another alpha (:func:`rounding_sums`).
+    In half types a fusion is rounded stochastically, always in the same way: after an SFT that has moved most
+    weights by a unit in the last place, rounding to nearest would make it the fusion of another alpha
+    (:func:`rounding_sums`).
 
     A context manager. From the first other weights on it holds one copy of the model's parameters, and on
     exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.

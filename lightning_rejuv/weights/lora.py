@@ -43,7 +43,7 @@ def name_in_base(name: str) -> str:
 
 
 def merged_weight(module: nn.Module) -> Tensor:
-    """A layer's weight [out, in], its adapter added; the weight itself where it has none."""
+    """Return a layer's weight [out, in] with its adapter added; the weight itself if the layer has none."""
     weight, change = _weight_and_change(module)
     if change is None:
         return weight

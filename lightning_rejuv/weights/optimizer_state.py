@@ -19,7 +19,7 @@ def check_optimizer_state(layout: Layout, mode: OptimizerState, optimizers: Iter
     """Refuse what a layout or an optimizer cannot do.
 
     Raises:
-        ValueError: ``"reset"`` where parameters share one state (DeepSpeed) or one step count.
+        ValueError: ``"reset"``, while parameters share one state (DeepSpeed) or one step count.
     """
     if mode != "reset":
         return
@@ -38,7 +38,7 @@ def check_optimizer_state(layout: Layout, mode: OptimizerState, optimizers: Iter
 
 
 def _shares_its_count(optimizer: Optimizer) -> bool:
-    """Whether the count that corrects the bias of running means belongs to a group, and stays where a state goes."""
+    """Whether the count that corrects the bias of running means is a group's, and stays when a state is dropped."""
     groups = [g for g in optimizer.param_groups if "betas" in g and ("k" in g or "step" in g)]
     prodigy = any("d0" in group for group in groups)  # has a count in each state, which it does not use
     return bool(groups) and (prodigy or not any("step" in state for state in states_of(optimizer).values()))
@@ -55,7 +55,7 @@ def edit_optimizer_state(
     """Let optimizers forget what they know of edited weights.
 
     ``"momentum"`` zeroes the running mean of the gradient (``exp_avg``, ``momentum_buffer``) of what was
-    edited, rows and columns alone where only they were, and keeps the rest: the next step is a small one.
+    edited, of some rows and columns if only they were, and keeps the rest: the next step is a small one.
     ``"reset"`` drops the whole state of every edited parameter, so that it starts afresh. Zeroing both
     moments of some rows under Adam's old step count would make a step of (1 - β1) / sqrt(1 - β2) = 3.2
     learning rates, and is not offered. ``"keep"`` changes nothing of it. In every mode the remainder that Kahan
@@ -99,7 +99,7 @@ def edit_optimizer_state(
                 for group, dim, index in parts.get(name, ()):
                     piece = moment.expert(group.expert)
                     if piece is not None:
-                        local = piece.here(index, dim).to(piece.values.device)
+                        local = piece.local(index, dim).to(piece.values.device)
                         piece.values.index_fill_(dim, local, 0)
     return list(left)
 

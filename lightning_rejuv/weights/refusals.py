@@ -114,7 +114,7 @@ def check_anchor(model: nn.Module, source: AnchorSource, anchor: Anchor, used: I
 
 
 def _storage(tensor: Tensor) -> tuple[torch.device, int] | None:
-    """Where a tensor's memory begins; None for what has none of its own here."""
+    """Return where a tensor's memory begins; None if it has none of its own on this process."""
     if is_wrapper(tensor) or tensor.is_meta:
         return None
     place = tensor.untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""A whole copy of a sharded language model, to look at it where it cannot be looked at in shards."""
+"""A whole copy of a sharded language model, for what cannot be measured on shards."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def blank(model: nn.Module, layout: Layout) -> nn.Module:
 def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
     """Gather a sharded model on rank zero, parameter by parameter; every process has to call it.
 
-    It lies on the model's device where twice its size is free there, and else in the CPU's memory.
+    It lies on the model's device if twice its size is free on it, and else in the CPU's memory.
 
     Args:
         model: the sharded model.
@@ -86,18 +86,18 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
             f"Expected the buffers that the config of {type(model).__name__} describes but got {listing(added)} as "
             f"well. Pass {WITHOUT_CALIBRATION}."
         )
-    chief = dist.get_rank() == 0
-    if chief:
-        built.to_empty(device=_roomy_device(layout))
+    on_rank_zero = dist.get_rank() == 0
+    if on_rank_zero:
+        built.to_empty(device=_device_with_room(layout))
         built.tie_weights()  # type: ignore[operator]
         _copy_buffers(model, built)
-    there = dict(built.named_parameters())
+    copied = dict(built.named_parameters())
     for name, whole in layout.wholes():
-        if chief:
-            there[name].data = there[name].data.to(layout.parameters[name].dtype).copy_(whole)
-    if not chief:
+        if on_rank_zero:
+            copied[name].data = copied[name].data.to(layout.parameters[name].dtype).copy_(whole)
+    if not on_rank_zero:
         return None
-    plain = Layout(there)
+    plain = Layout(copied)
     measured = Targets(
         plain.parameters,
         plain,
@@ -111,7 +111,7 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
     return Replica(built.eval(), measured)
 
 
-def _roomy_device(layout: Layout) -> torch.device:
+def _device_with_room(layout: Layout) -> torch.device:
     device = next(iter(layout.parameters.values())).device
     if device.type == "cuda":
         size = sum(

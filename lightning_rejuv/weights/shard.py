@@ -22,7 +22,7 @@ class Shard:
     >>> lower.of(torch.arange(12).view(4, 3))
     tensor([[ 6,  7,  8],
             [ 9, 10, 11]])
-    >>> lower.here(torch.tensor([0, 3]), dim=0)
+    >>> lower.local(torch.tensor([0, 3]), dim=0)
     tensor([1])
     """
 
@@ -37,7 +37,7 @@ class Shard:
         return cls(values, values.shape, (0,) * values.dim())
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return what another tensor of the whole shape has where this part lies: a view where that is possible.
+        """Return what another tensor of the whole shape has where this part lies: a view if that is possible.
 
         A vocabulary may have been resized: rows that ``tensor`` does not have are taken from this part
         itself, and rows that the parameter does not have are left out.
@@ -51,10 +51,10 @@ class Shard:
             return tensor
         first, count = self.offset[0], len(self.values)
         common = min(max(len(tensor) - first, 0), count)
-        there = _cut(tensor, 0, min(first, len(tensor)), common)
+        rows = _cut(tensor, 0, min(first, len(tensor)), common)
         if common == count:
-            return there
-        return torch.cat([there, self.values[common:].to(there.device, there.dtype)])
+            return rows
+        return torch.cat([rows, self.values[common:].to(rows.device, rows.dtype)])
 
     def expert(self, number: int | None) -> Shard | None:
         """Return one expert's slice of a stacked weight; this part itself for None.
@@ -63,7 +63,7 @@ class Shard:
             number: which expert of the whole parameter.
 
         Returns:
-            None where this part does not hold the expert.
+            None if this part does not hold the expert.
         """
         if number is None:
             return self
@@ -72,7 +72,7 @@ class Shard:
             return None
         return Shard(self.values[row], self.shape[1:], self.offset[1:], self.copies)
 
-    def here(self, index: Tensor, dim: int) -> Tensor:
+    def local(self, index: Tensor, dim: int) -> Tensor:
         """Turn positions in the whole parameter into positions in this part; those elsewhere are dropped.
 
         Args:

@@ -29,7 +29,7 @@ class Targets:
         parameters: by name; a tied one once.
         layout: how they are stored; it may hold others beside them.
         anchor_of: gives the anchor's tensor for a parameter's or buffer's name: of its whole shape, or with
-            another number of rows where a vocabulary was resized.
+            another number of rows if a vocabulary was resized.
         measure: measures how far the model is from its anchor now.
         description: where the anchor comes from.
         pulls: for parameters whose fusion is no lerp of their own (the lengths of DoRA), by name, what fuses
@@ -150,7 +150,7 @@ def _runs_like(anchor: nn.Module, model: nn.Module) -> bool:
     if type(anchor) is not type(model) or device_of(anchor) != device_of(model):
         return False
     shapes = ([p.shape for p in module.parameters()] for module in (anchor, model))
-    return next(shapes) == next(shapes)  # they differ where the vocabulary was resized
+    return next(shapes) == next(shapes)  # they differ if the vocabulary was resized
 
 
 def _vocabulary(model: nn.Module, layout: Layout) -> frozenset[str]:

@@ -44,7 +44,7 @@ def test_positions_elsewhere_are_dropped(dim):
     shard = _part(WHOLE, slice(2, 5), slice(1, 3))
     index = torch.tensor([0, 1, 2, 3, 4])
     marked = torch.zeros_like(WHOLE).index_fill_(dim, index[1:4], 1.0)
-    filled = torch.zeros_like(shard.values).index_fill_(dim, shard.here(index[1:4], dim), 1.0)
+    filled = torch.zeros_like(shard.values).index_fill_(dim, shard.local(index[1:4], dim), 1.0)
     assert torch.equal(filled, marked[2:5, 1:3])
 
 
