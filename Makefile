@@ -79,6 +79,6 @@ look:
 clean:           ## remove what was built, but not runs/ nor an environment that was not made here
 	rm -rf $(if $(OURS),$(VENV)) site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.cfg
 	@$(MAKE) --no-print-directory install
 	@touch $@

@@ -1,4 +1,4 @@
-"""How the package is installed: where type checkers find it, what a wheel holds, and what make leaves alone."""
+"""How the package is installed: where type checkers find it, what archives hold, and what make leaves alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def source(tmp_path):
     """The source tree without what is beside the package and the tests."""
-    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "Makefile"):
+    for name in ("pyproject.toml", "setup.cfg", "MANIFEST.in", "README.md", "LICENSE", "Makefile"):
         (tmp_path / "source").mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / "source" / name)
     for name in ("lightning_rejuv", "tests", "docs"):
@@ -26,14 +27,19 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-@pytest.mark.parametrize("kind", ["editable", "wheel"])
-def test_what_pip_installs(kind, source, tmp_path):
+def _built(kind: str, source: Path, out: Path) -> Path:
+    """The archive that setuptools makes of the source tree."""
     pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools 77")
-    build = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(tmp_path)!r}))"
+    build = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True, env=_plain()
     )
-    with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["editable", "wheel"])
+def test_what_pip_installs(kind, source, tmp_path):
+    with zipfile.ZipFile(_built(kind, source, tmp_path)) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         if kind == "editable":
             # One path and no import hook: mypy and pyright follow the one and do not see the other.
@@ -46,6 +52,21 @@ def test_what_pip_installs(kind, source, tmp_path):
         modules = {str(p.relative_to(source)) for p in (source / "lightning_rejuv").rglob("*.py")}
         assert {name for name in names if name.endswith(".py")} == modules
         assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_a_source_archive_builds_the_same_wheel_and_holds_no_part_of_the_tests(source, tmp_path):
+    archive = _built("sdist", source, tmp_path)
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    folders = {path.name for path in unpacked.iterdir() if path.is_dir()}
+    assert folders == {"lightning_rejuv", "lightning_rejuv.egg-info"}
+    wheels = []
+    for number, tree in enumerate((source, unpacked)):
+        (tmp_path / str(number)).mkdir()
+        with zipfile.ZipFile(_built("wheel", tree, tmp_path / str(number))) as wheel:
+            wheels.append(sorted((info.filename, info.CRC) for info in wheel.infolist()))
+    assert wheels[0] == wheels[1]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
