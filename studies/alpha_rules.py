@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lightning_rejuv.alpha.search import AlphaPoint, choose_alpha
 from studies.analysis.markdown import DASH, fill_places, number, table
+from studies.files import read_seeds
 from studies.real import analysis as real
 from studies.real.arms import ARMS as REAL_ARMS
 
@@ -150,7 +151,7 @@ def searches(raw: Path = RAW) -> list[tuple[str, dict[str, Any]]]:
 
 def toy(task: str, raw: Path = RAW) -> list[dict[str, Any]]:
     """The finished arms of every seed of one of the toy's tasks."""
-    return [json.loads(file.read_text())["arms"] for file in sorted((raw / task).glob("seed_*.json"))]
+    return [content["arms"] for content in read_seeds(raw / f"{task}.jsonl").values()]
 
 
 def lines(raw: Path = RAW) -> list[list[real.Run]]:

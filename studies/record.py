@@ -1,11 +1,10 @@
-"""The raw results on disk: one JSON file per task and seed, whole or not at all."""
+"""The raw results on disk: one file a task, which holds the runs of all seeds."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 from examples.sft_to_rl.settings import Settings
 from examples.sft_to_rl.tasks import Task
 from studies.arms import REPORTED_SEEDS
+from studies.files import locked, read_seeds, replace, seeds_as_lines
 
 
 class Record:
-    """Results of one task and seed, written after every arm.
+    """Results of one task and seed, written after every arm into the file of the task.
 
-    A file that exists is continued, if it was made with the same settings from the same base.
+    Results that exist are continued, if they were made with the same settings from the same base.
 
     Args:
         root: Directory of the study's results.
@@ -27,11 +27,11 @@ class Record:
         settings: Sizes.
 
     Raises:
-        ValueError: If the file was made with other settings.
+        ValueError: If results of this seed were made with other settings.
     """
 
     def __init__(self, root: Path, task: Task, seed: int, settings: Settings) -> None:
-        self.path = root / task.name / f"seed_{seed}.json"
+        self.path, self.seed = root / f"{task.name}.jsonl", seed
         plain = json.loads(json.dumps(dataclasses.asdict(settings)))
         plain["recipe"] = dataclasses.asdict(settings.recipe_of(task))
         plain = json.loads(json.dumps({**plain, "task": repr(task)}))
@@ -46,14 +46,18 @@ class Record:
             "base_samples": None,
             "arms": {},
         }
-        if self.path.is_file():
-            found = json.loads(self.path.read_text())
+        found = read_seeds(self.path).get(seed)
+        if found is not None:
             if found["recipe"] != self.content["recipe"]:
                 raise ValueError(
-                    f"Expected {str(self.path)!r} to be made with the settings of this run but its settings are "
-                    f"{found['settings']}. Give another --out, or delete the file."
+                    f"Expected {self._where} to be made with the settings of this run but its settings are "
+                    f"{found['settings']}. Give another --out, or delete the lines of this seed."
                 )
             self.content = found
+
+    @property
+    def _where(self) -> str:
+        return f"seed {self.seed} in {str(self.path)!r}"
 
     @property
     def arms(self) -> dict[str, dict[str, Any]]:
@@ -71,8 +75,8 @@ class Record:
             made = self.arms.get(name, {}).get("made", recipes[name])
             if made != recipes[name]:
                 raise ValueError(
-                    f"Expected arm {name!r} in {str(self.path)!r} to be made as {recipes[name]} but it was made as "
-                    f"{made}. Delete this arm from all files before it is run again."
+                    f"Expected arm {name!r} of {self._where} to be made as {recipes[name]} but it was made as "
+                    f"{made}. Delete the lines of this arm from all files before it is run again."
                 )
         return [name for name in names if name not in self.arms]
 
@@ -82,26 +86,31 @@ class Record:
         Raises:
             ValueError: If the arms that are there started from another one.
         """
-        if self.arms and self.content["base"] != digest:
-            raise ValueError(
-                f"Expected the base of {str(self.path)!r} to have the digest {self.content['base']} but it was "
-                f"trained to {digest} now: another machine or version. Delete the file to start this seed anew."
-            )
+        if self.arms:
+            self._check_base(self.content, digest)
         self.content.update(base=digest, base_samples=samples)
 
+    def _check_base(self, found: dict[str, Any], digest: str) -> None:
+        if found["base"] != digest:
+            raise ValueError(
+                f"Expected the base of {self._where} to have the digest {found['base']} but it was trained to {digest} "
+                "now: another machine or version. Delete the lines of this seed to start it anew."
+            )
+
     def add(self, name: str, result: dict[str, Any]) -> None:
-        """Add an arm and write the file."""
-        self.arms[name] = result
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text(_one_line_per_arm(self.content))
-        os.replace(unfinished, self.path)
+        """Add an arm to what is in the file now, and write it.
 
-
-def _one_line_per_arm(content: dict[str, Any]) -> str:
-    lines = [f" {json.dumps(name)}: {json.dumps(arm)}" for name, arm in content["arms"].items()]
-    head = json.dumps({**content, "arms": {}}, indent=1)
-    return head.removesuffix("{}\n}") + "{\n" + ",\n".join(lines) + "\n }\n}\n"
+        Raises:
+            ValueError: If another process has meanwhile added arms of this seed that started from another base.
+        """
+        with locked(self.path.parent):
+            contents = read_seeds(self.path)
+            found = contents.get(self.seed, self.content)
+            if found is not self.content and found["arms"]:
+                self._check_base(found, self.content["base"])
+                self.content = found
+            self.arms[name] = result
+            replace(self.path, seeds_as_lines({**contents, self.seed: self.content}))
 
 
 def digest_of(checkpoint: Path) -> str:

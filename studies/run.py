@@ -2,7 +2,7 @@
 
 One process handles one seed of one task at a time, on one thread. An arm or a seed that fails is reported and
 does not stop the others. To stop a run in the background, send its process group SIGKILL (Lightning holds on to
-SIGTERM in the workers); results are replaced whole after every arm. Bases and SFT checkpoints are
+SIGTERM in the workers); a task's results are replaced whole after every arm. Bases and SFT checkpoints are
 kept under ``--cache``; what is missing there is trained again, to the same weights on the same kind of machine
 (the results note a digest of the base, and a seed whose base differs is refused).
 """
@@ -10,7 +10,6 @@ kept under ``--cache``; what is missing there is trained again, to the same weig
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.arms import ARMS, GROUPS, MODERATE_EPOCHS, passes
+from studies.files import read_seeds
 
 # torch, transformers and Lightning are imported by the workers only: this process starts them at once.
 TASKS = tuple(MODERATE_EPOCHS)
@@ -124,8 +124,7 @@ def run_jobs(passes: Sequence[Sequence[Job]], workers: int) -> dict[str, str]:
 
 def unfinished(job: Job) -> Job:
     """The job without the arms that are there already; results are checked by the worker."""
-    path = job.out / job.task / f"seed_{job.seed}.json"
-    done = json.loads(path.read_text())["arms"] if path.is_file() else {}
+    done = read_seeds(job.out / f"{job.task}.jsonl").get(job.seed, {"arms": {}})["arms"]
     return replace(job, arms=tuple(arm for arm in job.arms if arm not in done))
 
 

@@ -2,14 +2,13 @@
 
     .venv/bin/python -m studies.analysis
 
-It reads ``docs/results/study/<task>/seed_<n>.json``, finished or not, and writes ``docs/results/study/summary.json``,
-``docs/images/study-*.png`` and the tables between the marks of ``docs/evidence.md``.
+It reads ``docs/results/study/<task>.jsonl``, finished or not, and writes ``docs/images/study-*.png`` and the tables
+between the marks of ``docs/evidence.md``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from studies.analysis.figures import draw
@@ -21,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(root: Path) -> None:
-    """Update the page, its figures and the summary below `root`, the repository.
+    """Update the page and its figures below `root`, the repository.
 
     Raises:
         SystemExit: There are no results yet.
@@ -31,7 +30,6 @@ def main(root: Path) -> None:
     if not tasks:
         raise SystemExit(f"Expected results of at least one reported seed in {results} but found none.")
     summary = summarise(tasks)
-    (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     draw(tasks, summary, root / "docs" / "images")
     page = root / "docs" / "evidence.md"
     page.write_text(filled(page.read_text(), summary))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -112,12 +113,17 @@ def roc_auc(found: Sequence[Start], measure: str) -> Estimate | None:
     clusters = len({start.cluster for start in group})
     if clusters < 3:
         return Estimate(len(group), area, None, None)
-    draws = np.random.default_rng(0).integers(clusters, size=(RESAMPLES, clusters))
-    times = np.stack([(draws == cluster).sum(axis=1) for cluster in range(clusters)], axis=1)
-    areas = clustered_auc(group, measure, times)
+    areas = clustered_auc(group, measure, _times_drawn(clusters))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(areas, [tail, 1 - tail])
     return Estimate(len(group), area, float(low), float(high))
+
+
+@lru_cache
+def _times_drawn(clusters: int) -> np.ndarray:
+    """How often each replicate of the bootstrap draws each seed, ``[RESAMPLES, clusters]``."""
+    draws = np.random.default_rng(0).integers(clusters, size=(RESAMPLES, clusters))
+    return np.stack([(draws == cluster).sum(axis=1) for cluster in range(clusters)], axis=1)
 
 
 def clustered_auc(group: Sequence[Start], measure: str, times: np.ndarray) -> np.ndarray:
@@ -134,21 +140,13 @@ def clustered_auc(group: Sequence[Start], measure: str, times: np.ndarray) -> np
     Returns:
         ``[R]``; NaN where a replicate drew no success or no failure.
     """
-    order = sorted({start.cluster for start in group})
-    sides: dict[bool, list[np.ndarray]] = {
-        side: [
-            np.array([s.measures[measure] for s in group if s.cluster == cluster and s.success is side])
-            for cluster in order
-        ]
-        for side in (True, False)
-    }
-    won = np.array(
-        [
-            [(up[:, None] > down).sum() + 0.5 * (up[:, None] == down).sum() for down in sides[False]]
-            for up in sides[True]
-        ]
-    )
-    ups, downs = (np.array([len(values) for values in sides[side]]) for side in (True, False))
+    place = {cluster: number for number, cluster in enumerate(sorted({start.cluster for start in group}))}
+    sides = [[start for start in group if start.success is side] for side in (True, False)]
+    up, down = (np.array([start.measures[measure] for start in side]) for side in sides)
+    # One row for each seed: which starts of a side are its own.
+    of_up, of_down = (np.eye(len(place))[:, [place[start.cluster] for start in side]] for side in sides)
+    won = of_up @ ((up[:, None] > down) + 0.5 * (up[:, None] == down)) @ of_down.T
+    ups, downs = of_up.sum(axis=1), of_down.sum(axis=1)
 
     pairs = (times @ ups) * (times @ downs)
     areas = np.full(len(times), math.nan)

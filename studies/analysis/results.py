@@ -1,8 +1,7 @@
-"""The raw results of the study: one file per task and seed, finished or not."""
+"""The raw results of the study: one file a task, finished or not."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from examples.sft_to_rl.tasks import TASKS
 from studies.analysis.statistics import SUCCESS
 from studies.arms import ARMS, MODERATE_EPOCHS, passes
+from studies.files import read_seeds
 
 # Of the reported seeds.
 PLANNED = tuple(arm for arm, about in ARMS.items() if about.group not in ("tuning", "rule"))
@@ -103,14 +103,14 @@ def unfinished(task: TaskResults) -> dict[str, tuple[int, int]]:
 
 
 def load(directory: Path) -> dict[str, TaskResults]:
-    """Read ``<task>/seed_<n>.json`` below `directory`.
+    """Read ``<task>.jsonl`` in `directory`.
 
     Raises:
         ValueError: An unknown task or arm, or two seeds of a task that ran with different settings.
     """
     tasks: dict[str, TaskResults] = {}
-    files = [json.loads(path.read_text()) for path in directory.glob("*/seed_*.json")]
-    for content in sorted(files, key=lambda content: (_place(content["task"]), content["seed"])):
+    found = [content for path in directory.glob("*.jsonl") for content in read_seeds(path).values()]
+    for content in sorted(found, key=lambda content: (_place(content["task"]), content["seed"])):
         task = tasks.setdefault(content["task"], TaskResults(content["task"]))
         if content["kind"] == "tuning":
             task.tuning.append(content["seed"])

@@ -1,15 +1,19 @@
-"""The raw results on disk: one JSON file per recipe and SFT seed, whole or not at all."""
+"""The raw results on disk: one JSON file per recipe and SFT seed, whole or not at all.
+
+An SFT seed lies wholly on one machine. So results that several machines made are put together by copying files; with
+one file a recipe they would have to be merged.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from studies.files import locked, replace
 from studies.real.arms import ARMS
 from studies.real.jobs import Job
 from studies.real.recipes import Recipe
@@ -68,16 +72,14 @@ class Record:
 
     def add(self, job: Job, result: dict[str, Any]) -> None:
         """Add a start or an arm to what is in the file now, and write it."""
-        if self.path.is_file():  # another process may have added to it
-            self.content = json.loads(self.path.read_text())
-        if job.kind == "start":
-            self.content["starts"][job.name] = result
-        else:
-            self.content["arms"].setdefault(job.name, {})[str(job.rl_seed)] = result
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text(_one_line_per_result(self.content))
-        os.replace(unfinished, self.path)
+        with locked(self.path.parent):
+            if self.path.is_file():  # another process may have added to it
+                self.content = json.loads(self.path.read_text())
+            if job.kind == "start":
+                self.content["starts"][job.name] = result
+            else:
+                self.content["arms"].setdefault(job.name, {})[str(job.rl_seed)] = result
+            replace(self.path, _one_line_per_result(self.content))
 
 
 def _one_line_per_result(content: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 
@@ -11,6 +10,7 @@ from lightning_rejuv.alpha.search import GRID, AlphaPoint
 from studies import alpha_rules
 from studies.alpha_rules import RULES, Curve, of_rule, table_of_rules, table_of_runs
 from studies.analysis.markdown import places
+from studies.files import seeds_as_lines
 from studies.real.arms import ARMS as REAL_ARMS
 from studies.real.arms import FIXED
 from studies.real.jobs import Job
@@ -46,11 +46,14 @@ def test_an_alpha_outside_of_the_window_is_marked():
 
 
 def test_the_runs_are_counted(tmp_path):
-    for seed, end in ((1, 0.9), (2, 0.49)):
-        record = {split: {"end": {"pass_at_1": end}} for split in ("id", "ood")}
-        file = tmp_path / "running_total" / f"seed_{seed}.json"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"arms": {"bargain": record}}))
+    contents = {
+        seed: {
+            "seed": seed,
+            "arms": {"bargain": {split: {"end": {"pass_at_1": end}} for split in ("id", "ood")}},
+        }
+        for seed, end in ((1, 0.9), (2, 0.49))
+    }
+    (tmp_path / "running_total.jsonl").write_text(seeds_as_lines(contents))
     (row,) = [line for line in table_of_runs(tmp_path).splitlines() if "Running" in line]
     assert "fusion, the bargain's alpha | 1 of 2 | 0.70 | 0.70" in row.replace("0.69", "0.70")
 

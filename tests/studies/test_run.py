@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from studies import run as run_module
 from studies.arms import SECOND_SEEDS, passes
+from studies.files import seeds_as_lines
 from studies.run import main, parse_arguments
 
 
@@ -61,9 +61,8 @@ def test_a_seed_that_fails_is_reported_and_does_not_stop_the_others(jobs, tmp_pa
 
 
 def test_only_what_is_missing_is_run(jobs, tmp_path):
-    path = tmp_path / "retail_desk" / "seed_901.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps({"arms": {"base": {}, "rigid": {}}}))
+    done = {901: {"seed": 901, "arms": {"base": {}, "rigid": {}}}, 902: {"seed": 902, "arms": {"hot": {}}}}
+    (tmp_path / "retail_desk.jsonl").write_text(seeds_as_lines(done))
     arguments = ["--workers", "1", "--seeds", "901", "--arms", "base", "rigid", "hot", "--out", str(tmp_path)]
     assert main(arguments) == 0
     assert [(job.task, job.arms) for job in jobs] == [

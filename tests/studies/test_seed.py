@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from examples.sft_to_rl.training import Run, silence
 from lightning_rejuv import make_plan as plan_module
 from studies.arms import ARMS, Arm
+from studies.files import read_seeds
 from studies.record import Record
 from studies.seed import Stage, run_arms, sft_ladder
 from studies.sizes import sizes
@@ -36,7 +36,7 @@ def study(tmp_path_factory):
 
 
 def results(root):
-    return json.loads((root / "retail_desk" / "seed_902.json").read_text())
+    return read_seeds(root / "retail_desk.jsonl")[902]
 
 
 def without_time(content):
@@ -144,7 +144,7 @@ def test_results_of_another_recipe_are_not_continued(study, tmp_path, monkeypatc
     cache, root, _ = study
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     monkeypatch.setitem(ARMS, "rigid", Arm("rigid", "rigid", alpha=0.75))
-    with pytest.raises(ValueError, match="Expected arm 'rigid' in .* to be made as"):
+    with pytest.raises(ValueError, match="Expected arm 'rigid' of seed 902 in .* to be made as"):
         run_arms(a_run(cache), tmp_path, ("rigid",), lambda _: None)
     task, settings = sizes("retail_desk")
     with pytest.raises(ValueError, match="Expected .* to be made with the settings of this run"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from studies.analysis.results import PLANNED
+from studies.files import read_seeds, seeds_as_lines
 
 SETTINGS = {"rl_steps": 4, "prompts": 2}
 VERSION = {"lightning_rejuv": "0.1.0", "torch": "2.13.0"}
@@ -51,8 +51,9 @@ def record(end: float, support: float = -1.0, **changes: Any) -> dict[str, Any]:
 def write(
     root: Path, task: str, seed: int, arms: dict[str, dict[str, Any]], kind: str = "reported", **changes: Any
 ) -> None:
-    directory = root / "docs" / "results" / "study" / task
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write one seed of a task, in the place of what is there of it."""
+    path = root / "docs" / "results" / "study" / f"{task}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "task": task,
         "seed": seed,
@@ -64,7 +65,7 @@ def write(
         "arms": arms,
         **changes,
     }
-    (directory / f"seed_{seed}.json").write_text(json.dumps(content))
+    path.write_text(seeds_as_lines({**read_seeds(path), seed: content}))
 
 
 def support_of(arm: str) -> float:

@@ -15,7 +15,7 @@ from studies.arms import ARMS
 from tests.studies.analysis.made_up import CUTS, record, rows, study, write
 
 PAGE = ROOT / "docs" / "evidence.md"
-SUMMARY = ROOT / "docs" / "results" / "study" / "summary.json"
+NUMBER = re.compile(r"\d+\.\d+")
 
 
 def _summary(root):
@@ -140,7 +140,7 @@ def test_filling_twice_changes_nothing(tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    """One command: summary, figures and page, from a study whose second task has hardly begun."""
+    """One command: figures and page, from a study whose second task has hardly begun."""
     arms = {"base", "sft_8", "sft_64", "fusion_30", "auto_nll_100", "auto_reset", "rigid", "rigid_reset"}
     study(
         tmp_path,
@@ -153,7 +153,7 @@ def test_command(tmp_path, capsys):
     main(tmp_path)
     page = (tmp_path / "docs" / "evidence.md").read_text()
     assert "Retail desk: 4 seeds, 8 arms, 32 runs of RL" in capsys.readouterr().out
-    assert page == filled(text, json.loads((tmp_path / "docs/results/study/summary.json").read_text()))
+    assert page == filled(text, _summary(tmp_path))
     assert not re.search(r"<!-- study: (main|checks).*?--><!-- end -->", page)
     pictures = list((tmp_path / "docs" / "images").iterdir())
     assert {picture.name for picture in pictures} == set(re.findall(r"images/(study-[\w-]+\.png)", text))
@@ -165,29 +165,13 @@ def test_command_without_results(tmp_path):
         main(tmp_path)
 
 
-def test_page_shows_the_summary():
-    assert PAGE.read_text() == filled(PAGE.read_text(), json.loads(SUMMARY.read_text())), (
-        "docs/evidence.md and docs/results/study/summary.json differ: run `python -m studies.analysis`."
-    )
-
-
-@pytest.mark.slow
-def test_summary_is_that_of_the_raw_results():
-    made = json.loads(json.dumps(summarise(load(SUMMARY.parent))))
-    _assert_close(made, json.loads(SUMMARY.read_text()))
-
-
-def _assert_close(made, kept, where=""):
-    """Equal but for the last digits, which may differ from machine to machine."""
-    if isinstance(made, dict):
-        assert made.keys() == kept.keys(), where
-        for key in made:
-            _assert_close(made[key], kept[key], f"{where}/{key}")
-    elif isinstance(made, list):
-        assert len(made) == len(kept), where
-        for number, pair in enumerate(zip(made, kept, strict=True)):
-            _assert_close(*pair, f"{where}/{number}")
-    elif isinstance(made, float):
-        assert made == pytest.approx(kept, abs=2e-5), where
-    else:
-        assert made == kept, where
+def test_the_page_in_docs_says_what_its_raw_results_say():
+    """But for a last digit, which may differ from machine to machine."""
+    text = PAGE.read_text()
+    made = filled(text, _summary(ROOT))
+    assert NUMBER.sub("#", made) == NUMBER.sub("#", text), "run `python -m studies.analysis`"
+    for ours, kept in zip(NUMBER.findall(made), NUMBER.findall(text), strict=True):
+        digits = len(kept.partition(".")[2])
+        assert float(ours) == pytest.approx(float(kept), abs=1.01 * 10**-digits), (
+            "run `python -m studies.analysis`"
+        )

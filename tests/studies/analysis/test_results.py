@@ -4,7 +4,7 @@ import pytest
 
 from studies.analysis.results import auc, end, gain, load, pooled, succeeded, unfinished
 from studies.arms import FIRST_SEEDS, REPORTED_SEEDS, SECOND_SEEDS, passes
-from tests.studies.analysis.made_up import SETTINGS, record, study, write
+from tests.studies.analysis.made_up import SETTINGS, record, write
 
 
 def _load(root):
@@ -44,12 +44,6 @@ def test_outcomes():
 def test_a_task_with_tuning_seeds_alone_is_not_reported(tmp_path):
     write(tmp_path, "retail_desk", 905, {"base": record(0.99)}, kind="tuning")
     assert _load(tmp_path) == {}
-
-
-def test_summary_beside_the_seeds_is_not_read(tmp_path):
-    study(tmp_path, seeds=[1001], keep=lambda task, seed, arm: arm == "base")
-    (tmp_path / "docs" / "results" / "study" / "summary.json").write_text("no JSON")
-    assert len(_load(tmp_path)) == 2
 
 
 def _by_plan(root, task="retail_desk", left_out=()):
