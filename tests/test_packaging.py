@@ -21,8 +21,8 @@ def source(tmp_path):
     for name in ("pyproject.toml", "setup.cfg", "MANIFEST.in", "README.md", "LICENSE", "Makefile"):
         (tmp_path / "source").mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / "source" / name)
-    for name in ("lightning_rejuv", "tests", "docs"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.json", "*.png")
+    for name in ("lightning_rejuv", "tests", "tools"):
+        ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=ignored)
     return tmp_path / "source"
 

@@ -12,11 +12,11 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from safetensors.torch import load_file
 
-from docs.docstrings import markdown
-from docs.results import update
 from lightning_rejuv import PlasticityCallback, RejuvenationCallback
 from tests.callbacks.test_rejuvenation import Calibrated
 from tests.conftest import greedy_batch, sharpened, tiny_llama
+from tools import demo_figures
+from tools.docstrings import markdown
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -151,13 +151,13 @@ def test_python_of_the_quickstart(tmp_path, monkeypatch, capsys):
 
 
 def test_figures_are_the_demos():
-    summary = json.loads(update.RESULTS.read_text())
+    summary = json.loads(demo_figures.RESULTS.read_text())
     assert summary["miniature"] is False
-    full = json.loads(update.FULL_RESULTS.read_text())
-    made = {**update.blocks(summary), **update.full_blocks(full)}
+    full = json.loads(demo_figures.FULL_RESULTS.read_text())
+    made = {**demo_figures.blocks(summary), **demo_figures.full_blocks(full)}
     for page in (README, ROOT / "docs" / "demo.md"):
-        assert page.read_text() == update.filled(page.read_text(), made), (
-            f"{page.name} and docs/results differ: run `python -m docs.results.update runs/demo`, and runs/demo-full."
+        assert page.read_text() == demo_figures.filled(page.read_text(), made), (
+            f"{page.name} and docs/results differ: run `python -m tools.demo_figures runs/demo`, and runs/demo-full."
         )
 
     # The table again, without the code that wrote it.
@@ -179,7 +179,7 @@ def test_figures_are_the_demos():
 
 
 def test_successes_of_the_full_demo_are_those_of_its_seeds():
-    full = json.loads(update.FULL_RESULTS.read_text())
+    full = json.loads(demo_figures.FULL_RESULTS.read_text())
     ends = [
         result["id"]["end"]["pass_at_1"]
         for task in full["tasks"].values()
@@ -191,10 +191,10 @@ def test_successes_of_the_full_demo_are_those_of_its_seeds():
 
 
 def test_update_refuses_a_miniature(tmp_path):
-    summary = {**json.loads(update.RESULTS.read_text()), "miniature": True}
+    summary = {**json.loads(demo_figures.RESULTS.read_text()), "miniature": True}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(SystemExit, match="miniature"):
-        update.main(tmp_path)
+        demo_figures.main(tmp_path)
 
 
 def test_commands_exist():

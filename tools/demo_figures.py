@@ -1,9 +1,9 @@
 """Bring the results of a finished demo into the documentation, so that no figure is typed by hand.
 
     make demo
-    .venv/bin/python -m docs.results.update runs/demo
+    .venv/bin/python -m tools.demo_figures runs/demo
     make demo-full ARGS="--out runs/demo-full"
-    .venv/bin/python -m docs.results.update runs/demo-full
+    .venv/bin/python -m tools.demo_figures runs/demo-full
 
 It keeps the summary without curves as ``docs/results/demo.json`` or ``demo-full.json``, and the picture, and writes
 tables and findings between the marks (``<!-- demo: … -->``) of README.md and docs/demo.md; ``tests/test_readme.py``
@@ -23,7 +23,7 @@ from PIL import Image
 from examples.sft_to_rl.arms import ARMS
 from examples.sft_to_rl.summary import findings, headline, table
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "demo.json"
 FULL_RESULTS = RESULTS.with_name("demo-full.json")
 BEGIN, END = "<!-- demo: {name} -->", "<!-- end -->"

@@ -1,1 +1,0 @@
-"""The documentation; the Python here builds it."""

@@ -1,1 +1,0 @@
-"""What finished demos showed, and how it comes into the pages."""
