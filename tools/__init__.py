@@ -1,1 +1,1 @@
-"""Scripts that make the documentation: docstrings as Markdown, and a demo's figures in the pages."""
+"""Scripts beside the library: docstrings as Markdown, a demo's figures in the pages, and the notes of a release."""

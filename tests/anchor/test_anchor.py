@@ -112,13 +112,13 @@ def test_a_distributed_checkpoint(tmp_path):
     import torch.distributed.checkpoint as dcp
 
     model = tiny_llama(dtype=torch.bfloat16)
-    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "plain", no_dist=True)
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "plain")
     optimizer = {"state": {"0": {"exp_avg": torch.ones(3)}}, "epoch": 3}
     lightning = {
         "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()},
         "optimizer": optimizer,
     }
-    dcp.save(lightning, checkpoint_id=tmp_path / "lightning", no_dist=True)
+    dcp.save(lightning, checkpoint_id=tmp_path / "lightning")
     for name in ("plain", "lightning"):
         _equal(Anchor.open(tmp_path / name), model)
 

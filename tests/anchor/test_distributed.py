@@ -35,7 +35,7 @@ STATE = {
 
 @pytest.fixture
 def saved(tmp_path):
-    dcp.save({**STATE, "epoch": 3, "note": {"x": [1, 2]}}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    dcp.save({**STATE, "epoch": 3, "note": {"x": [1, 2]}}, checkpoint_id=tmp_path / "dcp")
     return tmp_path / "dcp"
 
 
@@ -82,7 +82,7 @@ def one(path, value, shape, dtype=torch.float32, **place):
 
 def test_every_tensor_is_what_pytorch_reads(saved):
     expected = {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}
-    dcp.load(expected, checkpoint_id=saved, no_dist=True)
+    dcp.load(expected, checkpoint_id=saved)
     anchor = Anchor.open(saved)
     assert set(anchor.names()) == set(expected)  # neither the number nor the dictionary
     for name, tensor in expected.items():

@@ -63,8 +63,8 @@ def seeds(folder):
     """Real metadata, metadata made to harm, and plain attacks."""
     shapes = {"a": (3, 2), "b": (4,)}
     state = {"a": torch.ones(3, 2), "b": torch.ones(4), "n": 3, "t": {"x": [1, "y"]}}
-    dcp.save(state, checkpoint_id=folder / "one", no_dist=True)
-    dcp.save({"state_dict": state, "optimizer": state}, checkpoint_id=folder / "two", no_dist=True)
+    dcp.save(state, checkpoint_id=folder / "one")
+    dcp.save({"state_dict": state, "optimizer": state}, checkpoint_id=folder / "two")
     real = [(folder / which / ".metadata").read_bytes() for which in ("one", "two")]
     old = [pickle.dumps(pickle.loads(content), protocol) for content in real for protocol in (2, 3, 5)]
     evil = planted.bytes_entry_through_an_enumeration(shapes, 500)

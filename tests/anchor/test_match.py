@@ -66,7 +66,7 @@ def _as(form, state, path):
         return path / "last.ckpt"
     import torch.distributed.checkpoint as dcp
 
-    dcp.save({"state_dict": state}, checkpoint_id=path / "dcp", no_dist=True)
+    dcp.save({"state_dict": state}, checkpoint_id=path / "dcp")
     return path / "dcp"
 
 

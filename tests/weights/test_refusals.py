@@ -179,7 +179,7 @@ def test_an_anchor_of_another_kind_of_numbers(tmp_path, source, dtype):
         import torch.distributed.checkpoint as dcp
 
         anchor = tmp_path / "base"
-        dcp.save(state, checkpoint_id=anchor, no_dist=True)
+        dcp.save(state, checkpoint_id=anchor)
     kind = str(dtype).removeprefix("torch.")
     with pytest.raises(ValueError, match=rf"16 bits or more but got \['2.weight \(torch.{kind}\)'\]"):
         open_targets(shifted(_net()), anchor)
