@@ -132,7 +132,7 @@ def before_after(
         axes = figure.add_subplot(lines, columns, place + 1)
         style = STYLES[key]
         values = (before[key], after[key])
-        bars = axes.bar(("before", "after"), values, color=(_GREY, _BLUE), width=0.6)
+        bars = axes.bar(("before", "after"), values, color=[_GREY, _BLUE], width=0.6)
         axes.bar_label(bars, [_short(value) for value in values], fontsize=8, padding=2)
         reference = (base or {}).get(key)
         # Drift from itself says nothing about the base.

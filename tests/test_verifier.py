@@ -98,7 +98,7 @@ def test_what_can_be_called_with_prompt_and_response_is_taken(verifier):
         ("right", r"to be a function of \(prompt, response\) but got 'right' \(str\)"),
         (lambda response: True, r"<lambda>\(response\) does not: too many positional"),
         (lambda prompt, response, answer: True, "missing a required argument: 'answer'"),
-        (lambda prompt, response, *, answer: True, "missing a required argument: 'answer'"),
+        (lambda prompt, response, *, answer: True, "missing a required (keyword-only )?argument: 'answer'"),
         (Task.right, r"Task.right\(self, prompt, response\) does not: missing"),
         (Task, r"Task\(\) does not"),
         (awaited, "awaited is a coroutine function"),
