@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -119,6 +119,19 @@ def check_gradients_possible(model: nn.Module) -> None:
                 f"{name!r} was made inside `torch.inference_mode()`. Load or copy the model outside of it, or "
                 "pass no `reset` and no `refit`."
             )
+
+
+@contextmanager
+def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let parameters take part in the graph for a while, also those that are frozen."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def takes(model: nn.Module, name: str) -> bool:

@@ -35,7 +35,7 @@ from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.config import WITHOUT_CALIBRATION, Options, Reset, alpha_by_name
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
-from lightning_rejuv.neurons import Decoder, NeuronGroup, output_rows, take_apart
+from lightning_rejuv.neurons import Decoder, NeuronGroup, find_decoder, output_rows
 from lightning_rejuv.plan import GroupReset, Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import RefitReport, check_refit, try_refit
@@ -109,7 +109,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         check_gradients_possible(model)
     check_refit(targets, options)
     check_pulls(targets, options)
-    decoder = take_apart(model) if reset and data.loss is None else None
+    decoder = find_decoder(model) if reset and data.loss is None else None
     groups = decoder.groups if decoder else output_rows(model, targets.fused) if reset else ()
     if samples_the_base:
         _check_search(model, data, options)

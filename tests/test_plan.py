@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_rejuv import Reset, rejuvenate
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
 
 
@@ -29,13 +29,13 @@ def _entropies(model, data):
 def _best_neurons(model, base, data, places, count):
     """The neurons whose way to the base raises the entropy most, to first order, as (weight, number)."""
     parameters = dict(model.named_parameters())
-    names = [group.parameter for group in take_apart(model).groups]
+    names = [group.parameter for group in find_decoder(model).groups]
     entropies, _ = _entropies(model, data)
     found = torch.autograd.grad(
         sum(entropies[row, time] for row, time in places), [parameters[n] for n in names]
     )
     scores = {}
-    for group, gradient in zip(take_apart(model).groups, found, strict=True):
+    for group, gradient in zip(find_decoder(model).groups, found, strict=True):
         step = base.get_parameter(group.parameter).detach() - parameters[group.parameter].detach()
         gains = (gradient.double() * step.double()).sum(1 - group.dim)
         scores |= {(group.parameter, number): float(gain) for number, gain in enumerate(gains)}
@@ -58,7 +58,7 @@ def test_the_entropy_is_attributed_in_the_fused_model():
     expected = _best_neurons(fused, base, data, places, 17)
     rejuvenate(sft, base, [data], **options)
     moved = set()
-    for group in take_apart(sft).groups:
+    for group in find_decoder(sft).groups:
         now, was = sft.get_parameter(group.parameter), before[group.parameter]
         rows = (now != was).any(1 - group.dim).nonzero().flatten().tolist()
         moved |= {(group.parameter, row) for row in rows}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_rejuv import Reset, rejuvenate
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests.conftest import batch, float64_llama, greedy_batch, sharpened, shift_of_alpha, shifted, tiny_llama
 
 
@@ -55,7 +55,7 @@ def test_exactly_the_selected_rows_and_columns_return_to_the_base(pair, alpha, o
     rejuvenate(fused, base, alpha=alpha)
     fused_state = _state(fused)
     report = rejuvenate(sft, base, calibration(base), alpha=alpha, reset=Reset(fraction=0.1, omega=omega))
-    groups = {g.parameter: g for g in take_apart(sft).groups}
+    groups = {g.parameter: g for g in find_decoder(sft).groups}
     changed = 0
     for name, parameter in sft.named_parameters():
         if name not in groups:
@@ -195,7 +195,7 @@ def test_bfloat16_is_reset_bit_for_bit():
     options = {"alpha": 1.0, "reset": Reset(fraction=1.0, quantity="target_logit")}
     report = rejuvenate(sft, base, calibration(base), **options)
     anchor = _state(base)
-    groups = {g.parameter for g in take_apart(sft).groups}
+    groups = {g.parameter for g in find_decoder(sft).groups}
     assert report.neurons_reset == report.neurons_total
     assert all(torch.equal(p, anchor[n]) for n, p in sft.named_parameters() if n in groups)
 
@@ -233,7 +233,7 @@ def test_an_alpha_for_each_pattern(pair):
 def test_the_papers_union_is_the_brute_force_set(pair):
     """Union over positions of the top share of |contributions|, each position attributed by itself."""
     from lightning_rejuv.attribution.positions import Positions
-    from lightning_rejuv.attribution.scores import attribute
+    from lightning_rejuv.attribution.target_logit import attribute
     from lightning_rejuv.calibration.batches import as_batches
 
     base, sft = pair
@@ -242,7 +242,7 @@ def test_the_papers_union_is_the_brute_force_set(pair):
     reset = Reset(0.05, positions="entropy_gap", positions_per_response=2, **paper)
     model = copy.deepcopy(sft)
     report = rejuvenate(model, base, data, alpha=1.0, reset=reset)
-    decoder = take_apart(sft)
+    decoder = find_decoder(sft)
     total = sum(g.count for g in decoder.groups)
     chosen: set[int] = set()
     positions = 0
@@ -280,7 +280,7 @@ def test_the_entropy_gradient_predicts_what_a_reset_does_to_the_entropy(pair):
     sft = sharpened(base)
     [data] = as_batches([greedy_batch(base)])
     chosen = Positions(torch.tensor([0, 1]), torch.tensor([4, 6]), torch.tensor([0, 0]), 0, 0)
-    groups = take_apart(sft).groups
+    groups = find_decoder(sft).groups
     anchor = dict(base.named_parameters())
     result = attribute_entropy(sft, groups, [data], [chosen], lambda n: anchor[n].detach())
 

@@ -1,6 +1,7 @@
 """Which neurons are responsible for over-confidence: positions, contributions, selection."""
 
-from lightning_rejuv.attribution.comparison import Comparison, check_reconstruction, compare
+from lightning_rejuv.attribution.attribution import Attribution
+from lightning_rejuv.attribution.comparison import Comparison, compare
 from lightning_rejuv.attribution.confidence import (
     Confidence,
     confidence,
@@ -10,8 +11,8 @@ from lightning_rejuv.attribution.confidence import (
 )
 from lightning_rejuv.attribution.demonstrated_format import format_probability
 from lightning_rejuv.attribution.entropy_gradient import Loss, attribute_entropy, attribute_loss
-from lightning_rejuv.attribution.scores import Attribution, attribute
 from lightning_rejuv.attribution.selection import select_neurons
+from lightning_rejuv.attribution.target_logit import attribute, check_reconstruction
 
 __all__ = [
     "Attribution",

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy
 from lightning_rejuv.attribution.positions import Positions, select_positions
-from lightning_rejuv.attribution.scores import Attribution
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.config import PositionRule
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.weights.edit import Blend
-
-# Largest reconstruction error, relative to the logit, with which the contributions still mean something.
-_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -70,27 +65,6 @@ def compare(
     ]
     _check_any(positions, rule, base, sft)
     return Comparison(positions, mean_entropy(base), mean_entropy(sft))
-
-
-def check_reconstruction(attribution: Attribution, dtype: torch.dtype) -> None:
-    """Refuse contributions that do not add up to the logits they should explain.
-
-    Args:
-        attribution: with its reconstruction error.
-        dtype: the model's; under autocast that of its products counts.
-
-    Raises:
-        ValueError: the error is above what the dtype's rounding explains.
-    """
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-    if not attribution.error <= _TOLERANCE.get(dtype, 1e-1):
-        raise ValueError(
-            f"Expected the neurons' contributions to add up to the target logits but the reconstruction error is "
-            f"{attribution.error:.1e} (at most {_TOLERANCE.get(dtype, 1e-1):.0e} for {dtype}): the scores would "
-            "mean nothing. Was a module of the model replaced or patched? Pass `reset=None` for fusion alone."
-        )
 
 
 def _check_any(positions: list[Positions], rule: str, base: list[Confidence], sft: list[Confidence]) -> None:

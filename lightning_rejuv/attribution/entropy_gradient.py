@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.attribution.hooks import requiring_grad
+from lightning_rejuv.attribution.attribution import Attribution
 from lightning_rejuv.attribution.positions import Positions
-from lightning_rejuv.attribution.scores import Attribution
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.calibration.bounded import bounded, check_batches, most_read
-from lightning_rejuv.forward import forward_logits, lent
+from lightning_rejuv.forward import forward_logits, lent, requiring_grad
 from lightning_rejuv.neurons import NeuronGroup
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -20,7 +20,7 @@ from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
 from lightning_rejuv.config import USES_OF_CALIBRATION, Options, alpha_by_name
 from lightning_rejuv.make_plan import check_pulls
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from lightning_rejuv.refit import check_refit
 from lightning_rejuv.weights.buffers import check_finite_buffers
 from lightning_rejuv.weights.drift import check_finite
@@ -98,7 +98,7 @@ def check_start(
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
     if options.reset is not None:
-        take_apart(model)
+        find_decoder(model)
     check_module_data(module, model, calibration, options)
     if not due_now:
         check_finite(targets.measure(), targets.description, may_be_equal=True)

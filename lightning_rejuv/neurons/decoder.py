@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lightning_rejuv.adapters import adapter_of, holds_adapter, is_adapted, is_lora
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons.families import EXPERTS, FAMILIES, NO_NEURONS
+from lightning_rejuv.neurons.fused_rows import FusedRows
 from lightning_rejuv.neurons.group import WRITERS, Kind, NeuronGroup
-from lightning_rejuv.neurons.layouts import Layout
 
 _IN_LAYER = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\d+)\.(?P<tail>.+)$")
 
@@ -34,7 +34,7 @@ class Decoder:
     groups: tuple[NeuronGroup, ...]
 
 
-def take_apart(model: nn.Module) -> Decoder:
+def find_decoder(model: nn.Module) -> Decoder:
     """Find the parts and the neurons of a causal language model.
 
     Args:
@@ -83,7 +83,7 @@ def take_apart(model: nn.Module) -> Decoder:
 
 
 def _linear_groups(
-    name: str, module: nn.Module, rule: Kind | Layout, layer: int, config: Any, adapted: bool
+    name: str, module: nn.Module, rule: Kind | FusedRows, layer: int, config: Any, adapted: bool
 ) -> list[NeuronGroup]:
     if holds_adapter(module):
         return _adapted_groups(name, module, rule, layer, config)
@@ -105,7 +105,7 @@ def _linear_groups(
 
 
 def _adapted_groups(
-    name: str, module: nn.Module, rule: Kind | Layout, layer: int, config: Any
+    name: str, module: nn.Module, rule: Kind | FusedRows, layer: int, config: Any
 ) -> list[NeuronGroup]:
     """Rows of the merged weight are rows of B, its columns are columns of A."""
     adapter = adapter_of(module)
@@ -121,7 +121,7 @@ def _adapted_groups(
     ]
 
 
-def _kinds(rule: Kind | Layout, config: Any, rows: int) -> list[tuple[Kind, int, Tensor | None]]:
+def _kinds(rule: Kind | FusedRows, config: Any, rows: int) -> list[tuple[Kind, int, Tensor | None]]:
     """The projections in a reader's weight: their kind, their number of neurons and where they lie."""
     if isinstance(rule, str):
         return [(rule, rows, None)]
@@ -129,14 +129,20 @@ def _kinds(rule: Kind | Layout, config: Any, rows: int) -> list[tuple[Kind, int,
 
 
 def _expert_groups(
-    name: str, module: nn.Module, layout: Layout, transposed: bool, layer: int, config: Any, adapted: bool
+    name: str,
+    module: nn.Module,
+    fused_rows: FusedRows,
+    transposed: bool,
+    layer: int,
+    config: Any,
+    adapted: bool,
 ) -> list[NeuronGroup]:
     gate_up, down = module.get_parameter("gate_up_proj"), module.get_parameter("down_proj")
     out_dim = int(transposed)
     bias = f"{name}.gate_up_proj_bias" if hasattr(module, "gate_up_proj_bias") else None
     groups = []
     for expert in range(len(gate_up)):
-        for kind, index in layout(config, gate_up.shape[1 + out_dim]).items():
+        for kind, index in fused_rows(config, gate_up.shape[1 + out_dim]).items():
             groups.append(
                 NeuronGroup(
                     f"{name}.gate_up_proj",

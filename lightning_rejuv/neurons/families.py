@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from lightning_rejuv.neurons.group import Kind
-from lightning_rejuv.neurons.layouts import (
-    Layout,
+from lightning_rejuv.neurons.fused_rows import (
+    FusedRows,
     bigcode_qkv,
     falcon_qkv,
     gate_up,
@@ -16,8 +15,9 @@ from lightning_rejuv.neurons.layouts import (
     qkv,
     qkv_per_head,
 )
+from lightning_rejuv.neurons.group import Kind
 
-Rules: TypeAlias = "dict[str, Kind | Layout]"
+Rules: TypeAlias = "dict[str, Kind | FusedRows]"
 
 _ATTENTION: Rules = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
 _ATTENTION_OUT: Rules = {**_ATTENTION, "self_attn.o_proj": "o"}
@@ -88,7 +88,7 @@ FAMILIES: dict[str, Rules] = {
 }
 
 # How the gate and up rows of fused experts lie, and whether their weights are stored input-first.
-EXPERTS: dict[str, tuple[Layout, bool]] = {
+EXPERTS: dict[str, tuple[FusedRows, bool]] = {
     **dict.fromkeys(
         ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "deepseek_v2", "deepseek_v3"),
         (gate_up, False),

@@ -9,9 +9,9 @@ import torch
 
 from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution.positions import Positions
-from lightning_rejuv.attribution.scores import attribute
+from lightning_rejuv.attribution.target_logit import attribute
 from lightning_rejuv.calibration.batches import as_batches
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from lightning_rejuv.neurons.families import FAMILIES
 from tests.conftest import batch, shifted
 from tests.families import CONFIGS, tiny
@@ -26,7 +26,7 @@ def test_every_family_of_the_map_is_tested():
 def test_every_neuron_is_covered_once(name):
     model = tiny(name)
     covered = {n: torch.zeros_like(p, dtype=torch.int64) for n, p in model.named_parameters()}
-    decoder = take_apart(model)
+    decoder = find_decoder(model)
     for group in decoder.groups:
         view = group.matrix(covered[group.parameter])
         index = group.place(torch.arange(group.count))
@@ -49,11 +49,13 @@ def test_the_contributions_reconstruct_the_logit(name):
     model = tiny(name)
     [data] = as_batches([batch(vocabulary=61)])
     positions = Positions(torch.tensor([0, 1, 2]), torch.tensor([4, 5, 6]), torch.tensor([0, 0, 0]), 0, 0)
-    result = attribute(model, take_apart(model), [data], [positions])
+    result = attribute(model, find_decoder(model), [data], [positions])
     assert result.error < 1e-4
     assert all(bool(t.isfinite().all()) for t in result.total)
     for kind in ("q", "k", "v", "o", "up", "down"):
-        groups = [t for t, g in zip(result.absolute, take_apart(model).groups, strict=True) if g.kind == kind]
+        groups = [
+            t for t, g in zip(result.absolute, find_decoder(model).groups, strict=True) if g.kind == kind
+        ]
         assert sum(float(t.sum()) for t in groups) > 0
 
 
@@ -72,7 +74,7 @@ def test_a_reset_returns_whole_neurons_and_nothing_else(name):
     assert 0 < report.neurons_reset <= round(0.1 * report.neurons_total)
     expected = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in sft.named_parameters()}
     moved = 0
-    for group in take_apart(sft).groups:
+    for group in find_decoder(sft).groups:
         now, was = (group.matrix(s[group.parameter]) for s in (dict(sft.named_parameters()), before))
         changed = group.own((now != was).any(1 - group.dim)).nonzero().flatten()
         moved += len(changed)
@@ -91,11 +93,11 @@ def test_an_unknown_family_is_refused_by_name():
 
     model = RwkvForCausalLM(RwkvConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2))
     with pytest.raises(ValueError, match="does not know the family 'rwkv'"):
-        take_apart(model)
+        find_decoder(model)
 
 
 def test_a_known_family_with_unknown_weights_is_refused():
     model = tiny("llama")
     model.model.layers[0].self_attn.adapter = torch.nn.Linear(4, 4)
     with pytest.raises(ValueError, match=r"does not expect \['model.layers.0.self_attn.adapter.weight'\]"):
-        take_apart(model)
+        find_decoder(model)

@@ -186,7 +186,7 @@ def test_the_share_that_was_asked_for_is_reset_in_every_scope(pair, scope, fract
 def test_a_neuron_whose_reset_lowers_the_entropy_is_never_chosen_and_the_report_says_so(pair):
     """Against the entropy itself: each neuron's score is checked by a small step toward the base."""
     from lightning_rejuv.attribution import attribute_entropy, compare
-    from lightning_rejuv.neurons import take_apart
+    from lightning_rejuv.neurons import find_decoder
     from lightning_rejuv.weights.edit import Blend
 
     base, sft = pair
@@ -195,7 +195,7 @@ def test_a_neuron_whose_reset_lowers_the_entropy_is_never_chosen_and_the_report_
     batches = as_batches(data)
     blend = Blend(dict(sft.named_parameters()), lambda name: anchor[name].detach())
     chosen = compare(sft, blend, batches, "sharpened", 1, base).positions
-    groups = take_apart(sft).groups
+    groups = find_decoder(sft).groups
     scores = attribute_entropy(sft, groups, batches, chosen, lambda n: anchor[n].detach()).total
     positive = sum(int((score > 0).sum()) for score in scores)
     report = rejuvenate(sft, base, data, alpha=1.0, reset=Reset(fraction=0.9))

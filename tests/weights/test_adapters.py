@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_rejuv import Reset, rejuvenate
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests.conftest import batch, greedy_batch, tiny_llama
 from tests.families import tiny
 from tests.weights.test_lora import _close, adapted, merged
@@ -65,7 +65,7 @@ def test_the_reset_of_a_second_adapter_counts_the_models_neurons(quantity):
     options = {"alpha": 1.0, "reset": Reset(fraction=0.05, positions="entropy_gap", quantity=quantity)}
     expected = rejuvenate(whole, base, data, **options)
     report = rejuvenate(model, None, data, **options)
-    assert report.neurons_total == expected.neurons_total == sum(g.count for g in take_apart(base).groups)
+    assert report.neurons_total == expected.neurons_total == sum(g.count for g in find_decoder(base).groups)
     assert report.neurons_asked == expected.neurons_asked
     by_kind = {group.kind: 0 for group in report.neurons}
     for group in report.neurons:

@@ -11,7 +11,7 @@ from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.alpha.sampling import sample_with_generate
 from lightning_rejuv.attribution import confidence, nll_per_response
 from lightning_rejuv.calibration.checks import batches_for
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests import families
 from tests.conftest import batch, greedy_batch, tiny_llama
 
@@ -87,7 +87,7 @@ def test_reset_of_the_adapter_is_reset_of_the_merged_weights(options, quantity):
         assert [g.reset for g in report.neurons] == [g.reset for g in reference.neurons]
         _close(merged(model), whole)
     after, moved = merged(model), 0
-    groups = take_apart(after).groups
+    groups = find_decoder(after).groups
     for group in groups:
         now, was, there = (m.get_parameter(group.parameter) for m in (after, untouched, base))
         changed = ((now - was).abs() > 1e-7).any(1 - group.dim).nonzero().flatten()

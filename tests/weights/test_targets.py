@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_rejuv import Reset, rejuvenate
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests.conftest import batch, shifted, tiny_llama
 
 
@@ -41,7 +41,7 @@ def test_a_resized_vocabulary_is_compared_and_reset_with_the_models_own_new_toke
     assert report.comparison is not None
     assert report.comparison.entropy_base == pytest.approx(float(expected), rel=1e-5)
     moved = 0
-    for group in take_apart(sft).groups:
+    for group in find_decoder(sft).groups:
         now, was, to = (
             m[group.parameter].detach()
             for m in (dict(sft.named_parameters()), before, dict(base.named_parameters()))

@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.attribution.frozen_norm import frozen_norm, is_norm
-from lightning_rejuv.attribution.hooks import at_positions, expert_parameters, first_argument, target_logits
+from lightning_rejuv.attribution.target_logit.frozen_norm import frozen_norm, is_norm
+from lightning_rejuv.attribution.target_logit.hooks import (
+    at_positions,
+    expert_parameters,
+    first_argument,
+    target_logits,
+)
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import Decoder, NeuronGroup

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_rejuv.attribution.entropy_gradient import attribute_entropy
+from lightning_rejuv.attribution import Attribution
 from lightning_rejuv.attribution.positions import Positions
-from lightning_rejuv.attribution.scores import attribute
+from lightning_rejuv.attribution.target_logit import attribute, check_reconstruction
 from lightning_rejuv.calibration.batches import as_batches
-from lightning_rejuv.neurons import take_apart
-from tests.conftest import batch, float64_llama, sharpened, tiny_llama
+from lightning_rejuv.neurons import find_decoder
+from tests.conftest import batch, float64_llama
 
 
 def _one_position(row: int, time: int) -> list[Positions]:
@@ -30,7 +30,7 @@ def _final(model, inputs):
 def setting():
     model = float64_llama()
     [data] = as_batches([batch()])
-    return model, take_apart(model), data
+    return model, find_decoder(model), data
 
 
 def test_the_contributions_add_up_to_the_logit(setting):
@@ -140,35 +140,17 @@ def test_the_model_is_left_as_it_was(setting):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_entropys_gradients_are_given_up_as_soon_as_they_are_used(setting, monkeypatch):
-    base, decoder, data = setting
-    model, anchor = sharpened(base), dict(base.named_parameters())
-    kept, grad = [], torch.autograd.grad
-    monkeypatch.setattr(
-        torch.autograd, "grad", lambda *args, **more: kept.extend(grad(*args, **more)) or kept
-    )
-    result = attribute_entropy(
-        model, decoder.groups, [data], _one_position(1, 5), lambda n: anchor[n].detach()
-    )
-    assert len(kept) == len({group.parameter for group in decoder.groups})
-    assert all(gradient.untyped_storage().nbytes() == gradient.element_size() for gradient in kept)
-    assert all(bool(total.any()) for total in result.total)
-    assert not any(p.grad is not None or p._backward_hooks for p in model.parameters())
+def test_the_reconstruction_error_is_the_largest_that_was_seen():
+    found = Attribution()
+    for error in ([0.0, 0.5], [0.1], [0.3, 0.0]):
+        found.add([torch.ones(len(error), 2)], torch.tensor(error))
+    assert found.error == 0.5
+    assert found.positions == 5
+    with pytest.raises(ValueError, match="reconstruction error is 5.0e-01"):
+        check_reconstruction(found, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tokens_that_a_model_masks_out_add_nothing_to_the_entropy(dtype):
-    """A logit of -inf, as for the padding of a vocabulary, is one of -1e4: its probability is 0."""
-    base = tiny_llama(dtype=dtype)
-    model, (data,) = sharpened(base), as_batches([batch(vocabulary=20)])
-    anchor, scores = dict(base.named_parameters()), []
-    for masked in (-1e4, -torch.inf):
-        hook = model.lm_head.register_forward_hook(
-            lambda _m, _a, out, v=masked: out.masked_fill(torch.arange(23) >= 20, v)
-        )
-        groups, at = take_apart(model).groups, _one_position(1, 5)
-        scores.append(attribute_entropy(model, groups, [data], at, lambda n: anchor[n].detach()).total)
-        hook.remove()
-    for expected, found in zip(*scores, strict=True):
-        assert bool(expected.any())
-        torch.testing.assert_close(found, expected)
+def test_a_reconstruction_that_is_not_a_number_is_refused(dtype):
+    with pytest.raises(ValueError, match="reconstruction error is nan"):
+        check_reconstruction(Attribution(error=float("nan")), dtype)

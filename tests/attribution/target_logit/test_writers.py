@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_rejuv.attribution.positions import Positions
-from lightning_rejuv.attribution.scores import attribute
+from lightning_rejuv.attribution.target_logit import attribute
 from lightning_rejuv.calibration.batches import as_batches
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests.conftest import batch
 from tests.families import tiny
 
@@ -20,7 +20,7 @@ def test_an_experts_contribution_is_what_the_frozen_logit_loses_without_it(famil
     [data] = as_batches([batch(vocabulary=61)])
     row, time = 1, 6
     place = Positions(torch.tensor([row]), torch.tensor([time]), torch.tensor([0]), 0, 0)
-    decoder = take_apart(model)
+    decoder = find_decoder(model)
     result = attribute(model, decoder, [data], [place])
     target, norm, kept = data.targets[row, time], model.model.norm, {}
     handle = norm.register_forward_hook(lambda _m, args, out: kept.update(stream=args[0], normed=out))

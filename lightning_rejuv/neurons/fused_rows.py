@@ -1,4 +1,4 @@
-"""Where the projections lie in a weight that fuses several of them: index arithmetic, one layout each."""
+"""Which rows of a weight that fuses several projections are neurons of which kind: index arithmetic."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_rejuv.neurons.group import Kind
 
-# From a model's configuration and the number of rows to the rows of each projection.
-Layout: TypeAlias = Callable[[Any, int], dict[Kind, Tensor]]
+# From a model's configuration and the number of rows of the weight to the rows of each kind of neuron.
+FusedRows: TypeAlias = Callable[[Any, int], dict[Kind, Tensor]]
 
 
 def gate_up(_config: Any, rows: int) -> dict[Kind, Tensor]:

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.attribution.hooks import by_token, expert_parameters, first_argument, target_logits
+from lightning_rejuv.attribution.target_logit.hooks import (
+    by_token,
+    expert_parameters,
+    first_argument,
+    target_logits,
+)
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import Decoder, NeuronGroup

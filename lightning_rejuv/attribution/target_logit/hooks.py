@@ -1,9 +1,8 @@
-"""What the two attribution passes share."""
+"""What the passes of the readers and of the writers share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,16 +52,3 @@ def target_logits(head: nn.Module, normed: Tensor, targets: Tensor) -> Tensor:
     The head runs on these positions alone, so that no gradient of the size of all logits is ever made.
     """
     return head(normed).gather(1, targets[:, None])[:, 0]  # type: ignore[no-any-return]
-
-
-@contextmanager
-def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let parameters take part in the graph for a while, also those that are frozen."""
-    frozen = [p for p in parameters if not p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_rejuv.attribution.positions import Positions
-from lightning_rejuv.attribution.scores import attribute
+from lightning_rejuv.attribution.target_logit import attribute
 from lightning_rejuv.calibration.batches import as_batches
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from tests.conftest import batch
 from tests.families import tiny
 
@@ -20,8 +20,8 @@ def test_an_experts_score_is_the_derivative_of_the_logit_by_its_gain(family):
     [data] = as_batches([batch(vocabulary=61)])
     row, time = 1, 6
     place = Positions(torch.tensor([row]), torch.tensor([time]), torch.tensor([0]), 0, 0)
-    groups = take_apart(model).groups
-    result = attribute(model, take_apart(model), [data], [place])
+    groups = find_decoder(model).groups
+    result = attribute(model, find_decoder(model), [data], [place])
     compared = biased = 0
     for group, scores in zip(groups, result.total, strict=True):
         if group.expert is None or group.writes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_rejuv.neurons import take_apart
+from lightning_rejuv.neurons import find_decoder
 from lightning_rejuv.neurons.families import FAMILIES
-from lightning_rejuv.neurons.layouts import (
+from lightning_rejuv.neurons.fused_rows import (
     bigcode_qkv,
     falcon_qkv,
     gate_up,
@@ -19,8 +19,8 @@ from lightning_rejuv.neurons.layouts import (
 from tests.families import CONFIGS, tiny
 
 
-def _with(*layouts):
-    return [name for name in CONFIGS if set(layouts) & set(FAMILIES[name.split("/")[0]].values())]
+def _with(*rules):
+    return [name for name in CONFIGS if set(rules) & set(FAMILIES[name.split("/")[0]].values())]
 
 
 ATTENTION = _with(qkv, qkv_per_head, bigcode_qkv, falcon_qkv, latent_key_value, latent_rotary_key)
@@ -29,7 +29,7 @@ ATTENTION = _with(qkv, qkv_per_head, bigcode_qkv, falcon_qkv, latent_key_value, 
 def _fused(model):
     """Modules of the first layer that fuse several projections, and the rows of each kind that the map gives."""
     found = {}
-    for group in take_apart(model).groups:
+    for group in find_decoder(model).groups:
         if group.layer == 0 and group.index is not None and group.expert is None:
             found.setdefault(group.module, {})[group.kind] = set(group.index.tolist())
     return found
@@ -72,7 +72,7 @@ def test_rows_of_queries_keys_and_values(name):
     There the softmax is over one position, so that neither query nor key matter to it.
     """
     model = tiny(name)
-    writer = next(g.module for g in take_apart(model).groups if g.kind == "o" and g.layer == 0)
+    writer = next(g.module for g in find_decoder(model).groups if g.kind == "o" and g.layer == 0)
     checked = 0
     for module, kinds in _fused(model).items():
         if not {"q", "k", "v"} & set(kinds):
@@ -102,7 +102,7 @@ def test_rows_of_queries_keys_and_values(name):
 def test_rows_of_gates_and_ups(name):
     """What a layer does is linear in its ups, and not in its gates."""
     model = tiny(name)
-    writer = next(g.module for g in take_apart(model).groups if g.kind == "down" and g.layer == 0)
+    writer = next(g.module for g in find_decoder(model).groups if g.kind == "down" and g.layer == 0)
     for module, kinds in _fused(model).items():
         if set(kinds) != {"gate", "up"}:
             continue
