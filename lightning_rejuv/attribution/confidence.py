@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.forward import forward_logits
-from lightning_rejuv.functional.tokens import token_entropy
-
-# Rows of logits that are taken through float32 at a time.
-_ROWS = 1024
+from lightning_rejuv.functional._checks import check_logits
+from lightning_rejuv.ops import token_stats
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,8 @@ class Confidence:
     """How sure a model is at every position of one batch; NaN outside the response.
 
     Attributes:
-        entropy: [B, T - 1] float32, nats, of the next-token distribution.
-        log_prob: [B, T - 1] float32, nats, of the target token.
+        entropy: [B, T - 1] float64 (float32 on MPS), nats, of the next-token distribution.
+        log_prob: [B, T - 1] float64 (float32 on MPS), nats, of the target token.
     """
 
     entropy: Tensor
@@ -39,6 +37,7 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
 
     Raises:
         TypeError: the model returns no logits over a vocabulary that holds the targets.
+        ValueError: logits of a response position are NaN or +inf.
     """
     logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
     targets = batch.targets[batch.response]
@@ -48,18 +47,16 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
             f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model pass "
             f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
-    entropy, log_prob = [], []
-    for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
-        exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        entropy.append(token_entropy(exact, reduction="none"))
-        log_prob.append(-torch.nn.functional.cross_entropy(exact, target, reduction="none"))
-    return Confidence(_spread(entropy, batch.response), _spread(log_prob, batch.response))
+    stats = token_stats(logits, targets)
+    check_logits("logits", stats.entropy, None)
+    assert stats.logprob is not None
+    return Confidence(_spread(stats.entropy, batch.response), _spread(stats.logprob, batch.response))
 
 
-def _spread(values: list[Tensor], response: Tensor) -> Tensor:
-    joined = torch.cat(values)
-    full = joined.new_full(response.shape, float("nan"))
-    full[response] = joined
+def _spread(values: Tensor, response: Tensor) -> Tensor:
+    """Put one value for each response position where it belongs; NaN elsewhere."""
+    full = values.new_full(response.shape, float("nan"))
+    full[response] = values
     return full
 
 
