@@ -27,18 +27,18 @@ class Anchor(ABC):
 
     @staticmethod
     def open(source: AnchorSource, prefix: str = "") -> Anchor:
-        """Open whatever holds the anchor's weights.
+        """Open the anchor that a module, a mapping or a path holds.
 
         Args:
             source: a module; a state dict; a Hugging Face directory (``model.safetensors``, sharded or
                 not); a ``torch.distributed.checkpoint`` folder; a ``.safetensors`` file; a Lightning
                 checkpoint or another file that ``torch.load(weights_only=True)`` can read, with a state dict or with
                 several by name (``{"model": …, "optimizer": …}``). Files are memory-mapped. A folder with
-                ``.metadata`` is opened as a distributed checkpoint only where it holds no ``*.safetensors``, index
+                ``.metadata`` is opened as a distributed checkpoint only if it holds no ``*.safetensors``, index
                 of such or ``config.json``; to open one that lies beside these, pass the path of its ``.metadata``.
                 A ``~`` at the start of a path is the user's home directory.
-            prefix: of the names of the model that is meant, where a checkpoint holds several: ``"ref."`` for a
-                reference beside a policy. A path may say it too, which is what a YAML file can hold:
+            prefix: the prefix of the names of the model that is meant, if a checkpoint holds several: ``"ref."`` for a
+                reference beside a policy. A path may end with it too, as a YAML file needs it:
                 ``last.ckpt::ref.``.
 
         Raises:
@@ -53,8 +53,8 @@ class Anchor(ABC):
     def read_as(self, model: nn.Module) -> Anchor:
         """Return this anchor with the names and layouts that a model's own tensors have.
 
-        A directory may hold them otherwise: experts one by one, older names. They are read as transformers would
-        load them into the model. An anchor in memory usually has them already.
+        The tensors of a directory may have others (experts one by one, older names); they are read as transformers
+        would load them into the model. An anchor in memory usually has the model's already.
         """
         return self
 
@@ -65,7 +65,7 @@ class Anchor(ABC):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokens with which its model ends a response, where something beside the tensors says so."""
+        """The tokens with which its model ends a response; empty if nothing beside the tensors names them."""
         return ()
 
     @property
@@ -82,7 +82,7 @@ class Anchor(ABC):
         """A tensor's shape, without reading the tensor."""
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """A tensor's dtype; None where it is not known before the tensor is read."""
+        """A tensor's dtype; None if it is not known before the tensor is read."""
         return None
 
     def held(self) -> Iterable[tuple[str, Tensor]]:

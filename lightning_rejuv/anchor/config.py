@@ -32,7 +32,7 @@ def configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a config that describes the text model; the config itself where it has no parts.
+    """Return the part of a config that describes the text model; the config itself if it has no parts.
 
     >>> text_config({"audio_config": {"vocab_size": 51}, "text_config": {"vocab_size": 60}})
     {'vocab_size': 60}
@@ -44,20 +44,20 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """Return how many rows a config gives the text model's vocabulary; None where it says none."""
+    """Return how many rows a config gives the text model's vocabulary; None if it gives none."""
     for part in (text_config(config), config):
         size = part.get("vocab_size")
         if isinstance(size, int) and not isinstance(size, bool):
             return size
-    # Some parts are written only where they differ from the defaults of their kind.
+    # A config leaves out what does not differ from the defaults of its kind.
     found = [c["vocab_size"] for c in configs(config) if isinstance(c.get("vocab_size"), int)]
     return found[0] if len(found) == 1 and text_config(config) is config else None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a config lets the text model read; None where it says nothing.
+    """Return how many tokens a config lets the text model read; None if it gives no limit.
 
-    A factor by which rotary positions are stretched counts.
+    A factor by which rotary positions are stretched multiplies the limit.
 
     >>> context_length({"max_position_embeddings": 16, "rope_parameters": {"factor": 2.0}})
     32
@@ -79,17 +79,17 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 
 def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> list[Any] | None:
-    """Return what is said of the tokens that end a response, as it stands there; None where nothing is said.
+    """Return the tokens that end a response, as a model's files name them; None if the config does not speak of them.
 
     Args:
-        config: of the model.
-        generation: its generation config, which then counts alone; None where there is none.
+        config: the model's config.
+        generation: its generation config. If there is one, it counts alone, and may name none.
 
     >>> end_tokens({"text_config": {"eos_token_id": 2}}), end_tokens({"eos_token_id": 2}, {"eos_token_id": [2, 7]})
     ([2], [2, 7])
     """
-    places = [config, text_config(config)] if generation is None else [generation]
-    said = [place["eos_token_id"] for place in places if "eos_token_id" in place]
+    counted = [config, text_config(config)] if generation is None else [generation]
+    said = [part["eos_token_id"] for part in counted if "eos_token_id" in part]
     if not said:
         return None if generation is None else []
     ends: Any = next((ends for ends in said if ends is not None), [])
@@ -105,9 +105,9 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:
-    """Return what a config says about tied embeddings; None where it says nothing.
+    """Return what a config says about tied embeddings; None if it says nothing.
 
-    The outermost that says something counts: that is what transformers goes by.
+    If several of its parts say something, the outermost counts, as in transformers.
     """
     for part in (config, text_config(config)):
         if "tie_word_embeddings" in part:
@@ -116,7 +116,7 @@ def says_tied(config: Mapping[str, Any]) -> bool | None:
 
 
 def ties(config: Mapping[str, Any]) -> bool | None:
-    """Return whether a config ties embeddings: what it says, or what its kind does where it says nothing.
+    """Return whether a config ties embeddings: what it says, or else the default of its kind.
 
     >>> ties({"tie_word_embeddings": False})
     False

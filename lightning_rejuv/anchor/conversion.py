@@ -26,8 +26,8 @@ class Source:
     Attributes:
         names: their names on disk, in the loader's order.
         target: the name of the first tensor in memory.
-        patterns: for each name the pattern of the converter that takes it; empty where it is only renamed.
-        converter: transformers' converter; None where the tensor is only renamed.
+        patterns: for each name the pattern of the converter that takes it; empty if it is only renamed.
+        converter: transformers' converter; None if the tensor is only renamed.
         model: a model of the architecture.
     """
 
@@ -71,11 +71,11 @@ def blank(model: nn.Module) -> nn.Module:
 
 
 def sources(model: nn.Module, names: Iterable[str]) -> list[Source]:
-    """Find what transformers makes of names on disk when it loads a model; a name that it ignores stays alone.
+    """Find what transformers makes of names on disk when it loads a model; a name that it ignores stays as it is.
 
     Args:
         model: a transformers model that is not wrapped; its weights are not looked at.
-        names: of all tensors on disk.
+        names: the names of all tensors on disk.
     """
     from transformers import conversion_mapping, core_model_loading
 
@@ -84,13 +84,13 @@ def sources(model: nn.Module, names: Iterable[str]) -> list[Source]:
     renamings = [rule for rule in rules if isinstance(rule, core_model_loading.WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, core_model_loading.WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
-    there, prefix = model.state_dict(), str(model.base_model_prefix)
+    in_memory, prefix = model.state_dict(), str(model.base_model_prefix)
     found: dict[str, list[tuple[str, str | None]]] = {}
     for name in sorted(names, key=core_model_loading.dot_natural_key):
-        target, pattern = core_model_loading.rename_source_key(name, renamings, converters, prefix, there)
-        if target not in there and name in there:  # it is a name in memory already
-            target, pattern = core_model_loading.rename_source_key(name, [], [], prefix, there)
-        if target not in there:
+        target, pattern = core_model_loading.rename_source_key(name, renamings, converters, prefix, in_memory)
+        if target not in in_memory and name in in_memory:  # it is a name in memory already
+            target, pattern = core_model_loading.rename_source_key(name, [], [], prefix, in_memory)
+        if target not in in_memory:
             target, pattern = name, None
         found.setdefault(target, []).append((name, pattern))
     return [
@@ -106,7 +106,7 @@ def sources(model: nn.Module, names: Iterable[str]) -> list[Source]:
 
 
 def architecture(model: nn.Module) -> tuple[str, str] | None:
-    """Return what tells the architecture of the transformers model in a module: its class and its config."""
+    """Return what tells the architecture of a transformers model in a module: class and config; None without one."""
     inner = language_model(model)
     if not is_hugging_face(inner):
         return None
@@ -122,7 +122,7 @@ def as_loaded(anchor: Anchor, model: nn.Module) -> Anchor:
         model: the model to be matched: a transformers model, or a module around one.
 
     Returns:
-        The anchor itself where transformers has nothing to convert, or does not know the model.
+        The anchor itself if transformers has nothing to convert, or does not know the model.
     """
     inner = language_model(model)
     if not is_hugging_face(inner):
@@ -178,6 +178,6 @@ class _Loaded(Anchor):
         if self._held[0] is source:
             return self._held[1][name]
         found = source.tensors(self._anchor.tensor)
-        # Where several come from the same parts, the others are asked for next.
+        # If several tensors come from the same parts, the others are asked for next.
         self._held = (source, found) if len(found) > 1 else (None, {})
         return found[name]

@@ -1,4 +1,4 @@
-"""An anchor in a ``torch.distributed.checkpoint`` folder, of which nothing is unpickled but tensors."""
+"""An anchor in a ``torch.distributed.checkpoint`` folder, of which only tensors are unpickled."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class DistributedCheckpoint:
         return found
 
     def _check_files(self) -> None:
-        """Every chunk has bytes of its own, within a file of the folder: no tensor is larger than the files."""
+        """Check that every chunk has bytes of its own in a file of the folder: no tensor is larger than the files."""
         ranges: dict[str, list[tuple[int, int]]] = {}
         for stored in self._tensors.values():
             for chunk in stored.chunks:

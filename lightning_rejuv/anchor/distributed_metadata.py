@@ -1,4 +1,4 @@
-"""The metadata of a ``torch.distributed.checkpoint`` folder: read as plain data, checked, made into our own."""
+"""The metadata of a ``torch.distributed.checkpoint`` folder: read as plain data, checked, and returned by tensor."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def _tensors(metadata: Pairs) -> Iterator[tuple[str, Stored]]:
-    """Check every tensor's entry and yield it with its name."""
+    """Check every tensor's entry, and yield its name and what it says."""
     places = _places(_field(metadata, "storage_data", Pairs))
     seen = set()
     for name, entry in _field(metadata, "state_dict_metadata", Pairs):
@@ -164,7 +164,7 @@ def _stored(name: str, entry: Pairs, places: _Places) -> Stored:
             raise ValueError(f"a chunk that is no block of its shape {size}")
         if any(o + s > whole for o, s, whole in zip(offsets, sizes, size, strict=True)):
             raise ValueError(f"a chunk at {offsets} of shape {sizes} that reaches beyond its shape {size}")
-        # Taken out: no chunk is there twice, and nothing that is shared within the pickle multiplies the work.
+        # A place is used once: no chunk stands there twice, and nothing that the pickle shares multiplies the work.
         place = places.pop((name, offsets), None) or places.pop((name, None), None)
         if place is None:
             raise ValueError(f"no bytes for its chunk at {offsets}")

@@ -20,7 +20,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 _HASHED = 1 << 20  # bytes that are hashed at a time
 _MAX_JSON = 1 << 28  # bytes; the index of a million tensors takes less
 
-# Weights that belong to no model of transformers' own form: an adapter's, and Mistral's own format.
+# Files whose weights are not a model in the form of transformers: an adapter's, and Mistral's own format.
 _OTHER_FORMS = ("adapter_", "consolidated")
 
 
@@ -29,9 +29,9 @@ class WeightFiles:
     """The weight files of a directory.
 
     Attributes:
-        names: of the safetensors files that hold the weights.
-        index: the index file's content, None where one file holds everything.
-        left_out: safetensors files beside them that no loader reads: of an earlier save, or of a variant.
+        names: the names of the safetensors files that hold the weights.
+        index: the index file's content, None if one file holds everything.
+        left_out: safetensors files beside them that no loader reads: those of an earlier save, or of a variant.
     """
 
     names: tuple[str, ...]
@@ -42,15 +42,15 @@ class WeightFiles:
 def weight_files(root: Path) -> WeightFiles | None:
     """Find the files that transformers loads from a directory.
 
-    Its order: the file that ``transformers_weights`` in ``config.json`` names, ``model.safetensors``, and only
-    then the shards of ``model.safetensors.index.json``. A variant (``model.fp16.safetensors``) is loaded only by
+    It looks for the file that ``transformers_weights`` in ``config.json`` names, for ``model.safetensors``, and only
+    then for the shards of ``model.safetensors.index.json``. A variant (``model.fp16.safetensors``) is loaded only by
     those who name it.
 
     Args:
         root: the directory.
 
     Returns:
-        None where there are none.
+        The files; None if there are none.
 
     Raises:
         FileNotFoundError: a file that is named does not exist.

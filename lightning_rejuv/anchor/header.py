@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 # By the codes of the format.
 DTYPES: dict[str, torch.dtype] = {
@@ -33,7 +34,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
-MAX_RANK = 64  # of a tensor in PyTorch
+_MAX_RANK = 64  # of a tensor in PyTorch
 _MAX_SIZE = 1 << 63  # of a dimension, and of all of them together, in PyTorch
 _MAX_NAME = 4096
 _SHOWN = 200  # characters of what a file says, in a message
@@ -114,6 +115,28 @@ def read_header(path: Path) -> Header:
     return Header(tuple(entries), metadata, size)
 
 
+def read_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype | None]]:
+    """Return shape and dtype of every tensor, by name, as the library ``safetensors`` reads them.
+
+    The dtype is None if ``DTYPES`` does not have it.
+
+    Raises:
+        ValueError: a tensor has more dimensions or elements than a tensor can have.
+        SafetensorError: the library refuses the file.
+    """
+    found = {}
+    with safe_open(path, framework="pt") as handle:
+        for name in handle.keys():  # noqa: SIM118 (not a mapping)
+            part = handle.get_slice(name)
+            shape = part.get_shape()
+            if len(shape) > _MAX_RANK or has_too_many_elements(shape):
+                raise ValueError(
+                    f"the tensor {name!r:.{_SHOWN}} has more dimensions or elements than a tensor can have"
+                )
+            found[name] = torch.Size(shape), DTYPES.get(part.get_dtype())
+    return found
+
+
 def build_header(
     entries: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
@@ -121,7 +144,7 @@ def build_header(
 
     Args:
         entries: name, dtype and shape of each tensor.
-        metadata: free-form strings; without any the header has no such part.
+        metadata: free-form strings; if there are none, the header has no such part.
 
     >>> len(build_header([("w", torch.bfloat16, (2, 3))], {"format": "pt"})) % 8
     0
@@ -183,7 +206,7 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
     shape, offsets = _naturals(fields.get("shape")), _naturals(fields.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
         raise ValueError(
-            f"Expected {where} to have a `shape` and two `data_offsets`, at most {MAX_RANK} integers from 0 to 2**63, "
+            f"Expected {where} to have a `shape` and two `data_offsets`, at most {_MAX_RANK} integers from 0 to 2**63, "
             f"but got {value!r:.{_SHOWN}}."
         )
     dtype = DTYPES.get(str(fields.get("dtype")))
@@ -197,14 +220,13 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
     entry = Entry(name, dtype, tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
         raise ValueError(
-            f"Expected {where} to take {entry.nbytes} bytes for {dtype} {tuple(shape)} but its offsets are "
-            f"{offsets}."
+            f"Expected {where} to take {entry.nbytes} bytes for {dtype} {tuple(shape)} but its offsets are {offsets}."
         )
     return entry
 
 
 def _naturals(value: Any) -> list[int] | None:
-    if not isinstance(value, list) or len(value) > MAX_RANK:
+    if not isinstance(value, list) or len(value) > _MAX_RANK:
         return None
     return value if all(type(v) is int and 0 <= v < _MAX_SIZE for v in value) else None
 

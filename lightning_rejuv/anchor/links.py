@@ -27,14 +27,18 @@ def lies_within(directory: Path, name: str | Path) -> bool:
     try:
         root = directory.resolve(strict=True)
         file = (root / name).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):  # nothing there; a circle; a null character
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # there is no such file; links form a circle; a null character
         return False
     if file.is_relative_to(root):
         return True
     revisions = next((parent for parent in root.parents if parent.name == "snapshots"), None)
     if revisions is None or not _REPOSITORY.fullmatch(revisions.parent.name):
         return False
-    # Not resolved any further: `blobs` that are a link themselves lead out.
+    # This is not resolved any further: `blobs` that are a link themselves lead out.
     repository = revisions.parent
     store = repository.parent / "blobs"
     shared = file.is_relative_to(store) and _SHARED.fullmatch(file.relative_to(store).as_posix())

@@ -31,7 +31,7 @@ def match(
         model: the model to be edited.
         anchor: its anchor; one on disk as :meth:`Anchor.read_as` gives it for the model.
         resizable: parameters whose number of rows may differ: the tables of a resized vocabulary.
-        shapes: of the whole parameters, where the model holds shards, by the names to be matched.
+        shapes: the shapes of the whole parameters, by the names to be matched, if the model holds shards.
 
     Returns:
         The anchor's name of every parameter, by the name that ``model.named_parameters()``, or
@@ -39,7 +39,7 @@ def match(
 
     Raises:
         ValueError: names or shapes differ (both lists are printed), the anchor holds several models, or two
-            different tensors where the model ties them.
+            different tensors that the model ties.
 
     >>> net = nn.Linear(2, 2)
     >>> match(net, Anchor.open({"net.weight": torch.eye(2), "net.bias": torch.zeros(2)}))
@@ -60,14 +60,14 @@ def match(
         raise ValueError(_nothing_fits(model, anchor, {n for names in aliases.values() for n in names}))
 
     def present(key: int, rename: Rename) -> list[str]:
-        own = [there for there in map(rename, aliases[key]) if there in available]
-        return own or [t for t in map(rename, tied.get(aliases[key][0], ())) if t in available][:1]
+        own = [name for name in map(rename, aliases[key]) if name in available]
+        return own or [n for n in map(rename, tied.get(aliases[key][0], ())) if n in available][:1]
 
     def fits(rename: Rename) -> bool:
         return all(
-            anchor.shape(there)[int(resizable) :] == shape[int(resizable) :]
+            anchor.shape(name)[int(resizable) :] == shape[int(resizable) :]
             for key, (shape, resizable) in sizes.items()
-            for there in present(key, rename)
+            for name in present(key, rename)
         )
 
     whole = [rename for rename in fitting if fits(rename)]
@@ -76,10 +76,10 @@ def match(
     found: dict[str, str] = {}
     used = {rename(canonical_name(name)) for name, _ in model.named_buffers()}
     for name, key in known.items():
-        there = present(key, rename)
-        _check_alike(name, sizes[key][0], there, anchor, sizes[key][1])
-        found[name] = there[0]
-        used.update(there)
+        candidates = present(key, rename)
+        _check_alike(name, sizes[key][0], candidates, anchor, sizes[key][1])
+        found[name] = candidates[0]
+        used.update(candidates)
     root = rename("")
     extra = {name for name in available - used if name.startswith(root)}
     extra -= not_of_the_model(extra, used, anchor.config)
@@ -97,7 +97,7 @@ def names_fit(model: nn.Module, anchor: Anchor) -> bool:
 
 
 def _aliases(model: nn.Module) -> dict[int, list[str]]:
-    """Return every parameter's canonical names: one, or several where it is tied."""
+    """Return every parameter's canonical names: one, or several if it is tied."""
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(canonical_name(name))
@@ -105,7 +105,7 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _tied_heads(aliases: Collection[Sequence[str]], anchor: Anchor) -> dict[str, list[str]]:
-    """For heads of the model's own, by name, the names of the embedding that the anchor's config ties them to."""
+    """Return the names of the embedding that the anchor's config ties to each head that the model does not tie."""
     if anchor.config is None or ties(anchor.config) is False:
         return {}
     embeddings = [name for names in aliases for name in names if is_embedding(name)]
@@ -116,11 +116,11 @@ def _tied_heads(aliases: Collection[Sequence[str]], anchor: Anchor) -> dict[str,
     }
 
 
-def _nothing_fits(model: nn.Module, anchor: Anchor, ours: set[str]) -> str:
+def _nothing_fits(model: nn.Module, anchor: Anchor, wanted: set[str]) -> str:
     available = set(anchor.names())
     text = (
         f"The model and its anchor ({anchor.description}) do not hold the same parameters. Only in the "
-        f"model: {listing(ours - available)}. Only in the anchor: {listing(available - ours)}."
+        f"model: {listing(wanted - available)}. Only in the anchor: {listing(available - wanted)}."
     )
     inner = language_model(model)
     if not is_hugging_face(inner) and any(names_fit(child, anchor) for child in model.children()):
@@ -160,9 +160,8 @@ def _check_alike(name: str, shape: torch.Size, present: list[str], anchor: Ancho
     wrong = {c: s for c, s in shapes.items() if s[first:] != tuple(shape)[first:]}
     if wrong:
         raise ValueError(
-            f"Expected the anchor's tensor for {name!r} to have shape {tuple(shape)} but got "
-            f"{wrong} from {anchor.description}. Where SFT resized the vocabulary, pass "
-            "`resize_vocabulary=True`."
+            f"Expected the anchor's tensor for {name!r} to have shape {tuple(shape)} but got {wrong} from "
+            f"{anchor.description}. Where SFT resized the vocabulary, pass `resize_vocabulary=True`."
         )
     for other in present[1:]:
         if not torch.equal(anchor.tensor(present[0]), anchor.tensor(other)):

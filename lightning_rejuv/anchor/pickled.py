@@ -7,7 +7,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-# What Python writes for data, in protocol 2 and later. Whatever else there is (persistent identifiers, the
+# What Python writes for data, in protocol 2 and later. Every other operation (persistent identifiers, the
 # extension registry, text integers that take quadratic time, out-of-band buffers) is refused.
 _KNOWN = frozenset(
     """PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
@@ -74,7 +74,7 @@ def read_pickle(content: bytes, check_name: Callable[[str, str], None]) -> Any:
 
 
 class _Reader:
-    """The stack machine that a pickle is a program for, with data alone on its stack."""
+    """The stack machine for which a pickle is a program; its stack holds data alone."""
 
     def __init__(self, content: bytes, check_name: Callable[[str, str], None]) -> None:
         self._stream, self._check_name = io.BytesIO(content), check_name

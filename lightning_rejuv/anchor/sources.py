@@ -1,4 +1,4 @@
-"""Everything that an anchor can be read from."""
+"""The sources of an anchor: modules, state dicts, files and directories."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from torch import Tensor, nn
 from lightning_rejuv._compat import end_tokens, persistent_buffers
 from lightning_rejuv.anchor.anchor import Anchor, AnchorSource
 from lightning_rejuv.anchor.archive import check_stored
-from lightning_rejuv.anchor.config import end_tokens as said_end_tokens
+from lightning_rejuv.anchor.config import end_tokens as config_end_tokens
 from lightning_rejuv.anchor.conversion import architecture, as_loaded
+from lightning_rejuv.anchor.distributed import DistributedCheckpoint
+from lightning_rejuv.anchor.distributed_metadata import METADATA
 from lightning_rejuv.anchor.files import CONFIG, GENERATION, INDEX, SINGLE, read_json, weight_files
-from lightning_rejuv.anchor.header import DTYPES, MAX_RANK, has_too_many_elements
+from lightning_rejuv.anchor.header import read_shapes
 from lightning_rejuv.anchor.match import names_fit
 from lightning_rejuv.names import canonical_name, listing, printable
 
-_METADATA = ".metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-_SAYS_WHICH = "::"  # between a path and a prefix
+_SEPARATOR = "::"  # between a path and a prefix
 
 
 def open_anchor(source: AnchorSource, prefix: str = "") -> Anchor:
     """Open an anchor; see :meth:`Anchor.open`."""
     if not prefix and isinstance(source, (str, os.PathLike)) and not Path(source).expanduser().exists():
-        path, says, after = os.fspath(source).rpartition(_SAYS_WHICH)
-        source, prefix = (path, after) if says else (source, "")
+        path, separator, after = os.fspath(source).rpartition(_SEPARATOR)
+        source, prefix = (path, after) if separator else (source, "")
     anchor = _open(source)
     return _Part(anchor, prefix) if prefix else anchor
 
@@ -50,8 +51,8 @@ def _open(source: AnchorSource) -> Anchor:
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source).expanduser())
     raise TypeError(
-        "Expected the anchor to be a module, a state dict or a path "
-        f"but got {type(source).__name__}. Pass for example the directory of the base model."
+        f"Expected the anchor to be a module, a state dict or a path but got {type(source).__name__}. Pass for "
+        "example the directory of the base model."
     )
 
 
@@ -163,7 +164,7 @@ class _SafetensorsAnchor(Anchor):
         self._loaded: dict[tuple[str, str], Anchor] = {}
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
-        self._dtypes: dict[str, str] = {}
+        self._dtypes: dict[str, torch.dtype | None] = {}
         for file in files:
             try:
                 self._read_header(file)
@@ -174,17 +175,10 @@ class _SafetensorsAnchor(Anchor):
                 ) from error
 
     def _read_header(self, file: Path) -> None:
-        with safe_open(file, framework="pt") as handle:
-            for key in handle.keys():  # noqa: SIM118 (not a mapping)
-                name = canonical_name(key)
-                self._place[name] = (file, key)
-                shape = handle.get_slice(key).get_shape()
-                if len(shape) > MAX_RANK or has_too_many_elements(shape):
-                    raise ValueError(
-                        f"the tensor {key!r:.200} has more dimensions or elements than a tensor can have"
-                    )
-                self._shapes[name] = torch.Size(shape)
-                self._dtypes[name] = handle.get_slice(key).get_dtype()
+        for key, (shape, dtype) in read_shapes(file).items():
+            name = canonical_name(key)
+            self._place[name] = (file, key)
+            self._shapes[name], self._dtypes[name] = shape, dtype
 
     @property
     def description(self) -> str:
@@ -213,7 +207,7 @@ class _SafetensorsAnchor(Anchor):
         return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype | None:
-        return DTYPES.get(self._dtypes[name])
+        return self._dtypes[name]
 
     def tensor(self, name: str) -> Tensor:
         file, key = self._place[name]
@@ -225,10 +219,6 @@ class _DistributedAnchor(Anchor):
     """A ``torch.distributed.checkpoint`` folder."""
 
     def __init__(self, path: Path) -> None:
-        from lightning_rejuv.anchor.distributed import (
-            DistributedCheckpoint,  # importing it takes over a second
-        )
-
         self._checkpoint = DistributedCheckpoint(path)
         self._names = {canonical_name(name): name for name in self._checkpoint.names}
         self._description = str(path)
@@ -258,20 +248,20 @@ def _open_path(path: Path) -> Anchor:
             f"Expected the anchor at {str(path)!r} but there is no such file or directory. "
             "Nothing is downloaded: pass the local directory of the base model."
         )
-    if path.name == _METADATA:
+    if path.name == METADATA:
         return _DistributedAnchor(path.parent)
     if path.suffix == ".safetensors":
         return _SafetensorsAnchor([path], str(path))
     if path.suffix in _PICKLED:
         return _open_checkpoint(path)
     raise ValueError(
-        f"Expected the anchor {str(path)!r} to be a directory, a .safetensors file or one of "
-        f"{', '.join(_PICKLED)} but its name ends in {path.suffix!r}."
+        f"Expected the anchor {str(path)!r} to be a directory, a .safetensors file or one of {', '.join(_PICKLED)} "
+        f"but its name ends in {path.suffix!r}."
     )
 
 
 def _open_directory(path: Path) -> Anchor:
-    if (path / _METADATA).is_file() and not _is_hugging_face(path):
+    if (path / METADATA).is_file() and not _is_hugging_face(path):
         return _DistributedAnchor(path)
     files = weight_files(path)
     if files is None:
@@ -286,12 +276,12 @@ def _open_directory(path: Path) -> Anchor:
 
 
 def _ends(path: Path, config: Mapping[str, Any]) -> list[int]:
-    """The tokens that end a response, as a directory says; none where what it says is malformed."""
+    """Return the tokens that end a response, as the files of a directory name them; none if those are malformed."""
     try:
         generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else None
     except ValueError:
         return []
-    return [end for end in said_end_tokens(config, generation) or [] if type(end) is int]
+    return [end for end in config_end_tokens(config, generation) or [] if type(end) is int]
 
 
 def _is_hugging_face(path: Path) -> bool:
@@ -302,7 +292,7 @@ def _is_hugging_face(path: Path) -> bool:
 
 def _open_checkpoint(path: Path) -> Anchor:
     try:
-        archive = zipfile.is_zipfile(path)  # what `torch.save` wrote before 1.6 is none, and cannot be mapped
+        archive = zipfile.is_zipfile(path)  # what `torch.save` wrote before 1.6 cannot be mapped
         if archive:
             check_stored(path, path.stat().st_size)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
@@ -320,7 +310,7 @@ def _open_checkpoint(path: Path) -> Anchor:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch found, without its advice to run what the file holds, and without its colours."""
+    """Return what PyTorch found, without its advice to run what the file holds, and without its colours."""
     text = str(error)
     found = text.partition("WeightsUnpickler error: ")[2].split(". ")[0]
     return printable(found.strip() or f"{type(error).__name__}: {text}")[:300]

@@ -50,8 +50,8 @@ def not_of_the_model(
 ) -> set[str]:
     """Return those of a base's tensors that are no part of the model that is fused.
 
-    Constants; modules for multi-token prediction, which training drops; the same where the base stores them
-    as layers after the last.
+    They are constants, and modules for multi-token prediction, which training drops, also if the base stores these
+    as layers after the last one.
 
     Args:
         names: tensors that only the base has.

@@ -1,4 +1,4 @@
-"""What an attribution has found: how much every neuron contributes, over all positions together."""
+"""The result of an attribution: how much every neuron contributes, over all positions together."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_rejuv.config import RankBy
 
 @dataclass
 class Attribution:
-    """Contributions of every neuron to the target logits, over the positions seen so far.
+    """Contributions of every neuron to a quantity: the target logits, the entropy, or a loss.
 
     Attributes:
-        total: for each neuron group [count] float64, the sum over positions of the contribution, logits.
-        absolute: the same of its absolute value.
+        total: for each neuron group [count] float64, the sum of its contributions, in the unit of the quantity.
+        absolute: for each group [count] float64, the sum of their absolute values.
         union: for each group [count] bool, the neurons that are among the ``top`` of any position.
         top: how many neurons of each position join the union; 0 for none.
         positions: how many positions were seen.
         error: largest |reconstructed - actual| logit over the positions, divided by max(1, |actual|).
-        ranking: how neurons are ranked by it where nothing else is said: ``"absolute"`` or ``"signed"``.
-        reconstructs: whether the contributions add up to something, so that ``error`` says something.
+        ranking: how neurons are ranked unless the caller says otherwise: ``"absolute"`` or ``"signed"``.
+        reconstructs: whether the contributions add up to the quantity, so that ``error`` means something.
     """
 
     total: list[Tensor] = field(default_factory=list)

@@ -41,12 +41,12 @@ def compare(
 
     Args:
         model: the SFT model in eval mode.
-        blend: entered for ``model``; used to put the anchor's weights into it for one pass.
+        blend: the blend of ``model``, entered; it puts the anchor's weights into the model for one pass.
         batches: the calibration set, on the model's device.
         rule: at which positions neurons are attributed.
         count: the most positions per response.
-        reference: the anchor as a module on the same device, where there is one: run instead of putting its
-            weights into the model, which takes a copy of the model's.
+        reference: the anchor as a module on the same device, if there is one. It is run as it is, which saves a copy
+            of the model's weights.
 
     Raises:
         ValueError: the rule selects no position.
@@ -71,9 +71,8 @@ def _check_any(positions: list[Positions], rule: str, base: list[Confidence], sf
     if any(len(p) for p in positions):
         return
     raise ValueError(
-        f"Expected at least one position for `positions={rule!r}` but the calibration set has none: the mean "
-        f"token entropy is {mean_entropy(base):.3f} nats in the anchor and {mean_entropy(sft):.3f} in the "
-        "model, and nowhere did SFT sharpen what the anchor already gave p >= 0.25. Check that `model` and "
-        "`anchor` are not swapped, bring calibration data in the style of the SFT set, or pass "
-        "`reset=None`."
+        f"Expected at least one position for `positions={rule!r}` but the calibration set has none: the mean token "
+        f"entropy is {mean_entropy(base):.3f} nats in the anchor and {mean_entropy(sft):.3f} in the model, and "
+        "nowhere did SFT sharpen what the anchor already gave p >= 0.25. Check that `model` and `anchor` are not "
+        "swapped, bring calibration data in the style of the SFT set, or pass `reset=None`."
     )

@@ -24,13 +24,13 @@ def format_probability(
     0.25, on average over all places where they stand: closing words, markers, tags. What differs from response to
     response, the answer itself, is not in it, and neither are words that are sometimes a surprise. A response
     needs all of them: the estimate is the mean probability of the least likely one, each after the demonstration
-    up to there. It is low as well where a demonstration is one of several ways to answer. Without such a token it is 1:
-    the base knows the format.
+    before it. It is low as well if a demonstration is one of several ways to answer. If no token belongs to the format,
+    it is 1: the base knows it.
 
     Args:
         batches: held-out demonstrations.
         model: the model's confidence on them.
-        base: the base's.
+        base: the base's confidence on them.
 
     >>> import torch
     >>> batch = Batch({}, torch.tensor([[7, 3], [7, 4]]), torch.ones(2, 2, dtype=torch.bool))
@@ -56,10 +56,10 @@ def _rows(batch: Batch) -> Iterator[Tensor]:
 
 
 def _mean_probabilities(batches: Sequence[Batch], confidences: Sequence[Confidence]) -> dict[int, float]:
-    """Mean probability of each token over all response positions where it stands."""
+    """Return the mean probability of each token over all response positions where it stands."""
     targets = torch.cat([batch.targets[batch.response] for batch in batches])
     probability = torch.cat([c.log_prob[b.response] for b, c in zip(batches, confidences, strict=True)]).exp()
-    tokens, where, counts = targets.unique(return_inverse=True, return_counts=True)
+    tokens, number, counts = targets.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(tokens), dtype=torch.float64, device=targets.device)
-    sums.index_add_(0, where, probability.double())
+    sums.index_add_(0, number, probability.double())
     return dict(zip(tokens.tolist(), (sums / counts).tolist(), strict=True))

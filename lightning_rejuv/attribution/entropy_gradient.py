@@ -1,4 +1,4 @@
-"""Scores from the gradient of a loss by the weights: generic losses, and the entropy's own gradient."""
+"""Contributions from the gradient by the weights: to the token entropy, the default, or to a loss of the caller's."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ Loss = Callable[[nn.Module, Any], Tensor]
 def attribute_loss(
     model: nn.Module, groups: Sequence[NeuronGroup], batches: Iterable[Any], loss: Loss
 ) -> Attribution:
-    """Gradient × activation of a loss for every neuron: for modules that are not language models.
+    """Attribute a loss to every neuron by gradient × activation, for modules that are not language models.
 
     For a row i of a layer y = W x + b, summed over a batch, Σ ∂L/∂y_i y_i = ⟨∂L/∂W_i, W_i⟩ + ∂L/∂b_i b_i.
 
     Args:
         model: the module in eval mode.
         groups: its neurons.
-        batches: what ``loss`` takes; of a stream without a length the first 128 are read.
+        batches: what ``loss`` takes; of a stream without a length the first 128 are read, of others at most 4096.
         loss: from the module and a batch to a scalar.
 
     Returns:
-        A contribution per neuron and batch.
+        The contributions, summed over the batches.
 
     Raises:
-        ValueError: no batch, or a loss that is not a scalar with a gradient.
-        TypeError: what is no iterable of batches.
+        ValueError: there is no batch, or the loss is not a scalar with a gradient.
+        TypeError: ``batches`` is no iterable of batches.
     """
     check_batches(batches, "calibration")
     result = Attribution()
     for batch in bounded(batches, "calibration", most_read(batches), lambda _: 1):
 
-        def lost(batch: Any = batch) -> Tensor:
+        def loss_of_batch(batch: Any = batch) -> Tensor:
             with lent(model):
                 return loss(model, batch)
 
-        scores = _scores(model, groups, lost, _itself)
+        scores = _scores(model, groups, loss_of_batch, _itself)
         result.add([score[None] for score in scores], torch.zeros(1))
     if not result.positions:
         raise ValueError("Expected at least one calibration batch but the iterable is empty.")
@@ -61,7 +61,7 @@ def attribute_entropy(
     positions: list[Positions],
     base_of: Callable[[str], Tensor],
 ) -> Attribution:
-    """First-order change of the token entropy when a neuron goes to its base: ⟨∂H/∂W_i, W_base,i - W_i⟩.
+    """Attribute the token entropy: its first-order change if a neuron goes to its base, ⟨∂H/∂W_i, W_base,i - W_i⟩.
 
     Args:
         model: the fused model in eval mode.
@@ -71,8 +71,8 @@ def attribute_entropy(
         base_of: gives the anchor's tensor for a parameter's name.
 
     Returns:
-        A contribution per neuron and batch, nats; positive where a reset raises the entropy, hence ranked
-        by its sign: a reset that lowers the entropy makes things worse, however much it does.
+        The contributions, nats, summed over the batches. They are positive if a reset raises the entropy,
+        and ranked by their sign: a reset that lowers the entropy makes things worse, however much it does.
     """
     result = Attribution(ranking="signed")
     for batch, chosen in zip(batches, positions, strict=True):
@@ -105,9 +105,9 @@ def _itself(_name: str, value: Tensor) -> Tensor:
 def _scores(
     model: nn.Module, groups: Sequence[NeuronGroup], loss: Callable[[], Tensor], step: Step
 ) -> list[Tensor]:
-    """⟨gradient of the loss, step⟩ of each neuron's row or column and bias: [count] float32 or better a group.
+    """Return ⟨gradient of the loss, step⟩ of each neuron's row or column and bias: [count] float32 or better a group.
 
-    A gradient is used as soon as the backward pass has it, and given up: no two layers' are there at a time.
+    Each gradient is used as soon as the backward pass has it, and freed: those of two layers never exist at a time.
     """
     device = next(model.parameters()).device
     scores = [torch.zeros(group.count, device=device) for group in groups]
@@ -119,7 +119,7 @@ def _scores(
             members.setdefault(name, []).append(number)
     parameters = {name: model.get_parameter(name) for name in members}
 
-    def use(name: str, gradient: Tensor) -> Tensor:
+    def score(name: str, gradient: Tensor) -> Tensor:
         value = parameters[name].detach()
         exact = torch.promote_types(value.dtype, torch.float32)
         product = gradient.to(exact) * step(name, value).to(exact)
@@ -134,7 +134,7 @@ def _scores(
                 "Expected the loss to return one number with a gradient but got "
                 f"{value if not isinstance(value, Tensor) else (tuple(value.shape), value.requires_grad)}."
             )
-        handles = [p.register_hook(partial(use, name)) for name, p in parameters.items()]
+        handles = [p.register_hook(partial(score, name)) for name, p in parameters.items()]
         try:
             torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True)
         finally:

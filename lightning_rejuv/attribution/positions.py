@@ -12,8 +12,8 @@ from lightning_rejuv.attribution.confidence import Confidence
 from lightning_rejuv.config import PositionRule
 
 # A position counts as sharpened where the base already gave the target token at least this probability:
-# SFT taught nothing new there, it only took the alternatives away. Elsewhere it is learned where the SFT
-# model gives the target more than LEARNED.
+# SFT taught nothing new there, it only took the alternatives away. Any other position counts as learned if the
+# SFT model gives the target more than LEARNED.
 SHARPENED, LEARNED = 0.25, 0.5
 
 
@@ -46,14 +46,14 @@ def select_positions(
 
     ``"entropy_gap"`` takes the largest |H_sft - H_base| of each response (Liu et al. 2026, arXiv
     2606.09932). Those are often the places where SFT taught something *new*; a reset of their neurons
-    un-teaches it. ``"sharpened"`` takes the largest H_base - H_sft among the positions where the base
-    already gave the target p >= 0.25; a response without such a position contributes none.
+    un-teaches it. ``"sharpened"`` takes the largest positive H_base - H_sft among the positions where the
+    base already gave the target p >= 0.25; a response without such a position contributes none.
 
     Args:
         sft: confidence of the SFT model.
         base: confidence of the anchor on the same batch.
         response: [B, T - 1] bool, where the response is.
-        rule: which positions.
+        rule: which positions are chosen.
         count: the most positions a response contributes.
 
     >>> sft = Confidence(torch.tensor([[0.0, 0.1, 0.0]]), torch.tensor([[1.0, 0.9, 1.0]]).log())

@@ -22,18 +22,17 @@ def select_neurons(
     """Take a fixed share of all neurons, those with the highest scores; only positive scores count.
 
     The share is of all neurons, rounded once. Where they compete in several pools it is handed out to the pools
-    in proportion to their sizes, by largest remainders, so that the total is exact; a pool may get none. Fewer
-    are taken where fewer of a pool have a positive score: nothing else is taken in their place.
+    in proportion to their sizes, by largest remainders, so that the total is exact; a pool may get none. If
+    fewer neurons of a pool have a positive score, fewer are taken, and none of another pool in their place.
 
     Args:
         scores: one 1-D tensor for each weight matrix, a score per neuron.
         layers: the decoder layer of each matrix.
         fraction: share of the neurons, 0 to 1; see :func:`count_of`.
         scope: the pool that the neurons compete in: the whole model, their layer, or their own matrix.
-        union: for each matrix a bool per neuron; with it they are what is selected, however many they are:
+        union: for each matrix a bool per neuron. If it is given, these neurons are selected, however many they are:
             the paper's rule.
-        generator: with one, the *control*: the same count per matrix as the scores would give, drawn at
-            random.
+        generator: if it is given, as many neurons of each matrix as otherwise are drawn at random: the *control*.
 
     Returns:
         For each matrix the sorted int64 indices of its selected neurons.
@@ -65,8 +64,8 @@ def shares(sizes: Sequence[int], count: int) -> list[int]:
     """Hand out a count to pools in proportion to their sizes, by largest remainders.
 
     Args:
-        sizes: of the pools.
-        count: at most their sum. Of pools with equal remainders the first ones get the rest.
+        sizes: the size of each pool.
+        count: at most the sum of the sizes. Of pools with equal remainders the first ones get the rest.
 
     >>> shares([30, 10, 10], 6), shares([4, 4, 4], 2)
     ([4, 1, 1], [1, 1, 0])

@@ -1,4 +1,4 @@
-"""Taking a decoder apart: its layers, its head and its neurons."""
+"""The parts of a decoder: its layers, its head and its neurons."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IN_LAYER = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only language model, taken apart.
+    """The parts of a decoder-only language model.
 
     Attributes:
         first_layer: the decoder layer whose input is the embedding.
@@ -42,15 +42,14 @@ def find_decoder(model: nn.Module) -> Decoder:
 
     Raises:
         ValueError: the neuron map does not know this family, or the model has weights in its layers
-            that the map does not expect. Such a model is refused by name, never guessed.
+            that the map does not expect. Such a model is refused by name; its neurons are never guessed.
     """
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", None)
     if family not in FAMILIES:
         raise ValueError(
             f"The neuron reset does not know the family {family!r} of {type(model).__name__}. It knows "
-            f"{', '.join(sorted(FAMILIES))}. Pass `reset=None` for fusion alone, which works on every "
-            "module."
+            f"{', '.join(sorted(FAMILIES))}. Pass `reset=None` for fusion alone, which works on every module."
         )
     adapted = is_adapted(model)
     groups: list[NeuronGroup] = []
@@ -107,7 +106,7 @@ def _linear_groups(
 def _adapted_groups(
     name: str, module: nn.Module, rule: Kind | FusedRows, layer: int, config: Any
 ) -> list[NeuronGroup]:
-    """Rows of the merged weight are rows of B, its columns are columns of A."""
+    """Return the groups of an adapted projection: rows of the merged weight are rows of B, its columns those of A."""
     adapter = adapter_of(module)
     first, second = (module.get_submodule(f"{table}.{adapter}") for table in ("lora_A", "lora_B"))
     if rule in WRITERS:
@@ -122,7 +121,7 @@ def _adapted_groups(
 
 
 def _kinds(rule: Kind | FusedRows, config: Any, rows: int) -> list[tuple[Kind, int, Tensor | None]]:
-    """The projections in a reader's weight: their kind, their number of neurons and where they lie."""
+    """Return the projections in a reader's weight: their kind, their number of neurons and where they lie."""
     if isinstance(rule, str):
         return [(rule, rows, None)]
     return [(kind, len(index), index) for kind, index in rule(config, rows).items()]

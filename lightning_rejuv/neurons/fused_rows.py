@@ -47,7 +47,7 @@ def qkv_per_head(config: Any, rows: int) -> dict[Kind, Tensor]:
 
 
 def falcon_qkv(config: Any, rows: int) -> dict[Kind, Tensor]:
-    """Falcon's three: one key/value head for all, groups of heads with their own, or a pair per head."""
+    """Falcon's three forms: one key/value head for all, groups of heads with their own, or a pair per head."""
     if config.new_decoder_architecture:
         order = torch.arange(rows).view(
             config.num_kv_heads, config.num_attention_heads // config.num_kv_heads + 2, -1
@@ -57,7 +57,7 @@ def falcon_qkv(config: Any, rows: int) -> dict[Kind, Tensor]:
 
 
 def bigcode_qkv(config: Any, rows: int) -> dict[Kind, Tensor]:
-    """GPT-BigCode's two: one key/value head for all, after all queries; or a query, a key and a value per head."""
+    """GPT-BigCode's two forms: one key/value head for all, after all queries, or query, key and value per head."""
     return qkv(config, rows) if config.multi_query else qkv_per_head(config, rows)
 
 
@@ -69,5 +69,5 @@ def latent_key_value(config: Any, rows: int) -> dict[Kind, Tensor]:
 
 
 def latent_rotary_key(config: Any, rows: int) -> dict[Kind, Tensor]:
-    """The last rows are the rotary key that all heads share; those before it are no neurons."""
+    """The last rows, the rotary key that all heads share; those before it are no neurons."""
     return {"k": torch.arange(rows - config.qk_rope_head_dim, rows)}

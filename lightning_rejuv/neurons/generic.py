@@ -15,12 +15,12 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def output_rows(module: nn.Module, edited: Container[str] | None = None) -> tuple[NeuronGroup, ...]:
     """Find the neurons of a module that is no language model.
 
-    A layer with a LoRA adapter has the rows of B in place of its own: a row's contribution is what the adapter adds.
+    A layer with a LoRA adapter has the rows of B instead of its own: a row's contribution is what the adapter adds.
 
     Args:
         module: any module.
-        edited: names of the parameters that can be edited; those of other layers are the base's own, and fixed. All
-            of them by default.
+        edited: names of the parameters that can be edited, all by default; the neurons of other layers are the base's
+            own, and fixed.
 
     Returns:
         A group for every linear and convolutional layer, in the order of ``named_modules()``; a weight
@@ -34,7 +34,7 @@ def output_rows(module: nn.Module, edited: Container[str] | None = None) -> tupl
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups: dict[str, NeuronGroup] = {}
-    inside: list[str] = []  # what belongs to a layer of PEFT's, and is no layer of its own
+    inside: list[str] = []  # beginnings of the names of what belongs to a layer of PEFT's
     for name, layer in module.named_modules():
         if hasattr(layer, "modules_to_save") and hasattr(layer, "original_module"):
             inside.append(f"{name}.original_module.")

@@ -24,14 +24,14 @@ class NeuronGroup:
         module: name of the module that owns it; its output is a reader's activation, its input a
             writer's.
         kind: which projection it is; "out" for the rows of a layer that is in no decoder.
-        layer: index of the decoder layer.
+        layer: index of the decoder layer; of the group itself in a module that is no decoder.
         dim: the dimension of the weight, or of the expert's slice of it, that counts the neurons.
         count: how many neurons it has.
         index: 1-D int64, where its neurons lie along ``dim`` in a weight that fuses several
-            projections; None where the weight is its own.
+            projections; None if the weight holds this one alone.
         bias: name of the bias that has one entry per neuron, if there is one.
         expert: which expert's slice of a 3-D weight it is, None for an ordinary weight.
-        fixed: its weight is the base's own (no adapter on it): attributed, but there is nothing to reset.
+        fixed: whether its weight is the base's own, without an adapter, so that there is nothing to reset.
     """
 
     parameter: str

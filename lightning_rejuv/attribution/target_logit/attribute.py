@@ -13,7 +13,7 @@ from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.forward import requiring_grad
 from lightning_rejuv.neurons import Decoder
 
-# Largest reconstruction error, relative to the logit, with which the contributions still mean something.
+# The largest reconstruction error, relative to the logit, at which the contributions still mean something.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -64,8 +64,8 @@ def check_reconstruction(attribution: Attribution, dtype: torch.dtype) -> None:
     """Refuse contributions that do not add up to the logits they should explain.
 
     Args:
-        attribution: with its reconstruction error.
-        dtype: the model's; under autocast that of its products counts.
+        attribution: the contributions and their reconstruction error.
+        dtype: the model's dtype; under autocast, the dtype of autocast counts instead.
 
     Raises:
         ValueError: the error is above what the dtype's rounding explains.

@@ -1,4 +1,4 @@
-"""A norm whose scale is held fixed: what makes a logit linear in the residual stream."""
+"""Norms whose scale is held fixed, which makes a logit linear in the residual stream."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def frozen_norm(norm: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Ten
     """Repeat what a norm did to x, as an affine function of x: its scale is a constant, no gradient.
 
     Families differ in whether the mean is taken away (LayerNorm) or not (RMSNorm), and in whether the
-    gain is the weight, one plus the weight (Gemma, Nemotron) or one. Which of them holds is read off what
-    the norm really returned.
+    gain is the weight, one plus the weight (Gemma, Nemotron) or one. Which of them holds is found by comparing with
+    what the norm returned.
 
     Args:
         norm: the norm.
@@ -44,7 +44,7 @@ def frozen_norm(norm: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Ten
             aligned = gain * (stream - stream.mean(-1, keepdim=True) if centred else stream)
             plain = returned if shift is None else returned - shift.detach()
             fixed = aligned.detach()
-            # Least squares for the factor that the norm applied; exact where this is the right form.
+            # Least squares for the factor that the norm applied; exact if this is the right form.
             factor = (plain * fixed).sum(-1, keepdim=True) / fixed.square().sum(-1, keepdim=True).clamp(
                 min=1e-30
             )

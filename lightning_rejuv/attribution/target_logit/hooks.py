@@ -25,7 +25,7 @@ def first_argument(
 
 
 def expert_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Parameters of experts by name, each once, their biases included."""
+    """Return the parameters of experts by name, each once, their biases included."""
     found: dict[str, nn.Parameter] = {}
     parameters = dict(model.named_parameters())
     for name in names:

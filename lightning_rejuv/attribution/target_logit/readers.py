@@ -46,12 +46,12 @@ class ReaderAttribution:
         self._activations = record
 
     def logits(self, row: Tensor, time: Tensor) -> Tensor:
-        """[P] the target logits at positions of the batch, without gradient, float32 or better."""
+        """Return the target logits [P] at positions of the batch, without gradient, in float32 or better."""
         found = target_logits(self._head, self._normed[row, time], self._batch.targets[row, time]).detach()
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def contributions(self, row: Tensor, time: Tensor) -> list[Tensor]:
-        """Contributions at one position of each of some responses.
+        """Return the contributions at one position of each of some responses.
 
         Args:
             row: [P] int64, the responses, each at most once, so that their gradients stay apart.

@@ -62,7 +62,7 @@ class WriterAttribution:
         self._record = record
 
     def contributions(self, row: Tensor, time: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Contributions at one position of each of some responses.
+        """Return the contributions at one position of each of some responses.
 
         Args:
             row: [P] int64, the responses, each at most once.
@@ -113,7 +113,7 @@ class WriterAttribution:
         return activation * (direction @ weight.to(direction.dtype))
 
     def _constant(self, logits: Tensor, target: Tensor) -> Tensor:
-        """[P] what the biases of the frozen norms and of the head add."""
+        """Return what the biases of the frozen norms and of the head add to each logit [P]."""
         exact = torch.promote_types(logits.dtype, torch.float32)
         total = torch.zeros(len(logits), dtype=exact, device=logits.device)
         if self._head_bias is not None:
@@ -130,7 +130,7 @@ class WriterAttribution:
         return total
 
     def _expert_gradients(self, logits: Tensor, total: Tensor) -> list[dict[str, Tensor]]:
-        """Each response's gradient by the experts' weights; their part of the logit is added to total."""
+        """Return each response's gradient by the experts' weights, and add their part of the logit to ``total``."""
         found = []
         for number in range(len(logits) if self._experts else 0):
             gradients = torch.autograd.grad(
