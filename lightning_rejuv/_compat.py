@@ -1,4 +1,4 @@
-"""Every private or version-dependent name of another package; each has a canary in tests/test_compat.py."""
+"""Every private or version-dependent name of another package; each has a canary in tests/test_compat*.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def require(package: str, purpose: str) -> ModuleType:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:  # it is there, and something that it needs is not
+        if error.name != package:  # it is installed, and something that it needs is not
             raise
         extra = f"lightning-rejuv[{_EXTRAS[package]}]" if package in _EXTRAS else package
         raise ModuleNotFoundError(
@@ -46,14 +46,14 @@ def require(package: str, purpose: str) -> ModuleType:
 def logged_step(trainer: Trainer) -> int:
     """Return the x-axis of Lightning's own logging: batches after which an optimizer has stepped.
 
-    ``trainer.global_step`` counts every optimizer's steps and runs ahead where there are several. Inside
+    ``trainer.global_step`` counts every optimizer's steps and runs ahead if there are several. Inside
     ``on_train_batch_end`` the batch at hand is not counted yet.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def first_logged_step(trainer: Trainer) -> int:
-    """Return the x-axis in ``on_train_start``, where a resumed Trainer's own count is still one behind.
+    """Return the x-axis in ``on_train_start``, when a resumed Trainer's own count is still one behind.
 
     A checkpoint that is written in ``on_train_batch_end`` does not count the batch at hand; the Trainer makes
     up for it only after ``on_train_start``. With one optimizer its steps are the same count, and right.
@@ -64,12 +64,12 @@ def first_logged_step(trainer: Trainer) -> int:
 
 
 def log_interval(trainer: Trainer) -> int:
-    """Return every how many steps the Trainer logs; 0 for never. Set by a connector, so not declared."""
+    """Return every how many steps the Trainer logs; 0 for never. A connector sets it, so it is not declared."""
     return trainer.log_every_n_steps  # type: ignore[attr-defined, no-any-return]
 
 
 def fast_dev_run(trainer: Trainer) -> bool:
-    """Whether the Trainer only tries a few batches and leaves nothing behind. Set by a connector, too."""
+    """Whether the Trainer only tries a few batches and leaves nothing behind. A connector sets it, too."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
@@ -81,7 +81,7 @@ def weight_averaging() -> tuple[type[Callback], ...]:
 
 
 def average_of(callback: Any) -> Any:
-    """Return the ``AveragedModel`` of a ``WeightAveraging`` callback, a copy of the LightningModule; None before."""
+    """Return a ``WeightAveraging`` callback's ``AveragedModel``, a copy of the LightningModule; None before the fit."""
     return callback._average_model
 
 
@@ -89,9 +89,9 @@ def language_model(module: nn.Module) -> nn.Module:
     """Return the language model inside a module.
 
     It is the only Hugging Face model in it, or the only one that is trained beside frozen ones (a reference, a
-    reward model). Where that decides nothing, it is what the module calls its ``language_model``, or else the
+    reward model). If that decides nothing, it is what the module calls its ``language_model``, or else the
     module itself. Models inside another, as the decoder inside a causal language model, do not count.
-    transformers is not imported: where nobody has, there is no such model.
+    transformers is not imported: if nobody has imported it, there is no such model.
     """
     found: list[nn.Module] = []
     for child in module.modules():
@@ -106,9 +106,9 @@ def language_model(module: nn.Module) -> nn.Module:
 
 
 def generation_config(module: nn.Module) -> Any | None:
-    """Return what the language model inside a module says of its generation; None where that is none of transformers'.
+    """Return the generation config of the language model inside a module; None if it has none.
 
-    Where it was taken away, what the model's configuration says is left.
+    For a transformers model whose own was removed, it is made from the model's configuration.
     """
     inner = language_model(module)
     own = getattr(inner, "generation_config", None)
@@ -120,7 +120,7 @@ def generation_config(module: nn.Module) -> Any | None:
 
 
 def end_tokens(module: nn.Module) -> list[int]:
-    """Return the tokens with which the language model inside a module ends a response; none where it names none."""
+    """Return the tokens with which the language model inside a module ends a response; empty if it names none."""
     ends = getattr(generation_config(module), "eos_token_id", None)
     if isinstance(ends, torch.Tensor):
         ends = ends.flatten().tolist()
@@ -135,7 +135,7 @@ def unwrap(module: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
     """Take a model out of what Fabric, (Distributed)DataParallel or a LightningModule put around it.
 
     Args:
-        module: a model, bare or wrapped. Lightning is not imported: where nobody has, there is nothing of it.
+        module: a model, bare or wrapped. Lightning is not imported: if nobody has imported it, no wrapper is its.
 
     Returns:
         The outermost module that a strategy has wrapped; the model, which of a LightningModule is its language
@@ -168,7 +168,7 @@ def _replicates(module: Any) -> bool:
 
 
 def outermost(trainer: Trainer) -> nn.Module:
-    """Return the FSDP module around the LightningModule, which alone can put its parameters together, or the latter."""
+    """Return the FSDP module around a LightningModule, which alone can gather its parameters, or else the latter."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     wrapped = trainer.strategy.model
@@ -176,7 +176,7 @@ def outermost(trainer: Trainer) -> nn.Module:
 
 
 def mark_updated(metric: Metric) -> None:
-    """Do for a metric what its wrapped ``update`` does: drop the cached value, count an update."""
+    """Do for a metric what its wrapped ``update`` does: drop the cached value and count an update."""
     metric._computed = None
     metric._update_count += 1
 
@@ -233,7 +233,7 @@ def fsdp1_interval(unit: nn.Module, parameter: nn.Parameter) -> tuple[int, int]:
         parameter: the parameter.
 
     Returns:
-        First element and the one after the last; (0, 0) where the process holds none.
+        First element and the one after the last; (0, 0) if the process holds none.
     """
     flat: Any = unit._handle.flat_param  # type: ignore[union-attr]
     for candidate, shard in zip(flat._params, flat._shard_param_infos, strict=True):
@@ -268,8 +268,8 @@ def is_hugging_face(module: nn.Module) -> bool:
 def computes_fast_in_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies matrices of bfloat16 in hardware, so that float32 is several times slower.
 
-    GPUs of NVIDIA do since Ampere, those of AMD that torch supports do all, CPUs with avx512_bf16, amx_bf16 or
-    Arm's bf16. Where a CPU has none of them, bfloat16 is the slower one by far.
+    NVIDIA's GPUs do since Ampere, AMD's do if torch supports them, and CPUs do if they have avx512_bf16, amx_bf16 or
+    Arm's bf16. On any other CPU bfloat16 is the slower one by far.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -279,7 +279,7 @@ def computes_fast_in_bfloat16(device: torch.device) -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         known = torch.cpu.get_capabilities()
         return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    # Before 2.11 torch says it of x86 only, and privately.
+    # Before 2.11 torch tells it of x86 only, by private functions.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -1,4 +1,4 @@
-"""Which PEFT adapters can be fused where they are: one rule, for models in memory and for adapters on disk."""
+"""Which PEFT adapters can be fused in place: one rule for models in memory and for adapters on disk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 from lightning_rejuv.names import listing
 
-# Their first step changes the base, so that the adapter is not the whole difference from it.
+# Initialisations that change the base, so that the adapter is not the whole difference from it.
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-# What makes the update of a weight another one than `scale * B @ A`.
+# Options with which the update of a weight is not `scale * B @ A`.
 _OTHER_UPDATES = (
     *("layer_replication", "alora_invocation_tokens", "target_parameters", "trainable_token_indices"),
     *("arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
 )
 
-# PEFT takes any regular expression, and some take for ever to match. Repeated groups, references and assertions are
+# PEFT accepts any regular expression, and some take for ever to match. Repeated groups, references and assertions are
 # refused; groups and repetitions are few, so that the work stays small.
 _SLOW = re.compile(r"\)[*+?{]|\\[1-9]|\(\?")
-_MAX_PATTERN = 256  # characters, of a pattern and of a name that it is matched with
+_MAX_PATTERN = 256  # characters of a pattern, and of a name that it is matched with
 _MAX_CHOICES = 3
 _MAX_ALPHA = 1e30
 
@@ -42,10 +42,10 @@ def is_lora(module: nn.Module) -> bool:
 
 
 def adapter_of(module: nn.Module) -> str:
-    """Name of a layer's only active adapter.
+    """Return the name of a layer's only active adapter.
 
     Raises:
-        ValueError: several are active, or none.
+        ValueError: several adapters are active, or none.
     """
     active = list(module.active_adapters)  # type: ignore[arg-type]
     if len(active) != 1:
@@ -54,7 +54,7 @@ def adapter_of(module: nn.Module) -> str:
 
 
 def holds_adapter(module: nn.Module) -> bool:
-    """Whether the active adapter is on a layer: another one, which is not active, may be on more layers."""
+    """Whether the active adapter is on a layer; adapters that are not active may be on more layers."""
     if not is_lora(module) or not module.active_adapters:
         return False
     return adapter_of(module) in (*module.lora_A, *_embeddings(module))  # type: ignore[misc]
@@ -101,7 +101,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int, where: str) -> f
     Args:
         config: ``adapter_config.json``.
         module: the module's name in the base model.
-        rank: of its update.
+        rank: the rank of its update.
         where: how messages name the adapter.
 
     Raises:
@@ -159,7 +159,7 @@ def check_adapters(model: nn.Module) -> None:
 
 
 def config_of(model: nn.Module, adapter: str) -> dict[str, Any]:
-    """Return PEFT's configuration of an adapter as a dict; plain LoRA's where the model holds none."""
+    """Return PEFT's configuration of an adapter as a dict; plain LoRA's if the model holds none."""
     for module in model.modules():
         configs = getattr(module, "peft_config", None)
         if isinstance(configs, Mapping) and adapter in configs:
@@ -169,7 +169,7 @@ def config_of(model: nn.Module, adapter: str) -> dict[str, Any]:
 
 
 def parameters_of_adapters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Every parameter that belongs to an adapter, active or not."""
+    """Yield every parameter that belongs to an adapter, active or not."""
     for module in model.modules():
         if is_lora(module):
             for table in module.adapter_layer_names:  # type: ignore[union-attr]

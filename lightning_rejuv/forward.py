@@ -1,4 +1,4 @@
-"""Running a model to look at it, and leaving it as it was found."""
+"""Running a model to measure it, and leaving it as it was."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ R = TypeVar("R")
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode; on exit every module's mode and the global RNGs are as before.
 
-    Without compiled graphs, in which hooks that are added later do not fire, and without the weight cache of
-    autocast.
+    Inside, compiled graphs are not used, since hooks that are added later do not fire in them, nor is the weight
+    cache of autocast.
     """
     with _keeping_modes(model):
         model.eval()
@@ -70,7 +70,7 @@ def keeping_random_state() -> AbstractContextManager[None]:
 
 
 def _without_compiled_graphs() -> AbstractContextManager[object]:
-    # Where nothing has been compiled, the compiler is not worth the seconds that its import takes.
+    # If nothing has been compiled, the compiler is not worth the seconds that its import takes.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
@@ -110,7 +110,7 @@ def check_gradients_possible(model: nn.Module) -> None:
     """Refuse weights that were made inside ``torch.inference_mode``, which never get a gradient.
 
     Raises:
-        ValueError: a parameter is one.
+        ValueError: a parameter was made so.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
@@ -123,7 +123,7 @@ def check_gradients_possible(model: nn.Module) -> None:
 
 @contextmanager
 def requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let parameters take part in the graph for a while, also those that are frozen."""
+    """Let parameters have gradients inside the ``with`` block, also those that are frozen."""
     frozen = [p for p in parameters if not p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -147,7 +147,7 @@ def _arguments(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def taken_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return those inputs that a model's ``forward`` takes; all of them where it takes any keyword.
+    """Return those inputs that a model's ``forward`` takes; all of them if it takes any keyword.
 
     Hugging Face models pass keywords that they do not know on to their parts; they are asked for names alone.
     """

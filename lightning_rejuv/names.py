@@ -46,7 +46,7 @@ def base_name(name: str) -> str | None:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Format names for an error message: sorted, at most eight, the rest counted; very long ones cut short.
+    """Format names for an error message: sorted, at most eight, with the rest counted and very long ones cut short.
 
     >>> listing(["b", "a"])
     "['a', 'b']"
@@ -58,10 +58,10 @@ def listing(names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text from a file that is not trusted as a terminal may have it.
+    r"""Return text of an untrusted file so that it is safe to print to a terminal.
 
-    What cannot be printed is escaped as ``repr`` escapes it: control characters, which could clear the terminal or
-    forge what stands on it, and those that turn the direction of the text. Long lines are cut.
+    Characters that cannot be printed are escaped as ``repr`` escapes them: control characters, which could clear the
+    terminal or forge what stands on it, and those that turn the direction of the text. Long lines are cut.
 
     >>> printable("a\x1b[2J\u202eb")
     'a\\x1b[2J\\u202eb'
@@ -82,7 +82,7 @@ class Rename:
 
     Attributes:
         added: the prefix that every name gets.
-        removed: the prefix that every name loses where it has it.
+        removed: the prefix that every name loses if it has it.
     """
 
     added: str = ""
@@ -97,15 +97,15 @@ def bridges(wanted: Sequence[Sequence[str]], available: Collection[str]) -> list
     """Find how a model's names become the names under which a checkpoint holds the same tensors.
 
     A Lightning checkpoint names a module's weights ``model.…`` after the attribute that holds it; a
-    LightningModule's own names have that prefix where the base's do not. One prefix, added or removed,
+    LightningModule's own names have that prefix while the base's do not. One prefix, added or removed,
     has to fit *every* parameter, so that nothing is matched by accident.
 
     Args:
-        wanted: for each parameter its canonical names: one, or several where it is tied.
+        wanted: for each parameter its canonical names: one, or several if it is tied.
         available: the checkpoint's canonical names.
 
     Returns:
-        Every renaming that fits, the shortest prefix first: several where a checkpoint holds several models.
+        Every renaming that fits, the shortest prefix first: several if a checkpoint holds several models.
 
     >>> [rename] = bridges([["a.weight"], ["b.weight"]], {"net.a.weight", "net.b.weight", "loss.scale"})
     >>> rename("a.weight")
@@ -133,5 +133,5 @@ def _has(aliases: Sequence[str], prefix: str) -> bool:
 
 
 def bridge(wanted: Sequence[Sequence[str]], available: Collection[str]) -> Rename | None:
-    """Return the first of :func:`bridges`, or None where no single prefix fits."""
+    """Return the first of :func:`bridges`, or None if no single prefix fits."""
     return next(iter(bridges(wanted, available)), None)

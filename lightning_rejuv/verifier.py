@@ -1,4 +1,4 @@
-"""A caller's verifier: where is it found, can it be called, what does it say, and of what did it fail?"""
+"""A caller's verifier: how it is imported, checked and called, and how its answers are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from lightning_rejuv.names import listing
 
 _SHOWN = 200
-# What functions call the true answer, which is neither of what a verifier is given.
+# Names of arguments that stand for the true answer, which no verifier is given.
 _TRUTH = {"ground_truth", "gold", "label", "labels", "reference"}
 
 
@@ -27,7 +27,7 @@ def check_verifier(verifier: Any, given: Sequence[str]) -> None:
 
     Args:
         verifier: what the caller brought.
-        given: the names of what it is called with, by place.
+        given: the names of what it is called with, in order.
 
     Raises:
         ValueError: it cannot be called, it is a coroutine function, its signature does not take so many arguments, or
@@ -52,7 +52,7 @@ def check_verifier(verifier: Any, given: Sequence[str]) -> None:
         )
     try:
         signature = inspect.signature(verifier)
-    except (TypeError, ValueError):  # some of C tell nothing
+    except (TypeError, ValueError):  # some functions in C have no signature
         return
     wrap = f"Wrap it in a function of {takes} that knows what else it needs: the true answer to each prompt, say."
     try:
@@ -95,20 +95,20 @@ def import_verifier(name: str) -> Callable[..., Any]:
     try:
         return reduce(getattr, function.split("."), found)  # type: ignore[return-value]
     except AttributeError as error:
-        there = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
+        functions = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
         raise ValueError(
             f"Expected `verifier` {name!r} to name a function but the module {module!r} holds no {function!r}; it "
-            f"holds {listing(there)}."
+            f"holds {listing(functions)}."
         ) from error
 
 
 def ask(verifier: Callable[..., Any], *given: Any, about: str) -> Any:
-    """Return what a verifier answers; what it raises says about what it was asked.
+    """Return what a verifier answers; an exception that it raises is reported with what it was asked.
 
     Args:
         verifier: the caller's.
         given: its arguments.
-        about: what they are, in words.
+        about: the arguments in words.
 
     Raises:
         RuntimeError: it raised an exception, which is the cause.
@@ -127,12 +127,12 @@ def ask(verifier: Callable[..., Any], *given: Any, about: str) -> Any:
 def is_right(answer: Any, about: str) -> bool:
     """Read a verifier's answer about one response: a bool, or one of the numbers 0 and 1.
 
-    Of any kind, also as a tensor or an array of one element. Nothing else is taken for its truth: a reward of -1 for
-    a wrong response, NaN and the text "False" are true for Python.
+    It may be of any kind, also a tensor or an array of one element. Nothing else is taken for its truth: a reward of
+    -1 for a wrong response, NaN and the text "False" are true for Python.
 
     Args:
         answer: what the verifier returned.
-        about: what it was asked about, in words.
+        about: the response in words.
 
     Raises:
         ValueError: the answer is neither.
@@ -201,14 +201,14 @@ def _import(name: str) -> ModuleType:
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """Have imports look into the working directory first, as ``python -m`` does; a console script's do not."""
-    here = os.getcwd()
-    if not {"", here}.isdisjoint(sys.path):
+    """Have imports look into the working directory first, as under ``python -m``; in a console script they do not."""
+    directory = os.getcwd()
+    if not {"", directory}.isdisjoint(sys.path):
         yield
         return
-    sys.path.insert(0, here)
+    sys.path.insert(0, directory)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(directory)

@@ -1,4 +1,4 @@
-"""Measures of how much each neuron says, and of how much gradient it receives."""
+"""Measures of how active each neuron is, and of how much gradient it receives."""
 
 from __future__ import annotations
 

@@ -138,23 +138,13 @@ def _expert_groups(
 ) -> list[NeuronGroup]:
     gate_up, down = module.get_parameter("gate_up_proj"), module.get_parameter("down_proj")
     out_dim = int(transposed)
-    bias = f"{name}.gate_up_proj_bias" if hasattr(module, "gate_up_proj_bias") else None
+    stem = f"{name}.gate_up_proj"
+    bias = f"{stem}_bias" if hasattr(module, "gate_up_proj_bias") else None
     groups = []
     for expert in range(len(gate_up)):
         for kind, index in fused_rows(config, gate_up.shape[1 + out_dim]).items():
             groups.append(
-                NeuronGroup(
-                    f"{name}.gate_up_proj",
-                    name,
-                    kind,
-                    layer,
-                    out_dim,
-                    len(index),
-                    index,
-                    bias,
-                    expert,
-                    adapted,
-                )
+                NeuronGroup(stem, name, kind, layer, out_dim, len(index), index, bias, expert, fixed=adapted)
             )
         count = down.shape[2 - out_dim]
         groups.append(

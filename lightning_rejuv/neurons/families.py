@@ -47,17 +47,8 @@ _GPT2: Rules = {"attn.c_attn": qkv, "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c
 FAMILIES: dict[str, Rules] = {
     **dict.fromkeys(
         (
-            *(
-                "llama",
-                "mistral",
-                "ministral",
-                "ministral3",
-                "qwen2",
-                "qwen3",
-                "gemma",
-                "gemma2",
-                "gemma3_text",
-            ),
+            *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3"),
+            *("gemma", "gemma2", "gemma3_text"),
             *("smollm3", "granite", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "stablelm", "exaone4"),
             *("ernie4_5", "hunyuan_v1_dense", "helium", "seed_oss", "mixtral", "qwen3_moe", "olmoe"),
             *("granitemoe", "gpt_oss"),

@@ -15,7 +15,7 @@ def check_plain(**tensors: Tensor | None) -> None:
         TypeError: If a tensor is a ``DTensor``, naming the argument and the way out.
     """
     for name, tensor in tensors.items():
-        # No import of torch.distributed.tensor: who never shards never pays for it.
+        # torch.distributed.tensor is not imported: callers who never shard need not wait for it.
         if tensor is not None and type(tensor).__name__ == "DTensor":
             raise TypeError(
                 f"Expected argument `{name}` to be a plain tensor but got a DTensor. Pass "
@@ -80,8 +80,8 @@ def _flattens(tensor: Tensor) -> bool:
 def matrices(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """View tensors of one shape ``[..., N]`` as matrices ``[rows, N]``, in order and never by a copy.
 
-    One tuple of matrices where all strides allow it, otherwise one for each index of the leading dimensions
-    that do not merge: ``logits[:, :-1]`` of several sequences comes as one matrix a sequence.
+    The result is one tuple of matrices if all strides allow it, otherwise one for each index of the leading
+    dimensions that do not merge: ``logits[:, :-1]`` of several sequences comes as one matrix a sequence.
     """
     if tensors[0].dim() == 1:
         return [tuple(tensor.unsqueeze(0) for tensor in tensors)]

@@ -1,7 +1,7 @@
 """Registration with ``torch.library``: each op's schema, its fake, and which back end serves which device.
 
-``Library.define`` rather than ``torch.library.custom_op``, whose Python wrapper costs several times as much
-per call: a hook on every layer notices. Every call goes through the dispatcher, so eager and compiled code
+Ops are registered by ``Library.define``: the Python wrapper of ``torch.library.custom_op`` costs several times as
+much per call, which would slow hooks on every layer. Every call goes through the dispatcher, so eager and compiled code
 run the same path.
 """
 
@@ -31,7 +31,7 @@ SCHEMAS = (
     "merge_token_partials(Tensor sums, Tensor ids) -> (Tensor, Tensor)",
 )
 
-#: What the Triton kernels read. Everything else on a CUDA device takes the blocked back end.
+#: The dtypes that the Triton kernels read. Any other tensor on a CUDA device takes the blocked back end.
 KERNEL_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -116,7 +116,7 @@ def _merge_token_partials_fake(sums: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
     return sums.new_empty(sums.shape[1:]), ids.new_empty(ids.shape[1:])
 
 
-# op: (every device, CUDA and ROCm, fake)
+# For each op: the function for every device, the one for CUDA and ROCm, and the fake.
 BACKENDS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "activation_stats_": (blocked.activation_stats_, _activation_stats_cuda, _accumulate_fake),
     "grad_activation_stats_": (blocked.grad_activation_stats_, _grad_activation_stats_cuda, _accumulate_fake),

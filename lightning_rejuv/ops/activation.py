@@ -1,4 +1,4 @@
-"""A and B: statistics of each neuron over the tokens, added to an accumulator in one read of the inputs."""
+"""Statistics of each neuron over the tokens, added to an accumulator in one read of the inputs (ops A and B)."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def activation_stats(
         h: Activations ``[..., N]``, any floating point dtype.
         mask: Optional ``[...]``; tokens where it is zero are left out and not read.
         eps: Threshold of "near zero", not negative; compared in float32.
-        out: Accumulator ``[7, N]``, contiguous float64 or float32, updated in place; a new one of zeros by
-            default. It starts as zeros. float32 stops counting at 2²⁴ tokens.
+        out: Accumulator ``[7, N]``, contiguous float64 or float32, updated in place, zeros before
+            the first call; a new one by default. float32 stops counting at 2²⁴ tokens.
 
     Returns:
         The accumulator's rows. A NaN among the kept tokens stays in its neuron.
@@ -99,8 +99,8 @@ def activation_stats(
     kept = _kept(mask, h)
     accumulator = _accumulator(out, len(ActivationStats._fields), h)
     parts = matrices(h.detach())
-    for (x,), here in zip(parts, split_rows(kept, parts), strict=True):
-        registered.activation_stats_(accumulator, x, here, float(eps))
+    for (x,), part_mask in zip(parts, split_rows(kept, parts), strict=True):
+        registered.activation_stats_(accumulator, x, part_mask, float(eps))
     return ActivationStats(*accumulator.unbind(0))
 
 
@@ -109,8 +109,8 @@ def grad_activation_stats(
 ) -> GradActivationStats:
     """Add Σ|g·h|, Σ|g|, Σg·h and the number of tokens to an accumulator, g being the gradient at h.
 
-    The per-neuron sum suits an online score. The reset set takes the largest |g·h| of single tokens instead,
-    which no sum over tokens preserves. The formula is ``ops.reference.grad_activation_stats``.
+    The sum suits a score that is updated while a model trains. The neurons of a reset are scored at single positions
+    instead, by ``lightning_rejuv.attribution``. The formula is ``ops.reference.grad_activation_stats``.
 
     Args:
         h: Activations ``[..., N]``, any floating point dtype.
@@ -144,8 +144,8 @@ def grad_activation_stats(
     kept = _kept(mask, h)
     accumulator = _accumulator(out, len(GradActivationStats._fields), h)
     parts = matrices(h.detach(), grad.detach())
-    for (x, g), here in zip(parts, split_rows(kept, parts), strict=True):
-        registered.grad_activation_stats_(accumulator, x, g, here)
+    for (x, g), part_mask in zip(parts, split_rows(kept, parts), strict=True):
+        registered.grad_activation_stats_(accumulator, x, g, part_mask)
     return GradActivationStats(*accumulator.unbind(0))
 
 

@@ -1,8 +1,8 @@
-"""Back end in plain torch, block by block: what a block needs stays in the cache, so the input is read once.
+"""The back end in plain torch, block by block: what a block needs stays in the cache, so the input is read once.
 
 The meaning of every function is its namesake's in ``reference.py``. It serves the CPU, every device without a
-kernel of its own, float64 inputs, and CUDA where Triton is not installed. Blocks are summed in float32
-(float64 for float64 inputs), in a fixed order, into accumulators that are float64 where the device has it.
+kernel of its own, float64 inputs, and CUDA if Triton is not installed. Blocks are summed in float32
+(float64 for float64 inputs), in a fixed order, into accumulators that are float64 if the device has it.
 """
 
 from __future__ import annotations
@@ -90,15 +90,15 @@ def weight_drift(weight: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     block = torch.empty((4, weight.shape[1]), dtype=dtype, device=weight.device)
     for start in range(0, weight.shape[0], step):
         w, b = weight[start : start + step].to(dtype), base[start : start + step].to(dtype)
-        here = rows[:, start : start + step]
+        of_rows = rows[:, start : start + step]
         d = w - b
         square = torch.empty_like(d)
         for i, x in enumerate((d, w, b)):
             torch.mul(x, x, out=square)
             torch.sum(square, 0, out=block[i])
-            here[i] = square.sum(1)
+            of_rows[i] = square.sum(1)
         torch.amax(d.abs_(), 0, out=block[3])
-        here[3] = d.amax(1)
+        of_rows[3] = d.amax(1)
         _add_into(columns, block, maximum=3)
     return rows, columns
 
@@ -143,25 +143,25 @@ def token_partials(
     tau = tau.to(sums.dtype)
     tau = torch.where(tau > 0, tau, torch.nan)
     for start in range(0, count, step):
-        here = slice(start, start + step)
-        x = logits[here].to(dtype)
+        block = slice(start, start + step)
+        x = logits[block].to(dtype)
         top, first = _first_maximum(x)
         top.clamp_(min=torch.finfo(torch.float32).min)
         u = x - top.unsqueeze(1)
         if row_temperature is not None or temperature != 1.0:
-            u *= tau[here].reciprocal().to(dtype).unsqueeze(1)
+            u *= tau[block].reciprocal().to(dtype).unsqueeze(1)
         u.clamp_(min=LOWEST_EXPONENT)
         p = u.exp()
-        sums[0, here] = top / tau[here]
-        sums[1, here] = p.sum(1)
+        sums[0, block] = top / tau[block]
+        sums[1, block] = p.sum(1)
         with torch.autocast(logits.device.type, enabled=False):  # it would round both to half precision
-            sums[2, here] = torch.linalg.vecdot(u, p)
-        ids[here] = first + vocab_start
+            sums[2, block] = torch.linalg.vecdot(u, p)
+        ids[block] = first + vocab_start
         if target is not None:
-            local = target[here] - vocab_start
+            local = target[block] - vocab_start
             inside = (local >= 0) & (local < size)
-            picked = x.gather(1, torch.where(inside, local, 0).unsqueeze(1)).squeeze(1) / tau[here]
-            sums[3, here] = torch.where(inside, picked, torch.nan)
+            picked = x.gather(1, torch.where(inside, local, 0).unsqueeze(1)).squeeze(1) / tau[block]
+            sums[3, block] = torch.where(inside, picked, torch.nan)
     if target is None:
         sums[3] = torch.nan
     return sums, ids

@@ -1,4 +1,4 @@
-"""C: drift of a weight matrix from its base, rows and columns in one read of both."""
+"""Drift of a weight matrix from its base, of rows and columns in one read of both matrices (op C)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""D from hidden states: the output projection chunk by chunk with float32 logits, each chunk read once."""
+"""Token statistics from hidden states: float32 logits are made chunk by chunk, and each chunk is read once (op D)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_rejuv.ops._inputs import check_device, check_floating, check_leading, check_plain
 from lightning_rejuv.ops.tokens import TokenPartials, TokenStats, merge_token_stats, token_partials
 
-#: Vocabulary rows of the projection converted to float32 at a time where no matmul can do it on the fly.
+#: How many vocabulary rows of the projection are converted to float32 at a time if no matmul can do it on the fly.
 VOCAB_BLOCK = 8192
 
 
@@ -107,10 +107,10 @@ def token_stats_from_hidden(
     chunks = []
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, max(1, flat.shape[0]), chunk_size):
-            here = slice(start, start + chunk_size)
-            tau = temperature if row_temperature is None else row_temperature[here]
-            y = None if target is None else target[here]
-            partials = _chunk_partials(flat[here], weight, y, bias, tau, vocab_start=0)
+            chunk = slice(start, start + chunk_size)
+            tau = temperature if row_temperature is None else row_temperature[chunk]
+            y = None if target is None else target[chunk]
+            partials = _chunk_partials(flat[chunk], weight, y, bias, tau, vocab_start=0)
             chunks.append(merge_token_stats(partials, has_target=target is not None))
     columns = zip(*chunks, strict=True)
     return TokenStats(*(None if c[0] is None else torch.cat(c).view(leading) for c in columns))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""When a forward hook runs a second time: activation checkpointing repeats it inside the backward."""
+"""Whether a forward hook runs a second time: activation checkpointing repeats it inside the backward pass."""
 
 from __future__ import annotations
 

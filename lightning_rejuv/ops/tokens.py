@@ -1,4 +1,4 @@
-"""D: entropy, log-probability and top-1 of every token's distribution in one read of the logits."""
+"""Entropy, log-probability and top-1 of every token's distribution, in one read of the logits (op D)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenStats(NamedTuple):
 
 
 class TokenPartials(NamedTuple):
-    """What one shard of the vocabulary knows: enough to merge, no statistic yet.
+    """What one shard of the vocabulary contributes to the statistics of each token, ready to be merged.
 
     With u = x/τ − max(x/τ), the rows of ``sums [4, tokens]`` are max(x/τ), Σeᵘ, Σu·eᵘ and the target's x/τ
     (NaN where the target is not in the shard). ``top1_id [tokens]`` counts from the start of the whole
@@ -113,8 +113,7 @@ def merge_token_stats(partials: Sequence[TokenPartials], *, has_target: bool = T
     Returns:
         Statistics ``[tokens]`` in float64 (float32 on devices without it) and int64. ``logprob`` is NaN where
         the target lies in no shard (-100, say). A row that holds NaN or +inf, or nothing but -inf, has no
-        distribution: its values are NaN and its ``top1_id`` is -1. Among equal logits the lowest index is the
-            top-1.
+        distribution: its values are NaN and its ``top1_id`` is -1. Among equal logits the lowest index is the top-1.
 
     Raises:
         ValueError: If there is no partial, or their shapes or devices differ.

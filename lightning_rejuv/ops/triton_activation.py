@@ -1,8 +1,8 @@
-"""A and B as Triton kernels: float32 sums of row ranges, then one fixed-order sum into the accumulator.
+"""Activation statistics (ops A and B) as Triton kernels.
 
-Two stages instead of atomics make the result bitwise repeatable. Each element costs few instructions because
-the accumulators keep the tile's shape and are reduced once at the end, and because counts are predicated
-float adds.
+Float32 sums of row ranges are added to the accumulator in a fixed order. Two stages instead of atomics make the
+result bitwise repeatable. Each element costs few instructions because the accumulators keep the tile's shape
+and are reduced once at the end, and because counts are predicated float adds.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -69,7 +69,7 @@ def activation_partials(
         near_zero = tl.where(a <= eps, near_zero + 1.0, near_zero)
         positive = tl.where(x > 0, positive + 1.0, positive)
         absent += tl.where(kept, 0.0, 1.0)
-    # Rows left out were loaded as 0: they count as near zero and are taken off here, once for the whole loop.
+    # Rows left out were loaded as 0, which counts as near zero: they are subtracted, once for the whole loop.
     left_out = tl.sum(absent, 0)
     steps = (last - first + BT - 1) // BT
     total = tl.sum(abs_sum, 0)

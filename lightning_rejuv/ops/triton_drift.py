@@ -1,4 +1,4 @@
-"""C as a Triton kernel: each tile of both matrices is read once and feeds its rows and its columns."""
+"""Drift (op C) as a Triton kernel: each tile of both matrices is read once and feeds its rows and its columns."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # Kernels are compiled by Triton, whose argument types do not exist for mypy.

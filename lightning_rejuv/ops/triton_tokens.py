@@ -1,4 +1,4 @@
-"""D as Triton kernels: a lane-wise online softmax in one read of the logits, then the merge of partials.
+"""Token statistics (op D) as Triton kernels: a lane-wise online softmax in one read of the logits, then a merge.
 
 Every lane keeps its own maximum, Σe^u and Σu·e^u, so the loop needs no exchange between threads; exponents
 are powers of two because the hardware's are. Sentinels are finite, so that -inf never meets -inf and NaN
@@ -118,9 +118,9 @@ def token_partials_kernel(
     tl.store(id_ptr + part.to(tl.int64) * M + row, place.to(tl.int64) + vocab_start)
     if HAS_TARGET:
         local = tl.load(target_ptr + row) - vocab_start
-        here = (local >= first) & (local < last)
-        y = tl.load(base + tl.where(here, local, 0) * stride_v).to(wide)
-        tl.store(out + 3 * M, tl.where(here, y * inverse.to(wide), float("nan")))
+        inside = (local >= first) & (local < last)
+        y = tl.load(base + tl.where(inside, local, 0) * stride_v).to(wide)
+        tl.store(out + 3 * M, tl.where(inside, y * inverse.to(wide), float("nan")))
     else:
         tl.store(out + 3 * M, tl.full((), float("nan"), wide))
 
@@ -189,7 +189,7 @@ def logits_tile(logits: Tensor) -> dict[str, int | bool]:
 
 
 def split_vocabulary(rows: int, vocabulary: int, step: int, resident: int) -> tuple[int, int]:
-    """Return the parts of a row and their size: more than one where rows alone leave the device idle."""
+    """Return the parts of a row and their size: more than one if rows alone leave the device idle."""
     split = 1
     if 2 * rows < resident:
         split = min(ceil_div(vocabulary, 4 * step), ceil_div(resident, max(1, rows)))
