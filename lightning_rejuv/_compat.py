@@ -68,6 +68,11 @@ def log_interval(trainer: Trainer) -> int:
     return trainer.log_every_n_steps  # type: ignore[attr-defined, no-any-return]
 
 
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the Trainer's callbacks in their order. Set by a connector, too."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
 def fast_dev_run(trainer: Trainer) -> bool:
     """Whether the Trainer only tries a few batches and leaves nothing behind. A connector sets it, too."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from torchmetrics import SumMetric
 from lightning_rejuv._compat import (
     adapters_are_disabled,
     average_of,
+    callbacks_of,
     computes_fast_in_bfloat16,
     fast_dev_run,
     first_logged_step,
@@ -62,6 +63,7 @@ def test_steps_are_those_of_lightnings_own_logging():
     assert steps.seen == [(0, 0), (0, 0), (1, 1), (1, 1)]
     assert logged_step(trainer) == 2
     assert log_interval(trainer) == 7
+    assert steps in callbacks_of(trainer)
 
 
 def test_language_model_is_the_only_outermost_one(monkeypatch):

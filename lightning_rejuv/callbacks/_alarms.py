@@ -1,4 +1,4 @@
-"""Which alarms an RL run has raised, and how far it is."""
+"""Which alarms an RL run has raised."""
 
 from __future__ import annotations
 
@@ -6,26 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-
-from lightning_rejuv.callbacks._trigger import planned_steps
 from lightning_rejuv.metrics.alarms import rl_alarms
-
-
-def share_done(trainer: Trainer, steps: int) -> float:
-    """Which share of the planned updates has been made; NaN where nobody knows how many there will be.
-
-    Args:
-        trainer: the Trainer.
-        steps: updates so far, as ``trainer.global_step`` counts them.
-    """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    schedules = [c.scheduling for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
-    if any(len(set(scheduling.values())) > 1 for scheduling in schedules):
-        return math.nan  # Lightning plans as if gradients were accumulated as now until the end
-    planned = planned_steps(trainer)
-    return steps / planned if math.isfinite(planned) else math.nan
 
 
 class EntropyAlarms:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lightning_rejuv.callbacks._trigger import Trigger
+from lightning_rejuv.callbacks.triggers import Trigger
 
 
 @dataclass

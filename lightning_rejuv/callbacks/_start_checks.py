@@ -17,7 +17,8 @@ from lightning_rejuv.callbacks._averages import check_averages
 from lightning_rejuv.callbacks._initial_weights import INIT
 from lightning_rejuv.callbacks._module_data import check_module_data
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
-from lightning_rejuv.callbacks.triggers import AtStart, Trigger, WhenMetric
+from lightning_rejuv.callbacks.triggers import AtStart, Trigger
+from lightning_rejuv.callbacks.when_metric import WhenMetric
 from lightning_rejuv.config import USES_OF_CALIBRATION, Options, alpha_by_name
 from lightning_rejuv.make_plan import check_pulls
 from lightning_rejuv.neurons import find_decoder

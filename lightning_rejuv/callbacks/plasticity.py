@@ -15,8 +15,9 @@ from typing_extensions import override
 
 from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step, outermost
 from lightning_rejuv.callbacks import _plasticity_log as log
-from lightning_rejuv.callbacks._alarms import EntropyAlarms, share_done
+from lightning_rejuv.callbacks._alarms import EntropyAlarms
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
+from lightning_rejuv.callbacks._planned import share_done
 from lightning_rejuv.callbacks._rollouts import entropy_of, rewards_of
 from lightning_rejuv.functional._checks import check_count
 from lightning_rejuv.loggers import log_layout, takes_figures

@@ -1,8 +1,9 @@
-"""When to rejuvenate: small classes that a YAML file can name."""
+"""The moments at which a callback rejuvenates: small classes that a YAML file can name."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -10,10 +11,78 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from lightning_rejuv.callbacks._trigger import Trigger, check_count, check_flag, planned_steps, reloads_data
-from lightning_rejuv.callbacks.when_metric import WhenMetric
+from lightning_rejuv.callbacks._planned import planned_steps, reloads_data
 
-__all__ = ["AtEnd", "AtEpoch", "AtStart", "AtStep", "Every", "Trigger", "WhenMetric"]
+
+class Trigger(ABC):
+    """Decides by level, never by equality: a run that resumes past the moment still comes due.
+
+    A trigger is asked before every optimizer step whether it is due. Once it has fired it is not asked
+    again, unless it repeats. Every rank has to get the same answer.
+
+    Attributes:
+        repeats: whether it can fire more than once in a run.
+        at_end: whether it fires after the last update of the fit, rather than before an update.
+    """
+
+    repeats: ClassVar[bool] = False
+    at_end: ClassVar[bool] = False
+
+    @abstractmethod
+    def due(self, trainer: Trainer, epoch: int) -> bool:
+        """Tell whether to rejuvenate before the next update.
+
+        Args:
+            trainer: the Trainer; ``trainer.global_step`` updates have been made.
+            epoch: the epoch that this next update belongs to.
+        """
+
+    @abstractmethod
+    def reason(self) -> str:
+        """Return why it fired, as the end of a sentence: "at epoch 3", "since loss 0.2 < 0.3"."""
+
+    def check(self, trainer: Trainer, *, ends_fit: bool) -> None:  # noqa: B027 (most have nothing to check)
+        """Refuse, at the start of the fit, what can never come due.
+
+        Args:
+            trainer: the Trainer.
+            ends_fit: whether the fit ends with the rejuvenation, so that it may also come due at its end.
+
+        Raises:
+            MisconfigurationException: the fit ends before.
+        """
+
+    def observe(self, trainer: Trainer) -> None:  # noqa: B027
+        """Look at the metrics; called when a validation or, without one, a training epoch has ended."""
+
+    def observe_sanity_check(self, trainer: Trainer) -> None:  # noqa: B027
+        """Learn which metrics there will be; called when the sanity check has run the validation."""
+
+    def observe_step(self, trainer: Trainer) -> None:  # noqa: B027
+        """Look at the metrics; called after every training batch."""
+
+    def fired(self, trainer: Trainer) -> str:
+        """Take note that it was done; return the reason."""
+        return self.reason()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a resume: numbers and strings."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take up a state again."""
+
+
+def expect(holds: bool, name: str, what: str, value: Any) -> None:
+    """Raise a MisconfigurationException that says what an argument should be, unless it is that."""
+    if not holds:
+        raise MisconfigurationException(f"Expected argument `{name}` to be {what} but got {value!r}.")
+
+
+def expect_count(name: str, value: Any, at_least: int) -> None:
+    """Raise a MisconfigurationException unless an argument is a whole number of at least ``at_least``."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    expect(whole and value >= at_least, name, f"a whole number of at least {at_least}", value)
 
 
 class AtStart(Trigger):
@@ -35,9 +104,9 @@ class AtStart(Trigger):
 class AtEnd(Trigger):
     """After the last update of the fit: the SFT stage that hands over to RL.
 
-    However the fit ends, by ``max_epochs``, ``max_steps``, ``max_time`` or EarlyStopping; not where it is
-    interrupted or fails. Checkpoints that were written before hold the weights before the edit, under the
-    metrics of these; the edited weights are in the module and, where the Trainer has a ``ModelCheckpoint``,
+    It fires however the fit ends, by ``max_epochs``, ``max_steps``, ``max_time`` or EarlyStopping, but not if it
+    is interrupted or fails. Checkpoints that were written before hold the weights before the edit, under the
+    metrics of these; the edited weights are in the module and, if the Trainer has a ``ModelCheckpoint``,
     in ``rejuvenated.ckpt`` beside its files.
     """
 
@@ -60,7 +129,7 @@ class AtEpoch(Trigger):
     """
 
     def __init__(self, epoch: int) -> None:
-        check_count("epoch", epoch, 0)
+        expect_count("epoch", epoch, 0)
         self.epoch = epoch
 
     @override
@@ -84,7 +153,7 @@ class AtStep(Trigger):
     """
 
     def __init__(self, step: int) -> None:
-        check_count("step", step, 0)
+        expect_count("step", step, 0)
         self.step = step
 
     @override
@@ -101,7 +170,7 @@ class AtStep(Trigger):
 
 
 class Every(Trigger):
-    """Again and again: continual use. Not before the first update.
+    """Again and again, for continual use, but not before the first update.
 
     Args:
         epochs: rejuvenate every so many epochs, or
@@ -117,7 +186,7 @@ class Every(Trigger):
             )
         self._name = "epochs" if steps is None else "steps"
         self.interval = epochs if steps is None else steps
-        check_count(self._name, self.interval, 1)
+        expect_count(self._name, self.interval, 1)
         self._done = 0
 
     def _intervals(self, trainer: Trainer, epoch: int) -> int:
@@ -155,15 +224,15 @@ class Every(Trigger):
 
 
 def one_trigger(at_start: bool, at_epoch: int | None, at_end: bool, when: Trigger | None) -> Trigger:
-    """Turn the arguments that say when to rejuvenate into a trigger of one's own.
+    """Turn the arguments that say when to rejuvenate into a trigger that no other callback shares.
 
     Raises:
         MisconfigurationException: not exactly one is given, or one is of another type.
     """
-    check_flag("at_start", at_start)
-    check_flag("at_end", at_end)
+    expect(isinstance(at_start, bool), "at_start", "True or False", at_start)
+    expect(isinstance(at_end, bool), "at_end", "True or False", at_end)
     if at_epoch is not None:
-        check_count("at_epoch", at_epoch, 0)
+        expect_count("at_epoch", at_epoch, 0)
     if when is not None and not isinstance(when, Trigger):
         raise MisconfigurationException(
             f"Expected argument `when` to be a trigger, such as `AtStep(100)`, but got {_named(when)}."
@@ -174,7 +243,7 @@ def one_trigger(at_start: bool, at_epoch: int | None, at_end: bool, when: Trigge
             f"got at_start={at_start}, at_epoch={at_epoch}, at_end={at_end}, when={when}: say when to rejuvenate."
         )
     if when is not None:
-        return deepcopy(when)  # it has a state
+        return deepcopy(when)  # a trigger has a state
     return AtEpoch(at_epoch) if at_epoch is not None else AtStart() if at_start else AtEnd()
 
 
@@ -193,9 +262,9 @@ def _check_epoch(trainer: Trainer, epoch: int) -> None:
             f"Epoch {epoch} can never come: the fit ends before epoch {last}. Epochs are counted from 0; for the end "
             "of the fit there is `at_end=True`."
         )
-    # How many steps an epoch has is not known where the module makes them, or where the data change.
-    told = trainer.lightning_module.automatic_optimization and not reloads_data(trainer)
-    if told and trainer.num_training_batches != math.inf:
+    # How many steps an epoch has is not known if the module makes them, or if the data change.
+    known = trainer.lightning_module.automatic_optimization and not reloads_data(trainer)
+    if known and trainer.num_training_batches != math.inf:
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if not trainer.strategy.handles_gradient_accumulation:
             steps = math.ceil(steps)  # Lightning steps on the last batch of an epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, MutableMapping
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -11,18 +12,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from lightning_rejuv._compat import log_interval
+from lightning_rejuv._compat import callbacks_of, log_interval
+from lightning_rejuv.callbacks._planned import planned_looks, planned_steps
 from lightning_rejuv.callbacks._plasticity_log import PREFIX
-from lightning_rejuv.callbacks._trigger import (
-    Trigger,
-    check_count,
-    check_flag,
-    check_name,
-    check_threshold,
-    planned_looks,
-    planned_steps,
-)
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
+from lightning_rejuv.callbacks.triggers import Trigger, expect, expect_count
 from lightning_rejuv.names import listing
 
 
@@ -60,16 +54,13 @@ class WhenMetric(Trigger):
         every_n_steps: int | None = None,
         strict: bool = True,
     ) -> None:
-        check_name(monitor)
-        check_threshold(threshold)
-        if mode not in ("min", "max"):
-            raise MisconfigurationException(
-                f'Expected argument `mode` to be "min" or "max" but got {mode!r}.'
-            )
-        check_count("patience", patience, 1)
+        expect(isinstance(monitor, str) and monitor != "", "monitor", "the name of a metric", monitor)
+        expect(_is_finite(threshold), "threshold", "a finite number", threshold)
+        expect(mode in ("min", "max"), "mode", '"min" or "max"', mode)
+        expect_count("patience", patience, 1)
         if every_n_steps is not None:
-            check_count("every_n_steps", every_n_steps, 1)
-        check_flag("strict", strict)
+            expect_count("every_n_steps", every_n_steps, 1)
+        expect(isinstance(strict, bool), "strict", "True or False", strict)
         self.monitor = monitor
         self.threshold = threshold
         self.mode = mode
@@ -284,8 +275,12 @@ class WhenMetric(Trigger):
         return planned if math.isinf(planned) else (planned - (not ends_fit)) // self.every_n_steps
 
 
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
 def _watchers(trainer: Trainer) -> list[PlasticityCallback]:
-    return [c for c in trainer.callbacks if isinstance(c, PlasticityCallback)]  # type: ignore[attr-defined]
+    return [c for c in callbacks_of(trainer) if isinstance(c, PlasticityCallback)]
 
 
 def _over_ranks(trainer: Trainer, value: float, how: str) -> float:

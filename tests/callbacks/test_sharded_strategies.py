@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from lightning_rejuv import PlasticityCallback, PlasticityMonitor, RejuvenationCallback, Reset
-from lightning_rejuv.callbacks.triggers import WhenMetric
+from lightning_rejuv.callbacks import WhenMetric
 from tests.callbacks.strategies import STRATEGIES, Sharded
 from tests.callbacks.test_distributed import in_two_ranks
 from tests.conftest import sharpened, tiny_llama

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 
 from lightning_rejuv import RejuvenationCallback
 from lightning_rejuv.callbacks import WhenMetric
-from lightning_rejuv.callbacks._trigger import planned_looks
+from lightning_rejuv.callbacks._planned import planned_looks
 from tests.callbacks.modules import Line, fit, line_anchor
 from tests.callbacks.test_triggers import Endless
 from tests.callbacks.test_when_metric import fired_at
