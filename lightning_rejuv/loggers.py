@@ -1,7 +1,7 @@
 """One way to write scalars, figures, text and histograms, whatever loggers a Trainer has.
 
-TensorBoard, CSV (files beside ``metrics.csv``), Weights & Biases and MLflow are known; to any other logger
-only scalars go, which is said once.
+TensorBoard, CSV (files beside ``metrics.csv``), Weights & Biases and MLflow are known; any other logger gets scalars
+alone, which is said once.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.utilities.rank_zero import WarningCache  # type: ignore[attr-defined]
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_told: set[str] = set()
+# Messages of this process that are not repeated, as Lightning keeps its own.
+_told = WarningCache()
 
 
 def log_scalars(loggers: Iterable[Logger], values: Mapping[str, Tensor | float], step: int) -> None:
@@ -58,7 +60,9 @@ def log_figure(loggers: Sequence[Logger], key: str, figure: Figure, step: int) -
             elif isinstance(logger, CSVLogger):
                 figure.savefig(_beside(logger, f"{key}/step_{step:07d}.png"))
             else:
-                _tell(f"Figures are not written to {type(logger).__name__}, which is not known to take them.")
+                _told.info(
+                    f"Figures are not written to {type(logger).__name__}, which is not known to take them."
+                )
 
 
 @rank_zero_only
@@ -74,7 +78,7 @@ def log_text(loggers: Sequence[Logger], key: str, text: str, step: int) -> None:
     for logger in loggers:
         with _going_on(logger):
             if isinstance(logger, TensorBoardLogger):
-                # TensorBoard shows Markdown, where two blanks at its end keep a line for itself.
+                # TensorBoard shows Markdown, in which two blanks end a line.
                 logger.experiment.add_text(key, "  \n".join(text.splitlines()), step)
             elif isinstance(logger, WandbLogger):
                 logger.log_text(key, columns=["step", "text"], data=[[str(step), text]], step=step)
@@ -84,7 +88,9 @@ def log_text(loggers: Sequence[Logger], key: str, text: str, step: int) -> None:
                 with _beside(logger, f"{key}.txt").open("a", encoding="utf-8") as file:
                     file.write(f"step {step}\n{text}\n\n")
             else:
-                _tell(f"Texts are not written to {type(logger).__name__}, which is not known to take them.")
+                _told.info(
+                    f"Texts are not written to {type(logger).__name__}, which is not known to take them."
+                )
 
 
 @rank_zero_only
@@ -118,34 +124,28 @@ def log_layout(loggers: Sequence[Logger], layout: Mapping[str, Any]) -> None:
 
 
 def takes_figures(loggers: Sequence[Logger]) -> bool:
-    """Whether a figure would be drawn and go anywhere; where not, say once why."""
+    """Tell whether a figure would be drawn and written; say once if matplotlib or any logger is missing."""
     if find_spec("matplotlib") is None:
-        _tell("Figures are not drawn: they need matplotlib (`pip install lightning-rejuv[plots]`).")
+        _told.info("Figures are not drawn: they need matplotlib (`pip install lightning-rejuv[plots]`).")
         return False
     if not loggers:
-        _tell("There is no logger: measures go to `trainer.callback_metrics` alone, figures are not drawn.")
+        _told.info(
+            "There is no logger: measures go to `trainer.callback_metrics` alone, figures are not drawn."
+        )
     return any(isinstance(x, (TensorBoardLogger, WandbLogger, MLFlowLogger, CSVLogger)) for x in loggers)
 
 
 @contextmanager
 def _going_on(logger: Logger) -> Iterator[None]:
-    """Let a logger fail without its failure reaching the fit, which may just have edited the model; said once."""
+    """Keep a logger's failure from the fit, which may just have edited the model; warn of it once."""
     try:
         yield
     except Exception as error:
         kind = type(logger).__name__
-        if f"{kind} {error!r}" not in _told:
-            _told.add(f"{kind} {error!r}")
-            rank_zero_warn(f"{kind} failed with {type(error).__name__}: {error}. The fit goes on without it.")
+        _told.warn(f"{kind} failed with {type(error).__name__}: {error}. The fit goes on without it.")
 
 
 def _beside(logger: CSVLogger, name: str) -> Path:
     path = Path(logger.log_dir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _tell(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
-        rank_zero_info(message)

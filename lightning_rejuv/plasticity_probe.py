@@ -44,12 +44,12 @@ def plasticity_probe(
     """Train a copy of a module for a fixed budget with a fresh optimizer, and throw it away.
 
     Every measure of the monitor is a proxy; this is the thing itself, on a small budget. Compare modules on
-    the same data, budget and seed, and lower is better for a loss, higher for a reward. The module, its
+    the same data, budget and seed; lower is better for a loss, higher for a reward. The module, its
     gradients, its optimizer and trainer, and all random states are as they were afterwards.
 
     Args:
         module: the module; its ``training_step`` and ``configure_optimizers`` are used, without its callbacks.
-        datamodule: what to adapt to; restarted where it ends before the budget.
+        datamodule: the data to train on; they begin again if they end before the budget.
         max_steps: optimizer steps.
         watch: a key of what ``training_step`` returns or logs, by default its loss.
         seed: of the copy's training.
@@ -80,7 +80,7 @@ def plasticity_probe(
         random.seed(seed)
         try:
             _train(_fresh_copy(module), watcher, max_steps, loader)
-        except BaseException as error:  # isolate_rng restores nothing where its block raises
+        except BaseException as error:  # isolate_rng restores nothing if its block raises
             failure = error
     if isinstance(datamodule, LightningDataModule):
         datamodule.trainer = attached

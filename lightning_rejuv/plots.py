@@ -1,4 +1,4 @@
-"""Figures of what the monitor measures, without pyplot state; matplotlib is imported to draw one."""
+"""Figures of the monitor's measures, without pyplot state; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STYLES = {
     "srank": Style("srank (δ = 0.01)", "dimensions"),
 }
 
-#: Left out of the figure before/after: 0 or 1 on smooth activations, or a second figure of one thing.
+#: Measures that the figure before/after leaves out: 0 or 1 on smooth activations, or one more view of another.
 _SECONDARY = ("drift_sparsity", "dormant_fraction", "active_fraction", "stable_rank", "srank", "entropy_gap")
 
 
@@ -53,7 +53,7 @@ def heat_map(values: Mapping[str, float], measure: str, subtitle: str = "") -> F
     """Draw a measure as layers × modules.
 
     Args:
-        values: by the name of a parameter or site; what belongs to no layer gets a row of its own.
+        values: by the name of a parameter or site; those that belong to no layer share a row.
         measure: its key, for title, unit and colour scale.
         subtitle: second line of the title, say the step.
 
@@ -153,9 +153,9 @@ def before_after(
 def _grid(
     values: Mapping[str, float],
 ) -> tuple[list[str], list[str], dict[tuple[str, int], float], dict[int, str]]:
-    """Rows (layers in order), columns in order of appearance, cells by row and column.
+    """Return rows (layers in order), columns in order of appearance, cells by row and column, and captions.
 
-    What is in no layer comes last, in a row of its own whose cells need captions instead of columns.
+    Values in no layer come last, in a row of their own whose cells need captions instead of columns.
     """
     cells: dict[tuple[str, int], float] = {}
     columns: dict[str, int] = {}
@@ -175,7 +175,7 @@ def _grid(
 
 
 def _label(name: str) -> str:
-    """Shorten a parameter's name to what tells it apart: its module, and "bias" where it is one."""
+    """Shorten a parameter's name to what tells it apart: its module, and "bias" if it is one."""
     parts = name.split(".")
     if parts[-1] == "weight" and len(parts) > 1:
         parts.pop()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import WarningCache
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_rejuv import loggers
@@ -23,7 +24,7 @@ def figure():
 
 @pytest.fixture(autouse=True)
 def _nothing_told(monkeypatch):
-    monkeypatch.setattr(loggers, "_told", set())
+    monkeypatch.setattr(loggers, "_told", WarningCache())
 
 
 def events(logger):

@@ -17,13 +17,11 @@ from lightning_rejuv.anchor.header import build_header
 from lightning_rejuv.weights.layout import Layout
 from lightning_rejuv.weights.open_layout import open_layout
 
-INIT = "init"
-
 
 def initial_weights(
     trainer: Trainer, model: nn.Module, record: dict[str, str] | None, *, due_now: bool
 ) -> tuple[dict[str, str], bool]:
-    """Write a model's parameters down at the start of a run, or find them again where it is resumed.
+    """Write a model's parameters to disk at the start of a run, or find their file again if the run is resumed.
 
     Rank zero writes; every rank has to call it.
 
@@ -38,7 +36,7 @@ def initial_weights(
 
     Raises:
         MisconfigurationException: the model is at its initial weights and is to be rejuvenated now; it has
-            adapters; or the run is resumed, and the file is gone or has changed.
+            adapters; the log directory is not a local one; or the run is resumed, and the file is gone or has changed.
         OSError: the file could not be written.
     """
     if is_adapted(model):
@@ -59,14 +57,14 @@ def initial_weights(
 
 
 def forget_initial_weights(trainer: Trainer, record: dict[str, str] | None) -> None:
-    """Remove the file, if there is one: after a ``fast_dev_run``, or where the fit is refused."""
+    """Remove the file, if there is one: after a ``fast_dev_run``, or if the fit is refused."""
     if record is not None and trainer.is_global_zero:
         Path(record["path"]).unlink(missing_ok=True)
 
 
 def _keep(trainer: Trainer, layout: Layout) -> tuple[dict[str, str], bool]:
     """Write the file, named after its content so that another run does not overwrite it, whole or not at all."""
-    logs = str(trainer.log_dir or trainer.default_root_dir)  # a collective: on every rank
+    logs = str(trainer.log_dir or trainer.default_root_dir)  # a collective, so that every rank asks
     if "://" in logs:
         raise MisconfigurationException(
             f'Expected a local log directory with `anchor="init"`, to keep the initial weights in, but got {logs!r}. '
@@ -90,7 +88,7 @@ def _keep(trainer: Trainer, layout: Layout) -> tuple[dict[str, str], bool]:
             record = {"error": str(error)}
         finally:
             part.unlink(missing_ok=True)
-    for _ in wholes:  # where parameters are sharded all ranks go through all of them
+    for _ in wholes:  # if parameters are sharded all ranks have to go through all of them
         pass
     record = trainer.strategy.broadcast(record)
     if "error" in record:
@@ -122,11 +120,11 @@ def _write(path: Path, layout: Layout, wholes: Iterator[tuple[str, Tensor]]) -> 
     for name, dtype, shape in entries:
         offsets[name] = end
         end += torch.Size(shape).numel() * dtype.itemsize
-    path.unlink(missing_ok=True)  # of a run that was killed; a link itself, not what it leads to
+    path.unlink(missing_ok=True)  # a file of a run that was killed; of a link the link itself
     with path.open("xb") as file:
         file.write(header)
         file.truncate(end)
-        for name, tensor in wholes:  # in an order of the layout's own
+        for name, tensor in wholes:  # in the layout's order
             file.seek(offsets[name])
             # A copy: numpy would pin the memory of a shard that FSDP has to give back.
             flat = tensor.detach().to("cpu", layout.parameters[name].dtype, copy=True).reshape(-1)

@@ -19,12 +19,12 @@ from lightning_rejuv.callbacks.triggers import Trigger
 
 @dataclass
 class RunRecord:
-    """Where a run stands.
+    """How far a run is.
 
     Attributes:
-        armed: whether there is still something to do.
+        armed: whether its model is still to be rejuvenated.
         done_at: for each time it was done, how many updates had been made.
-        initial_weights: path and digest of the file with the run's initial weights, where they are the anchor.
+        initial_weights: path and digest of the file with the run's initial weights, if they are the anchor.
         editing: whether weights are being edited at this moment.
     """
 
@@ -56,8 +56,8 @@ class RunRecord:
 
         Args:
             state: what :meth:`state_dict` returned.
-            trigger: the trigger of now; where it was another one, its state is left as it is. One that repeats
-                goes on also where the one before had done its work.
+            trigger: the trigger of this fit; if the checkpoint's is of another class, its state is left as it is. One
+                that repeats goes on even if the one before had done its work.
 
         Raises:
             RuntimeError: the checkpoint was written in the middle of an edit.
@@ -114,7 +114,7 @@ class OncePerRun(Callback):
     def __init__(self, trigger: Trigger, name: str | None) -> None:
         self._trigger = trigger
         self._name = name
-        # Lightning asks for it at every hook, to profile it.
+        # Lightning asks for the key at every hook, to profile the hook.
         self._state_key = type(self).__qualname__ + ("" if name is None else f"-{name}")
         self._set_up = self._trained = self._begun = False
         self._fresh = deepcopy(trigger.state_dict())
@@ -128,13 +128,13 @@ class OncePerRun(Callback):
 
     @property
     def rejuvenated_at(self) -> list[int]:
-        """For each time it was done in this run, how many updates had been made."""
+        """How many updates had been made, for each time it was done in this run."""
         return list(self._run.done_at)
 
     @property
     @override
     def state_key(self) -> str:
-        """The class and the name, nothing that is tuned between two runs."""
+        """The class and the name, but nothing that is tuned between two runs."""
         if self._set_up:
             return self._state_key
         key = _UnusedKey(self._state_key)
@@ -144,7 +144,7 @@ class OncePerRun(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._set_up = True
-        self._trained = self._begun = False  # in this fit: whether it came to train, and to a batch
+        self._trained = self._begun = False  # whether this fit came to train, and to a batch
         # A second fit of the same Trainer goes on with its run.
         if stage == "fit" and not trainer.global_step:
             self._begin()
@@ -154,11 +154,11 @@ class OncePerRun(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.state_key not in checkpoint["callbacks"]:
-            self._begin()  # of a run without this callback
+            self._begin()  # the checkpoint is of a run without this callback
 
     @property
     def _at_end(self) -> bool:
-        """Whether it is done after the last update of the fit."""
+        """Whether the model is rejuvenated after the last update of the fit."""
         return self._trigger.at_end
 
     @override
@@ -179,7 +179,7 @@ class OncePerRun(Callback):
             )
 
     def _look(self) -> None:
-        """Look at the metrics of an epoch that has ended: the module's own hook logs them after ours has run."""
+        """Look at the metrics of an epoch that has ended: the module's own hook logs them after that of callbacks."""
         trainer, self._unseen = self._unseen, None
         if trainer is not None:
             self._trigger.observe(trainer)

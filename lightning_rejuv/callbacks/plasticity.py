@@ -1,8 +1,8 @@
-"""Measuring plasticity while a Trainer trains."""
+"""When a model's plasticity is measured in a fit: the Lightning callback around a PlasticityMonitor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,14 +13,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_rejuv._compat import first_logged_step, language_model, log_interval, logged_step, outermost
-from lightning_rejuv.callbacks import _plasticity_log as log
-from lightning_rejuv.callbacks._alarms import EntropyAlarms
+from lightning_rejuv._compat import (
+    callbacks_of,
+    first_logged_step,
+    language_model,
+    log_interval,
+    logged_step,
+    outermost,
+)
+from lightning_rejuv.callbacks import _logging as log
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
 from lightning_rejuv.callbacks._planned import share_done
-from lightning_rejuv.callbacks._rollouts import entropy_of, rewards_of
+from lightning_rejuv.callbacks._rollouts import EntropyAlarms, Rollouts
 from lightning_rejuv.functional._checks import check_count
-from lightning_rejuv.loggers import log_layout, takes_figures
+from lightning_rejuv.loggers import takes_figures
 from lightning_rejuv.metrics.monitor import PlasticityMonitor
 from lightning_rejuv.metrics.weights import StepMeasures
 
@@ -32,23 +38,23 @@ class PlasticityCallback(Callback):
     ``ModelCheckpoint`` or ``EarlyStopping`` can watch them; one layer × module map for each measure goes to
     ``plasticity_map/…``. The language model is the only Hugging Face model inside the LightningModule, or
     else the LightningModule itself. Training is not touched: weights come out bit for bit as without the callback
-    (but where a compiled model is recorded without a probe: that step runs eagerly).
+    (except if a compiled model is recorded without a probe: that step runs eagerly).
 
-    With a probe the model is run on it. Without, activations and entropy are recorded from the training step
-    itself, on whatever batch it has: cheaper, but no fixed yardstick.
+    With a probe the model is run on it. Without one, activations and entropy are recorded from the training step
+    itself, on whatever batch it has: this is cheaper, but no fixed yardstick.
 
     Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
     every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
     steps. The monitor's verdict after the fit goes by what was logged last. With rollouts the two alarms of arXiv
     2606.18487 watch ``entropy`` of the same dict, one number, or the probe's; checkpoints carry what they have seen
-    and raised. Both may be tensors, arrays of NumPy or lists of numbers; what is something else, or of another shape,
-    is left out, with one warning.
+    and raised. Rewards and entropy may be tensors, arrays of NumPy or lists of numbers; anything else, or of another
+    shape, is left out, with one warning.
 
     Args:
         monitor: what to measure.
         every_n_steps: optimizer steps between two measurements of the model.
         figure_every_n_steps: steps between two sets of maps; they are drawn at the end and at a
-            rejuvenation as well. 0 for no figures at all.
+            rejuvenation as well. 0 stands for no figures at all.
         per_layer: also write every layer's scalars and the histograms of the neurons' scores.
         custom_layout: give TensorBoard a custom-scalars layout of the charts that have data; it replaces one that
             the run already has.
@@ -101,22 +107,19 @@ class PlasticityCallback(Callback):
         self._attached = False
         self._step_measures: StepMeasures | None = None
         self._before: dict[str, Tensor] = {}
-        self._rollouts = False
-        self._hinted: set[str] = set()
-        self._layout: dict[str, Any] = {}
-        self._named: set[str] = set()
+        self._rollouts = Rollouts()
+        self._charts = log.ChartLayout()
 
     @property
     @override
     def state_key(self) -> str:
-        """The class; of several on a Trainer the later ones have a number as well."""
-        # A new Trainer refuses two that are equal.
+        """The class, followed by a number if it is not the first of its class on a Trainer."""
+        # A new Trainer refuses two callbacks with equal keys.
         return self._state_key or f"{type(self).__qualname__} {id(self)}"
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        alike = [c for c in callbacks if type(c) is type(self)]
+        alike = [c for c in callbacks_of(trainer) if type(c) is type(self)]
         number = alike.index(self) + 1 if self in alike else 1
         self._state_key = type(self).__qualname__ + (f"-{number}" if number > 1 else "")
         # A second fit of the same Trainer goes on with its run.
@@ -128,7 +131,7 @@ class PlasticityCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.state_key not in checkpoint["callbacks"]:
-            self._begin_run()  # of a run without this callback
+            self._begin_run()  # the checkpoint is of a run without this callback
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -147,9 +150,10 @@ class PlasticityCallback(Callback):
         self._begin(first_logged_step(trainer), trainer.global_step)
         if trainer.global_step:
             self._alarms.resume()
-        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # A run that is resumed after it.
-        self._rejuvenated |= any(isinstance(c, OncePerRun) and c.rejuvenated_at for c in others)
+        # A run that is resumed after a rejuvenation.
+        self._rejuvenated |= any(
+            isinstance(c, OncePerRun) and c.rejuvenated_at for c in callbacks_of(trainer)
+        )
         takes_figures(trainer.loggers)
         if self.monitor.probe is not None:
             text = f"probe {self.monitor.probe.hash}: {self.monitor.probe.positions} response positions"
@@ -162,9 +166,8 @@ class PlasticityCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Hook the model where this step is to be recorded."""
-        if self.monitor.probe is None and self.monitor.records_forwards and self._due(trainer):
-            self._attach(pl_module)
+        """Hook the model if this step is to be recorded."""
+        self._attach_if_due(trainer, pl_module)
 
     @override
     def on_before_optimizer_step(
@@ -179,11 +182,13 @@ class PlasticityCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the step's rollouts; measure where n steps have passed."""
+        """Take the step's rollouts; measure if n steps have passed."""
         recorded = self._detach()
         before = logged_step(trainer)
         if isinstance(outputs, Mapping):
-            self._take_rollouts(trainer, outputs, before)
+            entropy = self._rollouts.take(outputs, self.monitor)
+            if entropy is not None:
+                self._watch(trainer, "rollouts", entropy, before)
         interval = log_interval(trainer)
         if interval and (before + 1) % interval == 0:
             self._log_rollouts(trainer, before)
@@ -218,7 +223,7 @@ class PlasticityCallback(Callback):
             self._before = self._measure(trainer, pl_module, logged_step(trainer))
 
     def on_rejuvenation(self, trainer: Trainer, pl_module: LightningModule, summary: str) -> None:
-        """Measure the edited model at the same step, which makes the curves jump there; draw both.
+        """Measure the edited model at the same step, at which the curves then jump; draw it beside the model before.
 
         Args:
             trainer: the Trainer.
@@ -228,7 +233,7 @@ class PlasticityCallback(Callback):
         step = logged_step(trainer)
         self._rejuvenated = True
         self._alarms.begin_again()
-        self.monitor.reset_rollouts()  # they were another model's
+        self.monitor.reset_rollouts()  # these were the model's before the edit
         log.log_event(trainer, "rejuvenated", f"rejuvenated here, before step {step}: {summary}", step)
         if not self.monitor.measures_model:
             self._log(trainer, {"rejuvenated": torch.tensor(1.0)}, step)
@@ -236,62 +241,21 @@ class PlasticityCallback(Callback):
             after = self._measure(trainer, pl_module, step, draw=True)
             if self.figure_every_n_steps:
                 base = {} if self.monitor.reference is None else self.monitor.reference.values
-                log.log_rejuvenation(trainer, self._before, after, base, step)
-        if self.monitor.probe is None and self.monitor.records_forwards and self._due(trainer):
-            self._attach(pl_module)
-
-    def _take_rollouts(self, trainer: Trainer, outputs: Mapping[str, Any], step: int) -> None:
-        """Add a step's rollouts; what a module returns under these names for itself is left alone."""
-        try:
-            rewards = rewards_of(outputs)
-            if rewards is None:
-                return
-            self.monitor.update(rewards)
-        except (TypeError, ValueError) as error:
-            self._hint(
-                f"The rollouts are left out of the measures: {error} For pass@k return them from `training_step` "
-                'under "rewards" with one row for each prompt, `rewards.view(prompts, group)`; under another key '
-                "they are not looked at.",
-                "rewards",
-            )
-            return
-        self._rollouts = True
-        try:
-            entropy = entropy_of(outputs)
-        except (TypeError, ValueError) as error:
-            self._hint(
-                f"The entropy of the rollouts is left out of the alarms: {error} Return its mean in nats under "
-                '"entropy"; under another key it is not looked at.',
-                "entropy",
-            )
-            return
-        if entropy is not None:
-            self._watch(trainer, "rollouts", entropy, step)
-
-    def _hint(self, text: str, of: str) -> None:
-        if of not in self._hinted:
-            self._hinted.add(of)
-            rank_zero_warn(text)
+                log.log_before_after(trainer, self._before, after, base, step)
+        self._attach_if_due(trainer, pl_module)
 
     def _log(self, trainer: Trainer, values: Mapping[str, Tensor], step: int) -> None:
-        self._lay_out(trainer, log.log_values(trainer, values, step))
-
-    def _lay_out(self, trainer: Trainer, names: Iterable[str]) -> None:
-        """Bring the curves that have data into TensorBoard's layout, which is written anew where some are new."""
-        if not self.custom_layout or self._named.issuperset(names):
-            return
-        self._named.update(names)
-        layout = log.custom_layout(self._named)
-        if layout != self._layout:
-            self._layout = layout
-            log_layout(trainer.loggers, layout)
+        names = log.log_values(trainer, values, step)
+        if self.custom_layout:
+            self._charts.add(trainer, names)
 
     def _due(self, trainer: Trainer) -> bool:
-        """Whether the step at hand completes another n: by level, so that none is missed."""
+        """Tell whether the step at hand completes another n; steps are compared by level, so that none is missed."""
         return (logged_step(trainer) + 1) // self.every_n_steps > self._measured_at // self.every_n_steps
 
-    def _attach(self, pl_module: LightningModule) -> None:
-        if not self._attached:
+    def _attach_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        records = self.monitor.probe is None and self.monitor.records_forwards
+        if records and self._due(trainer) and not self._attached:
             self.monitor.reset_model()
             self._hooks.enter_context(self.monitor.attach(pl_module))
             self._attached = True
@@ -325,7 +289,9 @@ class PlasticityCallback(Callback):
         if "token_entropy" in values:
             self._watch(trainer, "probe", float(values["token_entropy"]), step)
         if self.per_layer:
-            self._lay_out(trainer, log.log_layers(trainer, self.monitor, step))
+            names = log.log_layers(trainer, self.monitor, step)
+            if self.custom_layout:
+                self._charts.add(trainer, names)
         every = self.figure_every_n_steps
         if draw or (every and step // every > self._drawn_at // every):
             self._draw(trainer, step)
@@ -342,7 +308,7 @@ class PlasticityCallback(Callback):
         log.log_maps(trainer, layers, step)
 
     def _log_rollouts(self, trainer: Trainer, step: int) -> None:
-        """Log what came in since the last time, where the newest batch's own values are logged."""
+        """Log the rollouts since the last time, at the step of the newest batch's own values."""
         values = self.monitor.close_rollouts()
         if values:
             self._log(trainer, values, step)
@@ -351,7 +317,7 @@ class PlasticityCallback(Callback):
         """Raise the RL stage's alarms, each once."""
         reference = self.monitor.reference if source == "probe" else None
         base = None if reference is None else reference.values.get("token_entropy")
-        progress = share_done(trainer, self._optimizer_steps) if self._rollouts else None
+        progress = share_done(trainer, self._optimizer_steps) if self._rollouts.seen else None
         for name, text in self._alarms.watch(source, entropy, progress, base, self._rejuvenated):
             rank_zero_warn(text)
             log.log_event(trainer, f"alarm/{name}", text, step)

@@ -6,28 +6,31 @@ import time
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from typing_extensions import override
 
-from lightning_rejuv._compat import fast_dev_run, language_model
+from lightning_rejuv._compat import callbacks_of, fast_dev_run, language_model
 from lightning_rejuv.apply_plan import apply_plan, find_copies
-from lightning_rejuv.callbacks._accumulation import Accumulation
-from lightning_rejuv.callbacks._averages import averaged_models, warn_of_copies
-from lightning_rejuv.callbacks._calibrating import as_in_training
-from lightning_rejuv.callbacks._initial_weights import INIT, forget_initial_weights, initial_weights
-from lightning_rejuv.callbacks._lasting import LastingEdit
-from lightning_rejuv.callbacks._module_data import module_data
+from lightning_rejuv.callbacks._checks import check_arguments, check_neighbours, check_start, module_data
+from lightning_rejuv.callbacks._initial_weights import forget_initial_weights, initial_weights
+from lightning_rejuv.callbacks._logging import announce, check_report_path, save_rejuvenated
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
-from lightning_rejuv.callbacks._rejuvenation_log import announce, check_report_path, save_rejuvenated
-from lightning_rejuv.callbacks._start_checks import check_arguments, check_neighbours, check_start
+from lightning_rejuv.callbacks._training import (
+    Accumulation,
+    LastingEdit,
+    as_in_training,
+    averaged_models,
+    warn_of_copies,
+)
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, one_trigger
 from lightning_rejuv.config import Alpha, OptimizerState, Options, Refit, Reset, Rounding
 from lightning_rejuv.make_plan import Findings, make_plan
+from lightning_rejuv.metrics._base import is_init
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
 from lightning_rejuv.rejuvenate import carry_out
@@ -43,33 +46,33 @@ class RejuvenationCallback(OncePerRun):
     at the end of the fit in ``on_train_end``), so that weights, the record that it was done, metrics and
     checkpoints agree. It is made exactly once: a checkpoint knows whether it holds edited weights, and a fit
     that resumes it (``ckpt_path``) does not edit them again; nor does a second ``fit`` of the same Trainer.
-    What starts afresh does: a new Trainer, also from weights alone (``save_weights_only=True``). While gradients are
-    half accumulated it waits; with manual optimization, for a batch in which an optimizer has stepped.
+    A new Trainer starts a new run, also from weights alone (``save_weights_only=True``). The edit waits while
+    gradients are half accumulated; with manual optimization it waits for a batch in which an optimizer has stepped.
 
-    The language model inside the LightningModule is found by itself. Beside the checkpoints, or where there are
-    none beside the logs, the report is written to ``rejuvenation.json``; its figures go to the loggers
+    The language model inside the LightningModule is found without being named. The report is written to
+    ``rejuvenation.json`` beside the checkpoints or, without any, beside the logs; its figures go to the loggers
     under ``rejuvenation/``. A LightningModule brings the data along, in methods of its own:
 
     - ``calibration_dataloader()`` returns (prompt, response) batches, on which alpha is checked, neurons are
-      chosen and a refit trains, where the callback is not given ``calibration``;
+      chosen and a refit trains, if the callback is not given ``calibration``;
     - ``sample_responses(model)`` returns responses that the language model it is given samples, as batches
-      of the same form, to find alpha; without it the model's ``generate`` samples from the calibration
+      of the same form, to find alpha and to refit; without it the model's ``generate`` samples from the calibration
       prompts;
     - ``verify_responses(batch)`` says which sampled responses are right: the alpha that was found is then checked.
 
     Args:
         anchor: the base: its directory, a ``.safetensors`` file or a checkpoint; in Python also a module
             or a state dict. None for a model with LoRA adapters. "init" for the weights at the start of the
-            fit, which are then written to the log directory and needed there for a resume.
+            fit, which are then written to the log directory; a resumed run needs their file.
         at_start: rejuvenate before the first update of the fit: the RL stage that starts from an SFT model.
         at_epoch: rejuvenate before the first update of this epoch, counted from 0.
-        at_end: rejuvenate after the last update: the end of SFT. Where the Trainer has a ``ModelCheckpoint``,
+        at_end: rejuvenate after the last update: the end of SFT. If the Trainer has a ``ModelCheckpoint``,
             the edited model is saved as ``rejuvenated.ckpt`` beside its files, which hold the weights before.
         when: any other moment: a trigger of :mod:`lightning_rejuv.callbacks.triggers`, such as
             ``WhenMetric("plasticity/token_entropy", threshold=0.1)`` or ``Every(epochs=8)``.
         stop_after: end the fit with the rejuvenation: no update follows, and as with ``at_end`` the edited model
-            is what the fit ends with. Waits for ``min_epochs`` and ``min_steps`` as EarlyStopping does.
-        name: tells callbacks of one Trainer apart, in checkpoints, files and logs; needed for two or more.
+            is what the fit ends with. It reaches ``min_epochs`` and ``min_steps`` first, as with EarlyStopping.
+        name: tells callbacks of one Trainer apart, in checkpoints, files and logs; two or more need one each.
         alpha: weight of the SFT model in the fusion: "auto", 0.4 unless the data speak against it; or a
             number, 0 to 1; or one for each name pattern.
         reset: which neurons are reset, how many and how: ``Reset(fraction=0.02)``, in YAML ``{fraction: 0.02}``; see
@@ -78,7 +81,7 @@ class RejuvenationCallback(OncePerRun):
             ``Refit(steps=20)``, in YAML ``{steps: 20}``.
         calibration: (prompt, response) batches; by default those of ``calibration_dataloader()``.
         optimizer_state: what the optimizers forget of edited weights: "momentum", "reset" or "keep".
-        resize_vocabulary: where SFT added tokens, fuse the common rows and keep the new ones.
+        resize_vocabulary: if SFT added tokens, fuse the common rows and keep the new ones.
         rounding: of parameters in bfloat16 and float16, "stochastic" or "nearest".
         seed: of the random control, of sampling, of stochastic rounding and of the order of a refit.
 
@@ -121,7 +124,7 @@ class RejuvenationCallback(OncePerRun):
         super().__init__(trigger, name)
         self.report: RejuvenationReport | None = None
         self._anchor = anchor
-        self._from_init = isinstance(anchor, str) and anchor == INIT
+        self._from_init = is_init(anchor)
         self._stop_after = stop_after
         self._calibration = calibration
         self._options = Options(
@@ -135,7 +138,7 @@ class RejuvenationCallback(OncePerRun):
         check_arguments(anchor, trigger, stop_after, name, calibration, self._options)
         self._resize_vocabulary = resize_vocabulary
         self._accumulation = Accumulation()
-        self._new_file: dict[str, str] | None = None  # of initial weights
+        self._new_file: dict[str, str] | None = None  # of initial weights, if this fit wrote it
         self._lasting: LastingEdit | None = None
         self._told: set[str] = set()
 
@@ -229,7 +232,7 @@ class RejuvenationCallback(OncePerRun):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
-        if not self._begun:  # what was refused leaves nothing behind
+        if not self._begun:  # a fit that is refused leaves nothing behind
             forget_initial_weights(trainer, self._new_file)
 
     @override
@@ -254,8 +257,7 @@ class RejuvenationCallback(OncePerRun):
         return open_targets(model, anchor, self._resize_vocabulary, root)
 
     def _rejuvenate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        watchers = [c for c in callbacks if isinstance(c, PlasticityCallback)]
+        watchers = [c for c in callbacks_of(trainer) if isinstance(c, PlasticityCallback)]
         for watcher in watchers:
             watcher.on_before_rejuvenation(trainer, pl_module)
         warn_of_copies(trainer, pl_module, self._told)
@@ -265,9 +267,8 @@ class RejuvenationCallback(OncePerRun):
             targets = self._targets(model, trainer.strategy.model)
             averages = [self._targets(average) for average in averaged_models(trainer)]
             plan, findings, replica = self._plan(pl_module, model, targets)
-            find_copies(
-                targets, trainer.optimizers, self._options
-            )  # refuses before anything is marked as edited
+            # This may refuse, and does so before anything is marked as edited.
+            find_copies(targets, trainer.optimizers, self._options)
             lasting = LastingEdit(targets)
             with self._run.edit():
                 report = carry_out(

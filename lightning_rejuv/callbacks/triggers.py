@@ -17,7 +17,7 @@ from lightning_rejuv.callbacks._planned import planned_steps, reloads_data
 class Trigger(ABC):
     """Decides by level, never by equality: a run that resumes past the moment still comes due.
 
-    A trigger is asked before every optimizer step whether it is due. Once it has fired it is not asked
+    A trigger is asked before every training batch whether it is due. Once it has fired it is not asked
     again, unless it repeats. Every rank has to get the same answer.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Rejuvenating when a metric says so."""
+"""The trigger that watches a metric: when it looks, at which value, and which names it refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from typing_extensions import override
 
 from lightning_rejuv._compat import callbacks_of, log_interval
+from lightning_rejuv.callbacks._logging import PREFIX
 from lightning_rejuv.callbacks._planned import planned_looks, planned_steps
-from lightning_rejuv.callbacks._plasticity_log import PREFIX
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import Trigger, expect, expect_count
 from lightning_rejuv.names import listing
@@ -23,26 +23,26 @@ from lightning_rejuv.names import listing
 class WhenMetric(Trigger):
     """When a logged metric crosses a threshold, as in ``EarlyStopping``.
 
-    Looked at where a validation or, without one, a training epoch has ended, or else every n steps; what is
+    The trigger looks when a validation or, without one, a training epoch has ended, or else every n steps; what it has
     seen is acted upon before the next update. Any metric in ``trainer.callback_metrics`` works, those of
-    :class:`PlasticityCallback` among them. Where ranks see different values, one that crosses is enough.
-    Every n steps it is the value logged last that counts, in a resumed run as well: checkpoints carry it. A look
+    :class:`PlasticityCallback` among them. If ranks see different values, one that crosses is enough.
+    At a look every n steps the value logged last counts, in a resumed run as well: checkpoints carry it. A look
     that comes before the first value of a metric that the sanity check has logged is passed over.
 
     Args:
         monitor: the metric's name, for example "plasticity/token_entropy".
         threshold: what it has to cross.
         mode: "min" fires below the threshold, "max" above it.
-        patience: how many looks in a row it has to be there.
+        patience: at how many looks in a row it has to be beyond the threshold.
         every_n_steps: look after every so many optimizer steps, instead of after validations and epochs.
-        strict: refuse a metric that is not there, on every rank. Where the sanity check runs the validation, it
+        strict: refuse a metric that is not logged, on every rank. If the sanity check runs the validation, it
             has to be logged then; set this to False for one that is logged later, or by some ranks only. A look
             without the metric is then passed over.
 
     Raises:
         MisconfigurationException: an argument of another type or out of range; at the start of the fit: the metric
             is unknown, or the fit ends too early for ``patience`` looks.
-        RuntimeError: at a look, no metric has that name, or not on all ranks; the message lists those there are.
+        RuntimeError: at a look, no metric has that name, or not on all ranks; the message lists those that are known.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class WhenMetric(Trigger):
         self.patience = patience
         self.every_n_steps = every_n_steps
         self.strict = strict
-        self._never = math.inf if mode == "min" else -math.inf  # what does not cross
+        self._never = math.inf if mode == "min" else -math.inf  # a value that does not cross
         self._begin()
 
     def _begin(self) -> None:
-        """Have seen nothing."""
+        """Start as a trigger that has seen nothing."""
         self._crossed = 0
         self._value = math.nan
         self._looked = 0
         self._validated: set[str] | None = None
-        self._announced = False  # whether the sanity check has logged it
+        self._announced = False  # whether the sanity check has logged the metric
         self._metrics: MutableMapping[str, Any] = {}  # those of the fit, which Lightning updates in place
-        self._here: float | None = None  # this rank's value when it was last read, and that of all ranks
-        self._last: float | None = None
+        self._own: float | None = None  # this rank's value when it was last read
+        self._last: float | None = None  # that of all ranks then
 
     @override
     def due(self, trainer: Trainer, epoch: int) -> bool:
@@ -113,7 +113,7 @@ class WhenMetric(Trigger):
         if self.every_n_steps is None:
             self._look(trainer)
         else:
-            self._read(trainer)  # for the looks to come, also in a run that is resumed before the next one
+            self._read(trainer)  # for later looks, also in a run that is resumed before the next one
 
     @override
     def observe_step(self, trainer: Trainer) -> None:
@@ -150,32 +150,32 @@ class WhenMetric(Trigger):
         self._announced = bool(state.get("announced", False))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the Trainer's metrics."""
+        """Return the state without the Trainer's metrics."""
         return {**vars(self), "_metrics": {}, "_last": self._latest()}
 
     def _hold(self, trainer: Trainer) -> None:
         """Keep hold of the fit's metrics: what is logged after the last look has to be in a checkpoint as well."""
         metrics = trainer.callback_metrics
         if metrics is not self._metrics:
-            self._last, self._here = self._latest(), None
+            self._last, self._own = self._latest(), None
             self._metrics = metrics
 
     def _latest(self) -> float | None:
-        """The last value: that of all ranks, or this one's where another has been logged since."""
-        here = self._number()
-        return self._last if here is None or here == self._here else here
+        """Return the last value of all ranks, or this rank's if another one has been logged since."""
+        own = self._current()
+        return self._last if own is None or own == self._own else own
 
-    def _number(self) -> float | None:
-        """This rank's value."""
+    def _current(self) -> float | None:
+        """Return this rank's value; None if it has logged none."""
         if self.monitor not in self._metrics:
             return None
         value = float(self._metrics[self.monitor])
         return self._never if math.isnan(value) else value
 
     def _read(self, trainer: Trainer) -> tuple[float | None, int]:
-        """Return the last value over all ranks, where one is known, and how many ranks have it now. A collective."""
+        """Return the last value over all ranks, if one is known, and how many ranks have it now. A collective."""
         self._hold(trainer)
-        self._here = value = self._number()
+        self._own = value = self._current()
         ranks = int(_over_ranks(trainer, value is not None, "sum"))
         if not ranks and (self.every_n_steps is not None or not self.strict):
             value = self._last  # a fit that has just been resumed has logged none yet
@@ -186,7 +186,7 @@ class WhenMetric(Trigger):
 
     def _look(self, trainer: Trainer) -> None:
         if self._crossed >= self.patience:
-            return  # decided, and waiting for the end of an accumulation or of the fit
+            return  # the edit waits for the end of an accumulation or of the fit
         value, ranks = self._read(trainer)
         if self.strict and 0 < ranks < trainer.world_size:
             raise RuntimeError(self._on_some(ranks, trainer))
@@ -233,7 +233,7 @@ class WhenMetric(Trigger):
         )
 
     def _check_known(self, trainer: Trainer) -> None:
-        """Refuse an unknown name where all names are known already. A collective."""
+        """Refuse an unknown name if all names are known already. A collective."""
         if not self.strict:
             return
         known = {*trainer.callback_metrics, *(self._validated or ())}
@@ -257,7 +257,7 @@ class WhenMetric(Trigger):
             raise MisconfigurationException(self._unknown(known, trainer))
 
     def _comes_later(self, watcher: PlasticityCallback) -> bool:
-        """Whether it may be measured in training, and not at its start."""
+        """Tell whether the metric may be measured in training, and not at its start."""
         monitor = watcher.monitor
         return (
             watcher.track_updates
@@ -266,7 +266,7 @@ class WhenMetric(Trigger):
         )
 
     def _looks(self, trainer: Trainer, ends_fit: bool) -> float:
-        """How many looks at most can be acted upon."""
+        """Return how many looks can be acted upon at most."""
         if self.every_n_steps is None:
             return planned_looks(trainer, ends_fit=ends_fit)
         planned = planned_steps(trainer)

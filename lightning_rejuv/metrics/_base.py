@@ -25,11 +25,13 @@ from lightning_rejuv.ops.drift_sums import all_drift_sums
 from lightning_rejuv.weights.layout import Layout
 from lightning_rejuv.weights.open_layout import open_layout
 
-#: The anchor that stands for the weights at the start of a fit.
-INIT = "init"
-
 #: For each parameter: Σ(w - b)², Σb², how many elements have not moved, and how many there are.
 DriftSums = dict[str, tuple[Tensor, Tensor, Tensor, int]]
+
+
+def is_init(source: Any) -> bool:
+    """Tell whether an anchor is "init", which stands for the weights at the start of a fit."""
+    return isinstance(source, str) and source == "init"
 
 
 class Base:
@@ -46,7 +48,7 @@ class Base:
     @property
     def from_init(self) -> bool:
         """Whether the anchor is the weights at the start of a fit."""
-        return isinstance(self._source, str) and self._source == INIT
+        return is_init(self._source)
 
     def keep(self, outermost: nn.Module, *, resumed: bool) -> None:
         """Take a copy of the weights at the start of a fit, in the process's memory.
@@ -156,9 +158,8 @@ class Base:
             base = anchor.tensor(names[name])
             if own.numel() and base.data_ptr() == own.data_ptr():
                 raise ValueError(
-                    "Expected the anchor to hold the base's weights but its tensor for "
-                    f"{name!r} is the model's own memory, so that no drift could ever be seen. "
-                    "Pass a path, or a deep copy made before training."
+                    f"Expected the anchor to hold the base's weights but its tensor for {name!r} is the model's own "
+                    "memory, so that no drift could ever be seen. Pass a path, or a deep copy made before training."
                 )
             return base
 
@@ -172,7 +173,7 @@ class Base:
 
 
 class BaseUnderAdapters:
-    """The base that lies under a model's adapters: no copy is needed."""
+    """The base that lies under a model's adapters, of which no copy is needed."""
 
     def drift(self, outermost: nn.Module) -> DriftSums:
         """Measure every parameter as :meth:`Base.drift` does.
@@ -186,7 +187,7 @@ class BaseUnderAdapters:
         except ValueError as error:
             raise NotMergeable(str(error)) from error
         if sharded:
-            raise NotMergeable("adapters cannot be merged where parameters are sharded")
+            raise NotMergeable("adapters cannot be merged if parameters are sharded")
         return merged_drift(model, lambda parameter: parameter)
 
     @contextmanager
@@ -205,8 +206,8 @@ def base_under_adapters(model: nn.Module, warn: Callable[[str], None]) -> BaseUn
     if unknown is None:
         return BaseUnderAdapters()
     warn(
-        f"The base under the adapters is not known: {unknown}. Entropy gap, support retention and drift are left "
-        "out; pass the base as `anchor` for them."
+        f"The base under the adapters is not known: {unknown}. Entropy gap, support retention and drift are left out; "
+        "pass the base as `anchor` for them."
     )
     return None
 

@@ -224,8 +224,8 @@ class MeasureCollection(MetricCollection):
                 self._modules[name].absorb(*sums)
         if record.unmasked:
             self._warn(
-                f"Not recorded: {listing(record.unmasked)}, whose number of tokens is not the batch's "
-                "(routed experts?), so that padding could not be told apart."
+                f"Not recorded: {listing(record.unmasked)}, whose number of tokens is not the batch's (routed "
+                "experts?), so that padding could not be told apart."
             )
 
     def _of_sites(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -277,8 +277,8 @@ class MeasureCollection(MetricCollection):
         if self.sites is None:
             return {}
         self._warn(
-            "Dormancy is NaN: no module was recorded. Name the modules whose neurons to measure with "
-            "`sites=<regular expression>`."
+            "Dormancy is NaN: no module was recorded. Name the modules whose neurons to measure, with `sites=<regular "
+            "expression>`."
         )
         return activation_values({}, self.tau)[0]
 

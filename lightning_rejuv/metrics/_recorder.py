@@ -1,4 +1,4 @@
-"""Where in a model activations are recorded, and the forward hooks that reduce them there.
+"""Where in a model activations are recorded, and the forward hooks that reduce them on the spot.
 
 Nothing of a model outlives its hooks.
 """
@@ -23,7 +23,7 @@ SumAndCount = tuple[Tensor, Tensor]
 
 AUTO = "auto"
 
-# Last projections of MLPs: the input of such a projection is what the neurons say, for a gated MLP gate · up.
+# Last projections of MLPs: the input of such a projection is the neurons' output, for a gated MLP gate · up.
 _MLP_OUTPUT = re.compile(
     r"(^|\.)(down_proj|dense_4h_to_h|fc2|fc_out|w2|(mlp|feed_forward|DenseReluDense)\.(c_proj|wo))$"
 )

@@ -67,8 +67,7 @@ class ActivationStatistics(Measure):
         _activations_check(activations, mask)
         if activations.shape[-1] != self.num_neurons:
             raise ValueError(
-                f"Expected argument `activations` to have {self.num_neurons} neurons but got "
-                f"{activations.shape[-1]}."
+                f"Expected argument `activations` to have {self.num_neurons} neurons but got {activations.shape[-1]}."
             )
         activation_stats(activations, mask, eps=self.threshold, out=self.table)
 
@@ -93,7 +92,7 @@ class ActivationStatistics(Measure):
 class DormantFraction(ActivationStatistics):
     r"""Fraction of τ-dormant neurons of one layer; see :func:`lightning_rejuv.functional.dormant_fraction`.
 
-    It is identically zero on smooth activations: look at :meth:`scores` there, never at the fraction.
+    It is identically zero on smooth activations: look at their :meth:`scores`, never at the fraction.
 
     As input to ``forward`` and ``update`` the metric accepts
 

@@ -6,7 +6,7 @@ from lightning_rejuv.verdict import ENTROPY_AT_RISK, ENTROPY_OVER_CONFIDENT
 
 #: Share of the initial entropy below which RL is flagged, early in the run.
 ENTROPY_FALL = 0.5
-#: Share of the planned steps that counts as early. The paper does not say; a quarter is our choice.
+#: Share of the planned steps that counts as early. The paper does not say; a quarter is a choice made here.
 EARLY = 0.25
 
 
@@ -52,7 +52,7 @@ def rl_alarms(
     low = base_entropy is None or entropy < ENTROPY_AT_RISK * base_entropy
     if progress <= EARLY and low and entropy < ENTROPY_FALL * initial_entropy:
         alarms["entropy_fall"] = (
-            f"Token entropy fell from {initial_entropy:.3f} to {entropy:.3f} nats, by more than half, within "
-            f"the first {EARLY:.0%} of the planned steps: such runs stalled in arXiv 2606.18487."
+            f"Token entropy fell from {initial_entropy:.3f} to {entropy:.3f} nats, by more than half, within the first "
+            f"{EARLY:.0%} of the planned steps: such runs stalled in arXiv 2606.18487."
         )
     return alarms

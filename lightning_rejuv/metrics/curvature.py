@@ -28,7 +28,7 @@ class Sharpness(MeanMeasure):
         kwargs: see :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: no parameter requires a gradient, or the loss is no scalar.
+        ValueError: ``iterations`` is not positive, no parameter requires a gradient, or the loss is no scalar.
 
     Example::
         >>> x = torch.tensor([1.0, 1.0], requires_grad=True)

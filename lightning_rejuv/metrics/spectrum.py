@@ -65,8 +65,7 @@ class FeatureSpectrum(Measure):
         _spectrum_check(features, mask)
         if features.shape[-1] != self.num_features:
             raise ValueError(
-                f"Expected argument `features` to have {self.num_features} features but got "
-                f"{features.shape[-1]}."
+                f"Expected argument `features` to have {self.num_features} features but got {features.shape[-1]}."
             )
         self.add(*_spectrum_update(features, mask))
 

@@ -180,7 +180,7 @@ class SupportRetention(MeanMeasure):
 
 
 class TokenNLL(MeanMeasure):
-    """Mean negative log-likelihood of the probe's response tokens, nats, beside the token entropy there.
+    """Mean negative log-likelihood of the probe's response tokens, nats, at the positions of their entropy.
 
     As output of ``compute`` it returns a float32 scalar, NaN if no position was measured.
     """

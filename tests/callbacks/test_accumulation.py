@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_rejuv.callbacks._accumulation import Accumulation
+from lightning_rejuv.callbacks._training import Accumulation
 
 
 def _deepspeed(micro_steps, window):

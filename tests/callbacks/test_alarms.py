@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_rejuv.callbacks._alarms import EntropyAlarms
+from lightning_rejuv.callbacks._rollouts import EntropyAlarms
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.callbacks.test_plasticity import PROBE, Module, Rejuvenates

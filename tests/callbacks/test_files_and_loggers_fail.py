@@ -7,6 +7,7 @@ import os
 import warnings
 
 import pytest
+from lightning.fabric.utilities.rank_zero import WarningCache
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -98,7 +99,7 @@ class Failing(CSVLogger):
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_logger_that_fails(moment, tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_rejuv.loggers._told", set())
+    monkeypatch.setattr("lightning_rejuv.loggers._told", WarningCache())
     failing, other = Failing(tmp_path, name="failing"), CSVLogger(tmp_path, name="other")
     said = fitted(rejuvenation(**moment), tmp_path=tmp_path, logger=[failing, other])
     assert sum("Failing failed with ConnectionError: the server is gone" in m for m in said) == 1

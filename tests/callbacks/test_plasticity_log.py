@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import WarningCache
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -108,7 +109,7 @@ def test_a_chart_of_the_layout_has_data_beside_the_step_of_the_rejuvenation(
 
 
 def test_without_a_logger_it_goes_on_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr("lightning_rejuv.loggers._told", set())
+    monkeypatch.setattr("lightning_rejuv.loggers._told", WarningCache())
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         _, trainer = fit([PlasticityCallback(monitor(), 2)])
     assert trainer.callback_metrics["plasticity/relative_drift"] > 0
