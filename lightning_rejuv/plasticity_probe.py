@@ -20,7 +20,7 @@ from lightning_rejuv.functional._checks import check_count
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """What a copy of a module reached, step by step.
+    """The values that a copy of a module reached, step by step.
 
     Attributes:
         values: the watched value after each optimizer step.

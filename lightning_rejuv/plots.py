@@ -19,7 +19,7 @@ _BLUE, _ORANGE, _GREY = "#3b6fb6", "#d9822b", "#8a8a8a"
 
 
 class Style(NamedTuple):
-    """How a measure is shown: title, unit, and a colour scale that does not move between steps."""
+    """Title, unit and colour scale of a measure; the scale does not move between steps."""
 
     title: str
     unit: str = ""

@@ -19,7 +19,7 @@ from lightning_rejuv.callbacks.triggers import Trigger
 
 @dataclass
 class RunRecord:
-    """How far a run is.
+    """State of a run, as its checkpoints carry it.
 
     Attributes:
         armed: whether its model is still to be rejuvenated.
@@ -35,7 +35,7 @@ class RunRecord:
 
     @contextmanager
     def edit(self) -> Iterator[None]:
-        """Mark what is saved meanwhile, by a signal handler or after an error, as half edited."""
+        """Mark what is saved inside the block, by a signal handler or after an error, as half edited."""
         self.editing = True
         yield  # an error leaves the mark
         self.editing = False

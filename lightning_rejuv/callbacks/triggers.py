@@ -86,7 +86,7 @@ def expect_count(name: str, value: Any, at_least: int) -> None:
 
 
 class AtStart(Trigger):
-    """Before the first update of the fit: the RL stage that starts from an SFT model.
+    """Fires before the first update of the fit: in the RL stage that starts from an SFT model.
 
     >>> AtStart().due(Trainer(logger=False), epoch=0)
     True
@@ -102,10 +102,10 @@ class AtStart(Trigger):
 
 
 class AtEnd(Trigger):
-    """After the last update of the fit: the SFT stage that hands over to RL.
+    """Fires after the last update of the fit: in the SFT stage that hands over to RL.
 
-    It fires however the fit ends, by ``max_epochs``, ``max_steps``, ``max_time`` or EarlyStopping, but not if it
-    is interrupted or fails. Checkpoints that were written before hold the weights before the edit, under the
+    The fit may end by ``max_epochs``, ``max_steps``, ``max_time`` or EarlyStopping; if it is interrupted or fails,
+    the trigger does not fire. Checkpoints that were written before hold the weights before the edit, under the
     metrics of these; the edited weights are in the module and, if the Trainer has a ``ModelCheckpoint``,
     in ``rejuvenated.ckpt`` beside its files.
     """
@@ -122,7 +122,7 @@ class AtEnd(Trigger):
 
 
 class AtEpoch(Trigger):
-    """Before the first update of an epoch.
+    """Fires before the first update of an epoch.
 
     Args:
         epoch: which, counted from 0.
@@ -146,7 +146,7 @@ class AtEpoch(Trigger):
 
 
 class AtStep(Trigger):
-    """Before the update that follows a number of optimizer steps.
+    """Fires before the update that follows a number of optimizer steps.
 
     Args:
         step: how many ``trainer.global_step`` has to count.
@@ -170,27 +170,28 @@ class AtStep(Trigger):
 
 
 class Every(Trigger):
-    """Again and again, for continual use, but not before the first update.
+    """Fires again and again, for continual use, but not before the first update.
 
     Args:
-        epochs: rejuvenate every so many epochs, or
-        steps: every so many optimizer steps.
+        epochs: rejuvenate every so many epochs; give this or ``steps``.
+        steps: rejuvenate every so many optimizer steps.
     """
 
     repeats: ClassVar[bool] = True
 
     def __init__(self, epochs: int | None = None, steps: int | None = None) -> None:
-        if (epochs is None) == (steps is None):
+        if epochs is not None and steps is None:
+            self._name, self.interval = "epochs", epochs
+        elif steps is not None and epochs is None:
+            self._name, self.interval = "steps", steps
+        else:
             raise MisconfigurationException(
                 f"Expected exactly one of `epochs` and `steps` but got epochs={epochs}, steps={steps}."
             )
-        self._name = "epochs" if steps is None else "steps"
-        self.interval = epochs if steps is None else steps
         expect_count(self._name, self.interval, 1)
         self._done = 0
 
     def _intervals(self, trainer: Trainer, epoch: int) -> int:
-        assert self.interval is not None
         return (epoch if self._name == "epochs" else trainer.global_step) // self.interval
 
     @override
@@ -203,7 +204,6 @@ class Every(Trigger):
 
     @override
     def check(self, trainer: Trainer, *, ends_fit: bool) -> None:
-        assert self.interval is not None
         if self._name == "epochs":
             _check_epoch(trainer, self.interval)
         else:

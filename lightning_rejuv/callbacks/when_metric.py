@@ -21,7 +21,7 @@ from lightning_rejuv.names import listing
 
 
 class WhenMetric(Trigger):
-    """When a logged metric crosses a threshold, as in ``EarlyStopping``.
+    """Fires when a logged metric crosses a threshold, named as in ``EarlyStopping``.
 
     The trigger looks when a validation or, without one, a training epoch has ended, or else every n steps; what it has
     seen is acted upon before the next update. Any metric in ``trainer.callback_metrics`` works, those of
@@ -31,7 +31,7 @@ class WhenMetric(Trigger):
 
     Args:
         monitor: the metric's name, for example "plasticity/token_entropy".
-        threshold: what it has to cross.
+        threshold: the value that it has to cross.
         mode: "min" fires below the threshold, "max" above it.
         patience: at how many looks in a row it has to be beyond the threshold.
         every_n_steps: look after every so many optimizer steps, instead of after validations and epochs.

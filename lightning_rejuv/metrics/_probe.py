@@ -71,7 +71,7 @@ class Probe:
 
 @dataclass
 class Reference:
-    """What the base gives on the probe and on its own samples: ratios and gaps are taken at the same positions.
+    """The base's measures on the probe and its own samples: ratios and gaps are taken at the same positions.
 
     Attributes:
         values: the base's measures by name.

@@ -13,8 +13,8 @@ from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.callbacks.modules import Line
 from tests.callbacks.test_distributed import _fit_two, in_two_ranks
+from tests.callbacks.test_logging import Rejuvenation
 from tests.callbacks.test_plasticity import Module, fit, monitor, rows_of
-from tests.callbacks.test_plasticity_log import Rejuvenation
 from tests.conftest import tiny_llama
 
 

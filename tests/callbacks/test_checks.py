@@ -1,4 +1,4 @@
-"""All that can be known when a fit starts is refused then, before a batch is trained on."""
+"""What can be known of a model, an anchor and data when a fit starts is refused then, before a batch is trained on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.nn.utils import parametrizations
 
 from lightning_rejuv import RejuvenationCallback, Reset
-from tests.callbacks.modules import Calibrated, fit
+from tests.callbacks.modules import Calibrated, Line, fit, line_anchor
 from tests.conftest import sharpened, tiny_llama
 from tests.weights.test_optimizer_weights import Hidden
 
@@ -103,3 +104,43 @@ def test_a_refusal_at_the_moment_does_not_mark_the_run_as_half_edited(tmp_path):
     assert module.seen == 4
     state = callback.state_dict()
     assert (state["editing"], state["armed"]) == (False, True)
+
+
+def _float8(_module):
+    return {name: tensor.to(torch.float8_e4m3fn) for name, tensor in line_anchor().items()}
+
+
+ANCHORS = {
+    "the module": (lambda module: module.model, "shares its memory"),
+    "the LightningModule": (lambda module: module, "shares its memory"),
+    "its live state dict": (lambda module: module.model.state_dict(), "shares its memory"),
+    "float8": (_float8, "16 bits or more"),
+    "on the meta device": (lambda module: copy.deepcopy(module.model).to("meta"), "on the meta device"),
+}
+
+
+@pytest.mark.parametrize("kind", ANCHORS)
+def test_anchors(tmp_path, kind):
+    make, message = ANCHORS[kind]
+    module = Line()
+    before = copy.deepcopy(module.model.state_dict())
+    callback = RejuvenationCallback(make(module), at_epoch=1, alpha=0.5)
+    with pytest.raises(ValueError, match=message):
+        fit(module, callback, tmp_path=tmp_path, max_epochs=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.model.state_dict().items())
+
+
+def test_weights_that_are_computed(tmp_path):
+    module = Line()
+    parametrizations.weight_norm(module.model[2])
+    callback = RejuvenationCallback(line_anchor(), at_epoch=1, alpha=0.5)
+    with pytest.raises(ValueError, match=r"'model.2.weight \(WeightNorm\)'\] are computed from others"):
+        fit(module, callback, tmp_path=tmp_path, max_epochs=2)
+
+
+@pytest.mark.parametrize("alpha", [1, 0, torch.tensor(0.5)])
+def test_numbers_of_any_kind(tmp_path, alpha):
+    callback = RejuvenationCallback(line_anchor(), at_start=True, alpha=alpha)
+    fit(Line(), callback, tmp_path=tmp_path, max_epochs=1)
+    assert callback.report.alpha == float(alpha)
+    assert callback.rejuvenated_at == [0]

@@ -1,10 +1,15 @@
-"""Averages of the weights: Lightning's are edited with the model, those of others are named."""
+"""What an edit meets in a fit: averages of the weights, half accumulated gradients, random states, old weights."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import random
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -12,12 +17,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_rejuv import RejuvenationCallback
+from lightning_rejuv import RejuvenationCallback, Reset
 from lightning_rejuv.callbacks import AtStep
-from tests.callbacks.modules import Line, equal, fit, line_anchor
+from lightning_rejuv.callbacks._training import Accumulation
+from tests.callbacks.modules import Calibrated, Line, equal, fit, line_anchor
 from tests.callbacks.test_distributed import in_two_ranks
+from tests.conftest import sharpened, tiny_llama
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning", "ignore:.*:FutureWarning")
 DECAY = 0.8
 
 
@@ -195,3 +202,84 @@ def test_a_step_as_long_as_the_edit_is_no_sign_of_one_that_does_not_last(tmp_pat
         fit(module, callback, tmp_path=tmp_path)
     assert callback.rejuvenated_at == [4]
     assert not [w for w in caught if "of the rejuvenation back" in str(w.message)]
+
+
+def _deepspeed(micro_steps, window):
+    engine = SimpleNamespace(micro_steps=micro_steps, gradient_accumulation_steps=lambda: window)
+    strategy = SimpleNamespace(handles_gradient_accumulation=True, model=engine)
+    return SimpleNamespace(strategy=strategy, accumulate_grad_batches=window)
+
+
+def test_deepspeed_counts_on_across_the_end_of_an_epoch():
+    """Three batches an epoch and windows of two: the first batch of the second epoch ends a window."""
+    accumulation = Accumulation()
+    found = [accumulation.unfinished(_deepspeed(batch, 2), batch % 3) for batch in range(7)]
+    assert found == [False, True, False, True, False, True, False]
+
+
+def test_it_asks_for_names_that_deepspeed_has():
+    """Its engine is not built here; its source is read where it is installed."""
+    found = importlib.util.find_spec("deepspeed")
+    if found is None:
+        pytest.skip("DeepSpeed is not installed")
+    source = (Path(found.origin).parent / "runtime" / "engine.py").read_text()
+    assert "self.micro_steps += 1" in source
+    assert "def gradient_accumulation_steps(self)" in source
+
+
+class Drawing(Calibrated):
+    """Draws from every generator there is, in its calibration data and in its samples."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.dtypes = []
+
+    def _draw(self):
+        self.dtypes.append(torch.get_default_dtype())
+        random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002
+
+    def calibration_dataloader(self):
+        self._draw()
+        return torch.utils.data.DataLoader(self._data[:2], batch_size=None, shuffle=True)
+
+    def sample_responses(self, model):
+        self._draw()
+        return super().sample_responses(model)
+
+
+class States(Callback):
+    """The state of every generator at the start of the fit and of every batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, *_):
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self.seen.append((python, numpy[1].tolist(), numpy[2], torch.get_rng_state().tolist()))
+
+    def on_train_batch_start(self, *_):
+        self.on_train_start()
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": "auto"}])
+def test_no_random_state_moves(options, tmp_path):
+    """Neither where the data are checked at the start of the fit, nor where the model is edited."""
+    base = tiny_llama()
+    module = Drawing(sharpened(base), base)
+    before, after = States(), States()
+    callback = RejuvenationCallback(base, when=AtStep(2), reset=Reset(fraction=0.1), **options)
+    fit(module, before, callback, after, tmp_path=tmp_path, max_epochs=1)
+    assert callback.rejuvenated_at == [2]
+    assert len(module.dtypes) >= 2
+    assert before.seen == after.seen
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_new_tensors_are_float32_whatever_the_precision(precision, tmp_path):
+    """Lightning's plugins of true half precision change the default dtype; sums are not to be kept in it."""
+    base = tiny_llama()
+    module = Drawing(sharpened(base), base)
+    callback = RejuvenationCallback(base, when=AtStep(2), alpha="auto", reset=Reset(fraction=0.1))
+    fit(module, callback, tmp_path=tmp_path, max_epochs=1, precision=precision)
+    assert callback.rejuvenated_at == [2]
+    assert set(module.dtypes) == {torch.float32} == {torch.get_default_dtype()}
