@@ -262,7 +262,7 @@ class WhenMetric(Trigger):
         return (
             watcher.track_updates
             or (monitor.probe is None and monitor.records_forwards)
-            or any(name in self.monitor for name in monitor._of_rollouts)
+            or any(name in self.monitor for name in monitor.of_rollouts)
         )
 
     def _looks(self, trainer: Trainer, ends_fit: bool) -> float:

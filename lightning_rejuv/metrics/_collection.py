@@ -37,6 +37,9 @@ class MeasureCollection(MetricCollection):
         tau: dormancy threshold.
         prefix: put before every key.
         postfix: put after every key.
+
+    Attributes:
+        of_rollouts: names of the measures of rollouts, without prefix.
     """
 
     _modules: dict[str, Any]
@@ -56,7 +59,7 @@ class MeasureCollection(MetricCollection):
         self.sites = sites
         self.tau = tau
         self._of_model = tuple(of_model)
-        self._of_rollouts = tuple(of_rollouts)
+        self.of_rollouts = tuple(of_rollouts)
         self._drift: dict[str, tuple[Tensor, Tensor]] = {}
         self._recorded = False
         self._closed: Tensor | None = None
@@ -78,7 +81,7 @@ class MeasureCollection(MetricCollection):
 
     def compute_rollouts(self) -> dict[str, Tensor]:
         """Return the measures of the rollouts alone; empty if there were none. Every rank has to call it."""
-        return {self._set_name(name): value for name, value in self._compute(self._of_rollouts).items()}
+        return {self._set_name(name): value for name, value in self._compute(self.of_rollouts).items()}
 
     def update(self, rewards: Tensor) -> None:  # type: ignore[override]
         """Add rollouts to the measures of the RL stage.
@@ -91,7 +94,7 @@ class MeasureCollection(MetricCollection):
             ValueError: it has another shape, or holds NaN or inf.
         """
         check_rewards(rewards)
-        for name in self._of_rollouts:
+        for name in self.of_rollouts:
             metric = self._modules[name]
             if isinstance(metric, PassAtK) and metric.k > rewards.shape[1]:
                 self._warn(f"{name} is left out: the rollouts have only {rewards.shape[1]} samples a prompt.")
@@ -153,7 +156,7 @@ class MeasureCollection(MetricCollection):
     def reset_model(self) -> None:
         """Forget the measures of the model, but not the rollouts."""
         for name, metric in self._modules.items():
-            if name not in self._of_rollouts:
+            if name not in self.of_rollouts:
                 metric.reset()
         self._forget_drift()
         self._recorded = False
@@ -161,7 +164,7 @@ class MeasureCollection(MetricCollection):
     @torch.inference_mode(False)
     def reset_rollouts(self) -> None:
         """Forget the rollouts, those of the closed window as well, but not the measures of the model."""
-        for name in self._of_rollouts:
+        for name in self.of_rollouts:
             self._modules[name].reset()
         self._closed = None
 
@@ -251,7 +254,7 @@ class MeasureCollection(MetricCollection):
 
     def _rollout_sums(self) -> Tensor:
         """Return for each rollout measure this process's sum and number of groups since the last reset, float64."""
-        metrics = [self._modules[name] for name in self._of_rollouts]
+        metrics = [self._modules[name] for name in self.of_rollouts]
         return torch.stack([torch.stack([metric.total, metric.count.double()]) for metric in metrics])
 
     def _newest_rollouts(self) -> dict[str, float]:
@@ -267,7 +270,7 @@ class MeasureCollection(MetricCollection):
         since = self._rollout_sums()
         closed = torch.zeros_like(since) if self._closed is None else self._closed.to(since.device)
         since, closed = _over_all_ranks(torch.stack([since, closed]))
-        sums = dict(zip(self._of_rollouts, (since if since.any() else closed).tolist(), strict=True))
+        sums = dict(zip(self.of_rollouts, (since if since.any() else closed).tolist(), strict=True))
         values = {name: round(total / groups, 12) for name, (total, groups) in sums.items() if groups}
         fewest = {"rollout_groups": min(groups for _, groups in sums.values() if groups)} if values else {}
         return {**values, **fewest}
