@@ -62,7 +62,7 @@ def _requirements(summary: Summary) -> str:
     parts = [f"{name} meets {passed} of {decided}" for name, (passed, decided) in found.items() if decided]
     if not parts:
         return ""
-    return f"**Requirements** ([which](#what-it-must-reach)): {listed(parts)}."
+    return f"**What was to be reached** ([set beforehand](#what-it-must-reach)): {listed(parts)}."
 
 
 def _targeted(summary: Summary) -> str:

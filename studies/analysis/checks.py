@@ -20,7 +20,7 @@ EARLIER = ("sft_16", "sft_32")
 
 
 class Check(NamedTuple):
-    """One requirement of the issue, held against the results.
+    """One of the comparisons that were set before the study, held against the results.
 
     Args:
         ours: The rejuvenated arm.

@@ -118,7 +118,7 @@ def _met(summary: Summary, checks: list[Row]) -> str:
         if check["passed"] is False
     ]
     verdict = f"; it fails against {listed(failed)}" if failed else ""
-    return f"{passed} of {decided} requirements met{verdict}"
+    return f"{passed} of {decided} comparisons passed{verdict}"
 
 
 def _successes(summary: Summary) -> str:

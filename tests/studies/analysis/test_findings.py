@@ -45,7 +45,7 @@ def test_failures_are_called_failures(tmp_path):
     made = _blocks(tmp_path)
     assert rows(made["checks auto_reset"])["base (`base`)"]["Retail desk, ID"].endswith("**fail**")
     assert made["findings targets"].endswith("automatic alpha: **no**, 0/4 with `auto_nll_100`.")
-    assert "0 of 6 requirements met; it fails against `sft_8`" in made["findings targets"]
+    assert "0 of 6 comparisons passed; it fails against `sft_8`" in made["findings targets"]
 
 
 def test_the_default_is_judged_first_and_on_fresh_seeds_by_itself(tmp_path):
@@ -61,9 +61,9 @@ def test_the_default_is_judged_first_and_on_fresh_seeds_by_itself(tmp_path):
     made = _blocks(tmp_path)
     everything, fresh, alone, target_logit, successes = _lines(made["findings targets"])
     assert f"(`{DEFAULT}`) ends at 0.80 ± 0.27 ID" in everything
-    assert everything.endswith("(retail desk, n = 6): 2 of 2 requirements met.")
+    assert everything.endswith("(retail desk, n = 6): 2 of 2 comparisons passed.")
     assert "seeds 1021-1040 alone, which ran after it had become the default, ends at 0.64 ±" in fresh
-    assert "(retail desk, n = 3): 0 of 2 requirements met; it fails against `sft_8`" in fresh
+    assert "(retail desk, n = 3): 0 of 2 comparisons passed; it fails against `sft_8`" in fresh
     assert ("(`auto_nll_100`)" in alone, "(`auto_reset`)" in target_logit) == (True, True)
     assert "**no**, 5/6 with `auto_reset_entropy` and 6/6 with `auto_nll_100`; on seeds" in successes
     assert successes.endswith("alone 2/3 with `auto_reset_entropy` and 3/3 with `auto_nll_100`.")
@@ -72,7 +72,7 @@ def test_the_default_is_judged_first_and_on_fresh_seeds_by_itself(tmp_path):
         for name in (DEFAULT, "fresh")
     }
     assert (cells[DEFAULT].endswith("(6) pass"), cells["fresh"].endswith("(3) **fail**")) == (True, True)
-    (requirements,) = [line for line in _lines(made["brief"]) if line.startswith("**Requirements**")]
+    (requirements,) = [line for line in _lines(made["brief"]) if line.startswith("**What was to be reached**")]
     order = [
         "the default meets 2 of 2",
         "the default on seeds 1021-1040 alone meets 0 of 2",
