@@ -7,9 +7,9 @@ from lightning_rejuv.checkpoints.commands import diagnose, rejuvenate_checkpoint
 
 if TYPE_CHECKING:
     from lightning_rejuv.checkpoints.adapter import is_adapter, rejuvenate_adapter
-    from lightning_rejuv.checkpoints.alphas import given_alpha, read_alphas
     from lightning_rejuv.checkpoints.diagnosis import Diagnosis
     from lightning_rejuv.checkpoints.merge import merge_adapter
+    from lightning_rejuv.checkpoints.options import given_alpha, read_alphas
     from lightning_rejuv.checkpoints.report import CheckpointReport
     from lightning_rejuv.checkpoints.verification import Verification, verify
 
@@ -32,10 +32,10 @@ _LATER = {
     "CheckpointReport": "report",
     "Diagnosis": "diagnosis",
     "Verification": "verification",
-    "given_alpha": "alphas",
+    "given_alpha": "options",
     "is_adapter": "adapter",
     "merge_adapter": "merge",
-    "read_alphas": "alphas",
+    "read_alphas": "options",
     "rejuvenate_adapter": "adapter",
     "verify": "verification",
 }

@@ -21,11 +21,11 @@ from lightning_rejuv.anchor.files import ADAPTER_CONFIG, read_json
 from lightning_rejuv.anchor.header import build_header, read_header
 from lightning_rejuv.checkpoints.models import skeleton_if_known
 from lightning_rejuv.checkpoints.names import base_names
-from lightning_rejuv.checkpoints.output import check_free, copy_sidecar, links_out, new_directory, write_file
+from lightning_rejuv.checkpoints.output import check_apart, check_free, new_directory, write_file
 from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, open_checkpoint, reading
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
-from lightning_rejuv.checkpoints.report import CheckpointReport
-from lightning_rejuv.checkpoints.write_report import check_apart, write_report
+from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, alpha_by_name
 from lightning_rejuv.names import PEFT_ROOT, listing
@@ -265,9 +265,7 @@ def rejuvenate_adapter(
             version=__version__,
             output=str(target),
             form="adapter",
-            inputs={
-                role: {"path": str(p), "sha256": hasher.digests()[role]} for role, (p, _) in inputs.items()
-            },
+            inputs=hasher.report(),
             outputs=writer.digests,
             options={"alpha": alpha, "reset": None},
             alpha=alpha,

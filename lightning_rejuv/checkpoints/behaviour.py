@@ -20,8 +20,7 @@ from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.checkpoints.dialogues import Calibration, Prompt, prompt_tokens
 from lightning_rejuv.checkpoints.models import load_model
 from lightning_rejuv.checkpoints.pairing import Pairing
-from lightning_rejuv.checkpoints.reader import Checkpoint
-from lightning_rejuv.checkpoints.reset import anchor_for, loadable
+from lightning_rejuv.checkpoints.plan_on_disk import anchor_for, loadable
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.functional.rollouts import pass_at_k, zero_variance_fraction
 from lightning_rejuv.progress import advance, phase
@@ -140,8 +139,6 @@ class Behaviour:
 
 
 def measure_behaviour(
-    sft: Checkpoint,
-    base: Checkpoint,
     pairing: Pairing,
     calibration: Calibration,
     verifier: TextVerifier | None,
@@ -153,21 +150,19 @@ def measure_behaviour(
     """Run the SFT model, and the base in its place, on the calibration data and on what they sample.
 
     Args:
-        sft: the SFT model.
-        base: the base.
-        pairing: which of their tensors belong together.
-        calibration: see :func:`~lightning_rejuv.checkpoints.reset.calibration_for`.
+        pairing: the SFT model and its base.
+        calibration: see :func:`~lightning_rejuv.checkpoints.plan_on_disk.calibration_for`.
         verifier: from prompt and response to whether it is right; with it the SFT model answers as well, see
             :func:`sample_rollouts`, and so does the fusion that the search found.
         device: the device to run on.
         dtype: the dtype to run in.
-        scratch: an empty directory, see :func:`~lightning_rejuv.checkpoints.reset.plan_on_disk`.
+        scratch: an empty directory, see :func:`~lightning_rejuv.checkpoints.plan_on_disk.plan_on_disk`.
         seed: of the sampling.
     """
-    model = load_model(loadable(sft, scratch), device, dtype)
+    model = load_model(loadable(pairing.sft, scratch), device, dtype)
     batches = batches_for(model, calibration.batches)
     judge = TextJudge(verifier, calibration.prompts, calibration.tokenizer) if verifier is not None else None
-    targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
+    targets = open_targets(model, anchor_for(model, pairing, dtype, scratch))
     sampler = sample_with_generate(batches, seed)
     with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
         with phase("comparing with the base", 2 * len(batches)):

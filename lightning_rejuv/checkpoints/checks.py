@@ -1,4 +1,4 @@
-"""Checks of one checkpoint: whether config, weights and the files beside them fit: tying, vocabulary, template, EOS."""
+"""Checks of a checkpoint: whether config, weights and the files beside them fit: tying, vocabulary, template, EOS."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightning_rejuv.checkpoints.vocabulary import token_ids
 
 if TYPE_CHECKING:
     from lightning_rejuv.checkpoints.dialogues import Calibration
+    from lightning_rejuv.checkpoints.pairing import Pairing
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,34 @@ def _last_tokens(calibration: Calibration) -> Iterator[int]:
         for labels in batch["labels"]:
             tokens = labels[labels != IGNORED].tolist()
             yield next((t for t in reversed(tokens) if calibration.tokenizer.decode([t]).strip()), tokens[-1])
+
+
+def check_beside_base(pairing: Pairing) -> Iterator[Finding]:
+    """Check an SFT model, and tell in what but its weights it differs from its base."""
+    sft, base = pairing.sft, pairing.base
+    for check in (check_tying, check_vocabulary, check_tokenizer, check_generation):
+        yield from check(sft)
+    rows = pairing.rows
+    if rows is not None and not rows.identity:
+        text = f"{rows.shared} tokens shared with the base, {rows.moved} of them moved, {rows.new} new"
+        yield Finding("vocabulary", None, text)
+    if pairing.unused:
+        yield Finding("unused", None, f"{len(pairing.unused)} tensors that only the base has")
+    template = _template(sft)
+    if template != _template(base):
+        text = "the SFT model's own" if template else "lost in SFT: the base has one"
+        yield Finding("chat template", bool(template), text)
+    ends = end_tokens(sft), end_tokens(base)
+    if ends[0] != ends[1]:
+        yield Finding("end of sequence", True, f"EOS ids {ends[0]}, the base's {ends[1]}")
+
+
+def _template(checkpoint: Checkpoint) -> str | None:
+    file, settings = checkpoint.path / "chat_template.jinja", checkpoint.path / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    found = read_json(settings).get("chat_template") if settings.is_file() else None
+    return None if found is None else str(found)
 
 
 def end_tokens(checkpoint: Checkpoint) -> list[Any] | None:

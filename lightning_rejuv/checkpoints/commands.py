@@ -94,7 +94,7 @@ def rejuvenate_checkpoint(
         tensor([0.2500, 0.2500])
         >>> shutil.rmtree(root)
     """
-    from lightning_rejuv.checkpoints.alphas import given_alpha
+    from lightning_rejuv.checkpoints.options import given_alpha
     from lightning_rejuv.checkpoints.rejuvenate import rejuvenate
 
     options = Options(alpha=given_alpha(alpha), reset=reset, refit=refit, rounding=rounding, seed=seed)
@@ -141,7 +141,7 @@ def diagnose(
         RuntimeError: the verifier raised an exception, which is the cause.
         OSError: reading failed.
     """
-    from lightning_rejuv.checkpoints.diagnosing import diagnose_checkpoint
+    from lightning_rejuv.checkpoints.diagnosis import diagnose_checkpoint
 
     beside = {"device": device, "compute_dtype": compute_dtype}
     return diagnose_checkpoint(base, sft, calibration, verifier, beside, progress)

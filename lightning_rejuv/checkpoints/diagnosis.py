@@ -1,22 +1,36 @@
-"""The result of a diagnosis, as a table and as JSON, and the recommendation that follows from it."""
+"""A diagnosis: how far SFT has gone, whether it went too far, and which alpha fits; as a table and as JSON."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_rejuv.alpha.doubts import doubt_seen, doubt_swapped
 from lightning_rejuv.alpha.search import USUAL_ALPHA
-from lightning_rejuv.checkpoints.checks import Finding
-from lightning_rejuv.checkpoints.record import Record
+from lightning_rejuv.checkpoints.adapter import is_adapter
+from lightning_rejuv.checkpoints.checks import Finding, check_beside_base, check_ends
+from lightning_rejuv.checkpoints.options import (
+    check_compute_dtype,
+    check_device,
+    check_no_model_is_run,
+    compute_dtype_on,
+)
+from lightning_rejuv.checkpoints.pairing import open_both, pair_up
+from lightning_rejuv.checkpoints.reader import PathLike
+from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
+from lightning_rejuv.checkpoints.record import Record, find_record
 from lightning_rejuv.checkpoints.report import row
-from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
+from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, TensorStatistics, pooled
+from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.report.layers import bands
 from lightning_rejuv.report.rows import rounding, search_rows
-from lightning_rejuv.verdict import Reason, Verdict, judge
+from lightning_rejuv.verdict import Reason
+from lightning_rejuv.verifier import check_verifier, import_verifier
+from lightning_rejuv.warned import collecting_warnings
 
 if TYPE_CHECKING:
     from lightning_rejuv.checkpoints.behaviour import Behaviour
@@ -163,79 +177,90 @@ class Diagnosis:
         yield from sorted(others, key=lambda item: -item[1].drift)[:_OTHERS]
 
 
-def verdict_on(behaviour: Behaviour | None) -> Verdict:
-    """Ask for the monitor's verdict on what was measured; "unknown" without calibration data."""
-    if behaviour is None:
-        return judge({})
-    return judge(behaviour.measures, {"token_entropy": behaviour.entropy_base})
-
-
-def recommend(
-    verdict: Verdict, behaviour: Behaviour | None, record: Record | None, unchanged: bool
-) -> tuple[str, float | None]:
-    """Say what to do, and with which alpha: the one that the search found, or none.
+def diagnose_checkpoint(
+    base: PathLike,
+    sft: PathLike,
+    calibration: PathLike | None,
+    verifier: str | Callable[[str, str], object] | None,
+    beside: Mapping[str, str],
+    progress: Listener | None,
+) -> Diagnosis:
+    """Do what :func:`lightning_rejuv.checkpoints.diagnose` says.
 
     Args:
-        verdict: :func:`verdict_on` the model.
-        behaviour: what the calibration data said.
-        record: how it was rejuvenated before.
-        unchanged: whether it has the base's weights.
+        base: directory of the checkpoint that SFT started from.
+        sft: directory of the SFT model.
+        calibration: JSONL; None if no model is to be run.
+        verifier: a function of prompt and response, or ``"module:function"``.
+        beside: ``device`` and ``compute_dtype``.
+        progress: called with phases.
     """
-    if record is not None:
-        return _of_rejuvenated(verdict, record), None
-    if unchanged:
-        more = f" {verdict.advice}" if verdict.level == "cannot start" else ""
-        return f"No weight differs from the base: there is nothing to rejuvenate.{more}", None
-    if behaviour is None:
-        return "Nothing is recommended without calibration data: measure with `--calibration`.", None
-    search = behaviour.search
-    if verdict.level == "healthy":
-        whole = search is not None and search.alpha == 1.0
-        entropy = behaviour.entropy_base, behaviour.entropy_sft
-        told = doubt_seen(behaviour.nll_sft, entropy)
-        if behaviour.no_alpha is not None:
-            told = (behaviour.no_alpha, *told)
-        if search is not None:
-            nll = search.curve[0].demonstrations, search.curve[-1].demonstrations
-            told = (*doubt_swapped(nll, entropy), *told)
-        return " ".join((verdict.advice, *told)), 1.0 if whole else None
-    if verdict.level == "cannot start":
-        diverged = verdict.deciding and verdict.deciding.advice
-        return verdict.advice + " Fusion with the base would not bring it." * (not diverged), None
-    if verdict.level == "unknown":
-        return f"{verdict.advice} `--verifier` has them sampled and judged.", None
-    doubts = " ".join(("", *behaviour.doubts))
-    if search is None or search.found_nothing_right:
-        return f"No alpha is recommended: take an earlier checkpoint.{doubts}", None
-    found = search.alpha
-    if found == 1.0:
-        return (
-            f"There is nothing to fuse: the search found alpha 1. Take an earlier checkpoint.{doubts}",
-            found,
+    device, compute_dtype = beside["device"], beside["compute_dtype"]
+    check_compute_dtype(compute_dtype)
+    check = None
+    if calibration is None:
+        if verifier is not None:
+            raise ValueError("Expected `calibration` with `verifier`: its prompts are what is answered.")
+        check_no_model_is_run(beside)
+    else:
+        check_device(device)
+        check = _verifier(verifier)
+    if is_adapter(sft):
+        raise ValueError(
+            f"{str(sft)!r} is an adapter: merge it first (`merge_adapter(base, sft, out, alpha=1)`) and diagnose the "
+            "merged model."
         )
-    first = "Compare more rollouts, or rejuvenate" if verdict.level == "at risk" else "Rejuvenate"
-    if (before := search.raised_from) is not None:
-        why = f"`--alpha auto`, which checks no rollouts, would take {before:g}"
-        return f"{first} with `--alpha {found:g}`: {why}.{doubts}", found
-    return f"{first} with alpha {found:.3f}, which the search found (`--alpha auto`).{doubts}", found
+    *opened, warnings = open_both(sft, base)
+    pairing = pair_up(*opened)
+    own, anchor = pairing.sft, pairing.base
+    read = None
+    if calibration is not None:
+        from lightning_rejuv.checkpoints.behaviour import measure_behaviour
+        from lightning_rejuv.checkpoints.plan_on_disk import calibration_for
 
-
-def _of_rejuvenated(verdict: Verdict, record: Record) -> str:
-    already, again = (
-        "It is rejuvenated already",
-        "rejuvenate the SFT model that it was made from with a {} alpha",
+        # Before the weights, which take minutes to read: what is refused is refused at once.
+        read = calibration_for(own, Path(calibration).expanduser())
+    stream = FusionStream(own, anchor, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
+    behaviour, run_in = None, None
+    with reporting(progress), collecting_warnings() as told:
+        stream.measure()
+        if read is not None:
+            run_in = compute_dtype_on(device, compute_dtype)
+            with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
+                behaviour = measure_behaviour(pairing, read, check, device, DTYPES[run_in], Path(scratch))
+    record, recorded = find_record(own, anchor)
+    findings = [*recorded, *check_beside_base(pairing), *(check_ends(own, read) if read else ())]
+    same_vocabulary = pairing.rows is None or pairing.rows.identity
+    unchanged = same_vocabulary and not any(s.difference for s in stream.measured.values())
+    verdict = verdict_on(behaviour)
+    recommendation, alpha = recommend(verdict, behaviour, record, unchanged)
+    return Diagnosis(
+        base=str(base),
+        sft=str(sft),
+        tensors=stream.measured,
+        findings=(
+            *findings,
+            *(Finding("config", None, text) for text in warnings),
+            *(Finding("calibration", None, text) for text in told),
+        ),
+        behaviour=behaviour,
+        verdict=verdict.level,
+        reasons=verdict.reasons,
+        recommendation=recommendation,
+        alpha=alpha,
+        rejuvenated=record,
+        device=device if run_in else None,
+        compute_dtype=run_in,
     )
-    alphas = record.alpha.values() if isinstance(record.alpha, dict) else [record.alpha]
-    larger = again.format("larger") if any(alpha < 1 for alpha in alphas) else "do more SFT"
-    smaller = again.format("smaller") if any(alpha > 0 for alpha in alphas) else "take another base"
-    if verdict.level == "unknown" or (verdict.deciding and verdict.deciding.advice):
-        return f"{already}: do not rejuvenate it a second time. {verdict.advice}"
-    if verdict.level == "cannot start":
-        return f"{already}, and RL would have nothing to reward: {larger}."
-    if verdict.level == "over-confident":
-        return f"{already}, and over-confident still: {smaller}, or an earlier checkpoint of its SFT."
-    start = f"{already}: start RL from it; do not rejuvenate it a second time."
-    return f"{start} If RL from it does not improve, {smaller}." if verdict.level == "at risk" else start
+
+
+def _verifier(given: str | Callable[[str, str], object] | None) -> Callable[[str, str], object] | None:
+    """Return the verifier that was brought, or named, once it is known that it can be called."""
+    if given is None:
+        return None
+    verifier = import_verifier(given) if isinstance(given, str) else given
+    check_verifier(verifier, ("prompt", "response"))
+    return verifier
 
 
 def _finite(value: Any) -> Any:

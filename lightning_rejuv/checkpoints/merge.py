@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.alpha.search import USUAL_ALPHA
-from lightning_rejuv.anchor.files import INDEX
 from lightning_rejuv.anchor.header import Entry
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.checkpoints.adapter import (
@@ -24,17 +23,8 @@ from lightning_rejuv.checkpoints.adapter import (
 )
 from lightning_rejuv.checkpoints.models import CustomCode
 from lightning_rejuv.checkpoints.names import base_names
-from lightning_rejuv.checkpoints.options import check_seed
-from lightning_rejuv.checkpoints.output import (
-    check_free,
-    copy_sidecar,
-    index_bytes,
-    links_out,
-    new_directory,
-    new_index,
-    sidecar_files,
-    write_file,
-)
+from lightning_rejuv.checkpoints.options import check_dtype, check_seed
+from lightning_rejuv.checkpoints.output import check_apart, check_free, check_room, new_directory
 from lightning_rejuv.checkpoints.pairing import Pair
 from lightning_rejuv.checkpoints.reader import (
     Checkpoint,
@@ -47,11 +37,11 @@ from lightning_rejuv.checkpoints.reader import (
     reading,
 )
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
-from lightning_rejuv.checkpoints.report import CheckpointReport
+from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_files, write_index
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
 from lightning_rejuv.checkpoints.tying import check_still_tied, embedding_names, tied_embedding
 from lightning_rejuv.checkpoints.vocabulary import token_ids
-from lightning_rejuv.checkpoints.write_report import check_apart, check_room, write_report
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, Rounding, alpha_by_name
 from lightning_rejuv.names import listing
@@ -109,8 +99,7 @@ def merge_adapter(
     """
     given = check_given(alpha)
     asked = Options(alpha=given, rounding=rounding, seed=seed)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {dtype!r}.")
+    check_dtype(dtype)
     root, source, target = (Path(path).expanduser() for path in (base, sft, out))
     check_free(target)
     check_apart(target, root, source)
@@ -148,21 +137,15 @@ def merge_adapter(
         copy_sidecar(
             root, partial, recipe.dtype, without=(*own, *_TOKENIZER) if "tokenizer_config.json" in own else ()
         )
-        if opened.index is not None:
-            same = recipe.dtype is None
-            write_file(partial / INDEX, index_bytes(root) if same else new_index(opened.index, size))
+        write_index(opened, partial, recipe.dtype, size)
+        found = hasher.report()
+        if before:
+            found["sft"]["rejuvenated"] = before.to_dict()
         report = CheckpointReport(
             version=__version__,
             output=str(target),
             form="model",
-            inputs={
-                role: {
-                    "path": str(p),
-                    "sha256": hasher.digests()[role],
-                    **({"rejuvenated": before.to_dict()} if before and role == "sft" else {}),
-                }
-                for role, (p, _) in inputs.items()
-            },
+            inputs=found,
             outputs=writer.digests,
             options={
                 "alpha": given,

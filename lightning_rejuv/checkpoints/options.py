@@ -1,20 +1,135 @@
-"""Which options a rejuvenation from disk to disk takes, and which of them have an effect."""
+"""What a rejuvenation or a diagnosis of directories is given: what it may be, and whether it has an effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_rejuv.checkpoints.device import check_compute_dtype, check_device
+from lightning_rejuv import _compat
 from lightning_rejuv.checkpoints.stream import DTYPES
 from lightning_rejuv.config import USES_OF_CALIBRATION, Options
 from lightning_rejuv.weights.rounding import HALF_TYPES
 
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What only a model that is run has, with the defaults.
 _OF_MODELS: Mapping[str, Any] = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
+# Why a diagnosis without calibration data takes no option of a model, and what to do, in messages.
+WITHOUT_CALIBRATION = ("without `calibration`", "pass `calibration`")
+
+
+def given_alpha(alpha: float | str | Mapping[str, float]) -> Any:
+    """Return an alpha as it was given, or if that is the path of a YAML file, what the file holds.
+
+    >>> given_alpha(0.4)
+    0.4
+    """
+    if isinstance(alpha, str) and alpha.endswith((".yaml", ".yml")):
+        return read_alphas(Path(alpha).expanduser())
+    return alpha
+
+
+def read_alphas(path: Path) -> dict[str, float]:
+    """Read an alpha for each pattern of names on disk (``*`` and ``?``); the first that fits counts.
+
+    .. code-block:: yaml
+
+        "*.layers.0.*": 0.8
+        "*embed_tokens*": 0.4
+        "*": 0.5
+
+    Raises:
+        ValueError: it is not YAML of this form.
+        OSError: it cannot be read.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    form = f"Expected {str(path)!r} to map patterns of tensor names to numbers, the last pattern '*',"
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8; a number of more digits than Python reads
+        raise ValueError(f"{form} but it is not YAML: {error}.") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{form} but got {content!r:.200}.")
+    return content
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that this machine does not have.
+
+    Args:
+        device: as torch names it: "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ValueError: with the devices that there are.
+        torch.OutOfMemoryError: it is there, and its memory is full.
+
+    >>> check_device("gpu")
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected argument `device` to be a device that torch can use here, ... but got 'gpu': ...
+    """
+    try:
+        kind, reason = torch.device(device).type, ""
+        if kind == "meta":
+            reason = "it holds no numbers"
+        else:
+            torch.zeros(1, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # every back end has its own kind
+        reason = str(error).partition("\n")[0]
+    if reason:
+        cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+        there = ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
+        raise ValueError(
+            f"Expected argument `device` to be a device that torch can use here, one of {there}, but got "
+            f"{device!r}: {reason}"
+        )
+
+
+def check_compute_dtype(asked: str) -> None:
+    """Refuse a dtype that models are not run in.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    if asked not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"Expected argument `compute_dtype` to be one of {sorted(COMPUTE_DTYPES)} but got {asked!r}."
+        )
+
+
+def compute_dtype_on(device: str, asked: str) -> str:
+    """Return the dtype that models are run in: what was asked for, or for ``"auto"`` what the device is made for.
+
+    That is bfloat16 where the hardware multiplies in it, else float32, whatever dtype the checkpoint has: the
+    models are only looked at, and the weights that are written are computed in float32 or wider in any case.
+    float16 is never chosen: gradients of the entropy are small enough to be lost in it.
+
+    Args:
+        device: where they are run; it is there.
+        asked: one of :data:`COMPUTE_DTYPES`.
+
+    >>> compute_dtype_on("cpu", "float16")
+    'float16'
+    """
+    if asked != "auto":
+        return asked
+    return "bfloat16" if _compat.computes_fast_in_bfloat16(torch.device(device)) else "float32"
+
+
+def check_dtype(asked: str | None) -> None:
+    """Refuse a dtype that no output is written in; None is the checkpoint's own.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    if asked is not None and asked not in DTYPES:
+        raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {asked!r}.")
 
 
 def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
@@ -28,12 +143,9 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         ValueError: one is out of range, has no effect beside the others, or is missing; or the device is not there.
     """
     check_compute_dtype(beside["compute_dtype"])
-    if beside["dtype"] is not None and beside["dtype"] not in DTYPES:
-        raise ValueError(
-            f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {beside['dtype']!r}."
-        )
+    check_dtype(beside["dtype"])
     if not asked.runs_the_model:
-        _refuse_idle(
+        refuse_idle(
             _given_of_models(beside),
             "with a number for `alpha`, no reset and no refit",
             f"pass {USES_OF_CALIBRATION}",
@@ -67,14 +179,24 @@ def check_no_model_is_run(beside: Mapping[str, Any]) -> None:
     ...
     ValueError: Expected no `device` without `calibration`: it would have no effect. Leave it out, or pass ...
     """
-    _refuse_idle(_given_of_models(beside), "without `calibration`", "pass `calibration`")
+    refuse_idle(_given_of_models(beside), *WITHOUT_CALIBRATION)
 
 
 def _given_of_models(beside: Mapping[str, Any]) -> list[str]:
     return [name for name, usual in _OF_MODELS.items() if name in beside and beside[name] != usual]
 
 
-def _refuse_idle(names: Sequence[str], beside: str, instead: str) -> None:
+def refuse_idle(names: Sequence[str], beside: str, instead: str) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        names: the options that were given; none is fine.
+        beside: what they would have no effect beside, for the message.
+        instead: what to do if they are to have one, for the message.
+
+    Raises:
+        ValueError: all of them are named.
+    """
     if names:
         listed = ", ".join(f"`{name}`" for name in names)
         raise ValueError(

@@ -1,35 +1,19 @@
-"""The output directory, which appears whole or not at all, and the files that it has beside the weights."""
+"""The output directory, which appears whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from lightning_rejuv.anchor.files import ADAPTER_CONFIG, CONFIG, INDEX
-from lightning_rejuv.anchor.links import lies_within
-from lightning_rejuv.names import listing
 
 REPORT = "rejuvenation.json"
 RECIPE = "rejuvenation.yaml"
 CARD = "README.md"
 
-# Weights in any form, and what a trainer leaves for its own resumption. Every other file is copied.
-_LEFT_BEHIND = re.compile(
-    r"\.(?:safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|pkl|npz|distcp|part)$"
-    r"|\.(?:safetensors|bin|h5)\.index\.json$"
-    r"|^(?:trainer_state|all_results|train_results|eval_results)\.json$"
-    r"|^(?:rejuvenation\.(?:json|yaml)|README\.md|latest|zero_to_fp32\.py|training_args\..*)$|^\."
-)
-_FOLDERS = ("additional_chat_templates",)
 # Opens a directory, never through a link, and never waits: a FIFO is no directory.
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -84,6 +68,33 @@ def check_free(final: Path) -> None:
         raise FileExistsError(
             f"Expected the output {str(final)!r} not to exist but it does. Nothing is ever overwritten: "
             "remove it or choose another name."
+        )
+
+
+def check_apart(out: Path, *inputs: Path) -> None:
+    """Refuse an output inside of an input.
+
+    Raises:
+        ValueError: with both paths.
+    """
+    for path in inputs:
+        real = Path(os.path.realpath(out))  # of links in a circle, too, which `mkdir` then names
+        if Path(os.path.realpath(path)) in (real, *real.parents):
+            raise ValueError(f"Expected the output {str(out)!r} to lie outside of the input {str(path)!r}.")
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Refuse to begin where the disk cannot hold the output.
+
+    Raises:
+        OSError: with what is needed and what is free.
+    """
+    existing = next(p for p in out.absolute().parents if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"Expected {needed / 2**30:.2f} GiB free at {str(existing)!r} for the output but there are "
+            f"{free / 2**30:.2f} GiB."
         )
 
 
@@ -195,103 +206,3 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sidecar_files(directory: Path) -> list[Path]:
-    """Return the files beside the weights that the output takes over: config, tokenizer, chat template and the like.
-
-    Returns:
-        Their names, relative to the directory, sorted. Links that lead out of it are not among them, see
-        :func:`links_out`.
-    """
-    return [
-        name for name in _beside(directory) if (directory / name).is_file() and lies_within(directory, name)
-    ]
-
-
-def links_out(directory: Path) -> list[str]:
-    """Return a sentence, for the report, on links and special files that are not copied.
-
-    Raises:
-        ValueError: one of them stands in the place of the config, without which the output would be no checkpoint.
-    """
-    out = [
-        str(name)
-        for name in _beside(directory)
-        if not ((directory / name).is_file() and lies_within(directory, name))
-        and ((directory / name).is_symlink() or not (directory / name).is_dir())
-    ]
-    for name in (CONFIG, ADAPTER_CONFIG, INDEX):
-        if os.path.lexists(directory / name) and not lies_within(directory, name):
-            raise ValueError(
-                f"Expected {name} in {str(directory)!r} to lie there but it is a link that leads out of the "
-                "checkpoint. Put a copy in its place."
-            )
-    if not out:
-        return []
-    return [
-        f"not copied from {str(directory)!r}, because they are no files or links that lead out of it: {listing(out)}"
-    ]
-
-
-def _beside(directory: Path) -> list[Path]:
-    names = [Path(f.name) for f in directory.iterdir() if not _LEFT_BEHIND.search(f.name)]
-    for folder in _FOLDERS:
-        if (directory / folder).is_dir() and lies_within(directory, folder):
-            names += [Path(folder, f.name) for f in (directory / folder).iterdir()]
-    return sorted(names)
-
-
-def copy_sidecar(
-    source: Path, target: Path, dtype: torch.dtype | None, without: tuple[str, ...] = ()
-) -> None:
-    """Copy the files beside the weights, byte for byte.
-
-    Args:
-        source: the checkpoint that they belong to.
-        target: the directory that they are copied into.
-        dtype: of the output if it is another than the checkpoint's; ``config.json`` then says so.
-        without: names that are left out, for example because the target holds them already.
-    """
-    for file in sidecar_files(source):
-        if str(file) in (*without, ADAPTER_CONFIG):
-            continue
-        content = (source / file).read_bytes()
-        if str(file) == CONFIG and dtype is not None:
-            content = _with_dtype(content, dtype)
-        (target / file).parent.mkdir(exist_ok=True)
-        write_file(target / file, content)
-
-
-def new_index(index: dict[str, Any], total_bytes: int) -> bytes:
-    """Return the content of an index file for the same tensors in the same shards, with another total size."""
-    metadata = index.get("metadata")
-    metadata = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total_bytes}
-    return (json.dumps({**index, "metadata": metadata}, indent=2) + "\n").encode()
-
-
-def index_bytes(directory: Path) -> bytes:
-    """Return the content of a checkpoint's index file."""
-    return (directory / INDEX).read_bytes()
-
-
-def sidecar_size(directory: Path) -> int:
-    """Return how many bytes the files beside the weights have."""
-    return sum(os.stat(directory / file).st_size for file in sidecar_files(directory))
-
-
-def _with_dtype(content: bytes, dtype: torch.dtype) -> bytes:
-    config = json.loads(content)
-    name = str(dtype).removeprefix("torch.")
-    _rename_dtype(config, name)
-    if not {"dtype", "torch_dtype"} & config.keys():
-        config["dtype"] = name
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _rename_dtype(config: dict[str, Any], name: str) -> None:
-    for key, value in config.items():
-        if key in ("dtype", "torch_dtype") and isinstance(value, str):
-            config[key] = name
-        elif isinstance(value, dict) and key.endswith("_config"):
-            _rename_dtype(value, name)

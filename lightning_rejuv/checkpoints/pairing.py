@@ -13,7 +13,17 @@ from lightning_rejuv.anchor.config import vocabulary_size
 from lightning_rejuv.anchor.files import CONFIG
 from lightning_rejuv.anchor.tensors import is_head, not_of_the_model
 from lightning_rejuv.checkpoints.names import CommonNames, common_names
-from lightning_rejuv.checkpoints.reader import Checkpoint, Reader, one_thread, pieces, reading
+from lightning_rejuv.checkpoints.reader import (
+    Checkpoint,
+    PathLike,
+    Reader,
+    check_fusable,
+    left_out,
+    one_thread,
+    open_checkpoint,
+    pieces,
+    reading,
+)
 from lightning_rejuv.checkpoints.tying import check_head, check_tied, embedding_names, head_names
 from lightning_rejuv.checkpoints.vocabulary import RowMap, is_vocabulary_tensor, match_rows, runs
 
@@ -73,6 +83,25 @@ class Pairing:
     sft: Checkpoint
     base: Checkpoint
     warnings: tuple[str, ...] = ()
+
+
+def open_both(sft: PathLike, base: PathLike) -> tuple[Checkpoint, Checkpoint, list[str]]:
+    """Open an SFT model and its base.
+
+    Returns:
+        The two, and warnings: settings that differ, and weight files that were not read.
+
+    Raises:
+        FileNotFoundError: a directory or a file in it does not exist.
+        ValueError: a checkpoint is malformed or quantised, or the two are of different architectures.
+    """
+    opened = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
+    for checkpoint, role in zip(opened, ("SFT model", "base"), strict=True):
+        check_fusable(checkpoint, role)
+    warnings = check_same_architecture(*opened)
+    for checkpoint, role in zip(opened, ("SFT model", "base"), strict=True):
+        warnings += left_out(checkpoint, role)
+    return *opened, warnings
 
 
 def pair_up(sft: Checkpoint, base: Checkpoint) -> Pairing:

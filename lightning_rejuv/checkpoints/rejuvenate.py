@@ -10,25 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rejuv import __version__
-from lightning_rejuv.anchor.files import ADAPTER_CONFIG, INDEX
-from lightning_rejuv.checkpoints.device import compute_dtype_on
-from lightning_rejuv.checkpoints.options import applied, check_options, check_seed
-from lightning_rejuv.checkpoints.output import (
-    check_free,
-    copy_sidecar,
-    index_bytes,
-    links_out,
-    new_directory,
-    new_index,
-    sidecar_size,
-    write_file,
-)
-from lightning_rejuv.checkpoints.pairing import Pairing, check_differ, check_same_architecture, pair_up
-from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, check_fusable, left_out, open_checkpoint
+from lightning_rejuv.anchor.files import ADAPTER_CONFIG
+from lightning_rejuv.checkpoints.options import applied, check_options, check_seed, compute_dtype_on
+from lightning_rejuv.checkpoints.output import check_apart, check_free, check_room, new_directory
+from lightning_rejuv.checkpoints.pairing import Pairing, check_differ, open_both, pair_up
+from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
-from lightning_rejuv.checkpoints.report import CheckpointReport
+from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_size, write_index
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
-from lightning_rejuv.checkpoints.write_report import check_apart, check_room, write_report
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
@@ -67,15 +57,12 @@ def rejuvenate(
             "(`merge_adapter(base, sft, out, alpha=1)`) and pass the merged model."
         )
 
-    ours, theirs = open_checkpoint(sft, "SFT model"), open_checkpoint(base, "base")
-    check_fusable(ours, "SFT model")
-    check_fusable(theirs, "base")
-    warnings = [*check_same_architecture(ours, theirs), *links_out(sft)]
-    warnings += [*left_out(ours, "SFT model"), *left_out(theirs, "base")]
-    pairing = pair_up(ours, theirs)
+    *opened, warnings = open_both(sft, base)
+    warnings += links_out(sft)
+    pairing = pair_up(*opened)
     check_differ(pairing)
-    ours, theirs = pairing.sft, pairing.base
-    warnings += [*pairing.warnings, *a_second_time(find_record(ours, theirs)[0])]
+    own, anchor = pairing.sft, pairing.base
+    warnings += [*pairing.warnings, *a_second_time(find_record(own, anchor)[0])]
     fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
     given = 1.0 if isinstance(asked.alpha, str) else asked.alpha
     recipe = Recipe(
@@ -85,24 +72,22 @@ def rejuvenate(
         asked.seed,
         omega=asked.reset.omega if asked.reset else 0.0,
     )
-    check_seed(asked, dtypes := output_dtypes(ours, recipe.dtype).values())
-    size = output_size(ours, recipe.dtype)
+    check_seed(asked, dtypes := output_dtypes(own, recipe.dtype).values())
+    size = output_size(own, recipe.dtype)
     check_room(out, size + sidecar_size(sft))
 
     with ExitStack() as stack:
         stack.enter_context(reporting(progress))
         told = stack.enter_context(collecting_warnings())
         partial = stack.enter_context(new_directory(out))
-        hasher = stack.enter_context(Hasher({"base": _files(theirs), "sft": _files(ours)}))
+        hasher = stack.enter_context(Hasher({"base": _files(anchor), "sft": _files(own)}))
         attribution = refitted = None
         if loads:
-            from lightning_rejuv.checkpoints.reset import plan_on_disk
+            from lightning_rejuv.checkpoints.plan_on_disk import plan_on_disk
 
             scratch = partial / "scratch"
             scratch.mkdir()
             plan = plan_on_disk(
-                ours,
-                theirs,
                 pairing,
                 asked,
                 Path(beside["calibration"]).expanduser(),
@@ -118,16 +103,13 @@ def rejuvenate(
             attribution, refitted = plan.attribution, plan.refit
             warnings += plan.warnings
         with FileWriter(partial) as writer:
-            stream = FusionStream(ours, theirs, pairing.pairs, recipe)
+            stream = FusionStream(own, anchor, pairing.pairs, recipe)
             stream.write(writer)
         report = CheckpointReport(
             version=__version__,
             output=str(out),
             form="model",
-            inputs={
-                role: {"path": str(path), "sha256": hasher.digests()[role]}
-                for role, path in (("base", base), ("sft", sft))
-            },
+            inputs=hasher.report(),
             outputs=writer.digests,
             options=applied(asked, beside, dtypes),
             alpha=given,
@@ -139,18 +121,10 @@ def rejuvenate(
             attribution=attribution,
             refit=refitted,
         )
-        _write_beside(partial, ours, recipe, size, report)
+        copy_sidecar(sft, partial, recipe.dtype)
+        write_index(own, partial, recipe.dtype, size)
+        write_report(partial, sft, report)
     return report
-
-
-def _write_beside(
-    partial: Path, sft: Checkpoint, recipe: Recipe, size: int, report: CheckpointReport
-) -> None:
-    copy_sidecar(sft.path, partial, recipe.dtype)
-    if sft.index is not None:
-        same = recipe.dtype is None and not sft.renamed
-        write_file(partial / INDEX, index_bytes(sft.path) if same else new_index(sft.index, size))
-    write_report(partial, sft.path, report)
 
 
 def _vocabulary(pairing: Pairing) -> dict[str, int] | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
+from lightning_rejuv.anchor.links import lies_within
+from lightning_rejuv.checkpoints.output import CARD, RECIPE, REPORT, write_file
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from lightning_rejuv.names import printable
 from lightning_rejuv.refit import RefitReport
@@ -142,6 +148,20 @@ class CheckpointReport:
             + "\n"
             + after.lstrip("\n")
         )
+
+
+def write_report(partial: Path, card_from: Path, report: CheckpointReport) -> None:
+    """Write ``rejuvenation.json``, the recipe that does the same again, and the model card."""
+    text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is no UTF-8 holds lone surrogates: as JSON's own escapes they come back as they were.
+    write_file(partial / REPORT, text.encode(errors="backslashreplace"))
+    recipe = yaml.safe_dump(report.recipe(), sort_keys=False)
+    again = f"# lightning-rejuv rejuvenate --config {RECIPE} --out ANOTHER\n{recipe}"
+    write_file(partial / RECIPE, again.encode())
+    card = card_from / CARD
+    is_there = lies_within(card_from, CARD) and card.is_file()
+    existing = card.read_text(encoding="utf-8", errors="replace") if is_there else ""
+    write_file(partial / CARD, report.card(existing).encode(errors="backslashreplace"))
 
 
 def row(statistics: TensorStatistics) -> dict[str, float | int | None]:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -186,8 +187,8 @@ class Hasher:
             self._stopped = True
             raise
 
-    def digests(self) -> dict[str, dict[str, str]]:
-        """Wait for all digests, and return the SHA-256 of every file by role and name.
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Wait for all digests, and return by role the directory and the SHA-256 of every file, by name.
 
         Raises:
             OSError: a file could not be read.
@@ -195,7 +196,10 @@ class Hasher:
         self._thread.join()
         if self._failed is not None:
             raise self._failed
-        return self._found
+        return {
+            role: {"path": str(directory), "sha256": self._found[role]}
+            for role, (directory, _) in self._inputs.items()
+        }
 
     def _work(self) -> None:
         try:

@@ -108,6 +108,8 @@ def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, i
         given.pop("out"),
         given.pop("merge", False),
     )
+    from lightning_rejuv.checkpoints import options
+
     if checkpoints.is_adapter(sft):
         _refuse_what_runs_a_model(parsed)
         given.pop("reset_fraction", None)  # 0
@@ -117,8 +119,8 @@ def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, i
             if base is None:
                 raise ValueError("Expected `--base` to merge the adapter into.")
             return checkpoints.merge_adapter(base, sft, out, progress=progress, **given), 0
-        needs_merge = "an adapter keeps its dtype; `--merge` writes the whole model"
-        _refuse(parsed, ("dtype", "rounding", "seed"), needs_merge)
+        of_tensors = [name for name in ("dtype", "rounding", "seed") if name in given]
+        options.refuse_idle(of_tensors, "with an adapter, which keeps its dtype", "pass `merge`")
         return checkpoints.rejuvenate_adapter(sft, out, base=base, **given), 0
     _check_device(parsed)
     if base is None:
@@ -144,9 +146,12 @@ def _refuse_what_runs_a_model(parsed: Parsed) -> None:
 
 
 def _diagnose(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
+    from lightning_rejuv.checkpoints import options
+
     _check_device(parsed)
-    if "calibration" not in parsed.given:
-        _refuse(parsed, ("device", "compute_dtype"), "without `--calibration` no model is run")
+    if "calibration" not in parsed.given:  # also what has no effect because it is the default
+        of_models = [name for name in ("device", "compute_dtype") if name in parsed.given]
+        options.refuse_idle(of_models, *options.WITHOUT_CALIBRATION)
     return checkpoints.diagnose(**parsed.given, progress=progress), 0
 
 
@@ -155,16 +160,10 @@ def _verify(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
     return verification, 0 if verification else _FAULTS
 
 
-def _refuse(parsed: Parsed, names: Sequence[str], why: str) -> None:
-    for name in names:
-        if name in parsed.given:
-            raise ValueError(f"Expected no `{flag(name)}`, which would have no effect: {why}. Leave it out.")
-
-
 def _check_device(parsed: Parsed) -> None:
     if "device" not in parsed.given:
         return
-    from lightning_rejuv.checkpoints.device import check_device
+    from lightning_rejuv.checkpoints.options import check_device
 
     try:
         check_device(parsed.given["device"])

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from lightning_rejuv.alpha.search import NoAlpha
 from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint
-from lightning_rejuv.checkpoints.diagnosis import recommend
 from lightning_rejuv.checkpoints.dialogues import prompt_tokens, read_calibration
 from lightning_rejuv.checkpoints.models import load_tokenizer
+from lightning_rejuv.checkpoints.recommendation import recommend
 from lightning_rejuv.verdict import Verdict
 from tests.checkpoints.directories import (
     WORDS,

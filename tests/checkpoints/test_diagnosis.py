@@ -1,215 +1,234 @@
-"""What a diagnosis recommends: never against its own search, never without data, never twice."""
-
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 import math
+import re
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from lightning_rejuv.alpha.search import AlphaPoint, AlphaSearch, with_rollouts
-from lightning_rejuv.checkpoints.behaviour import Behaviour, Rollouts
-from lightning_rejuv.checkpoints.diagnosis import Diagnosis, recommend, verdict_on
-from lightning_rejuv.checkpoints.record import Record
+from lightning_rejuv.alpha.search import USUAL_ALPHA
+from lightning_rejuv.checkpoints import diagnose, rejuvenate_checkpoint
+from lightning_rejuv.checkpoints.diagnosis import Diagnosis
+from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
 from lightning_rejuv.checkpoints.stream import TensorStatistics
 from lightning_rejuv.verdict import judge
-
-ROLLOUTS = {
-    "healthy": Rollouts(16, 8, 0.3, 0.8, 0.2),
-    "at risk": Rollouts(16, 8, 0.3, 0.4, 0.7),
-    "over-confident": Rollouts(16, 8, 0.3, 0.31, 0.95),
-    "cannot start": Rollouts(16, 8, 0.0, 0.0, 1.0),
-}
+from tests.checkpoints.directories import pair, teach, tensors, write_calibration, write_tokenizer
+from tests.checkpoints.families import tiny
+from tests.checkpoints.test_recommendation import ROLLOUTS, behaviour
+from tests.conftest import shifted
 
 
-def behaviour(
-    rollouts=None, alpha=0.5, entropy=(0.7, 1.0), nll=0.7, form=0.9, doubts=(), retention=-1.0
-):  # fmt: skip
-    curve = [AlphaPoint(0.0, 9.0, 5.0, 0.1), AlphaPoint(1.0, 4.0, 5.0 - retention, 1.0)]
-    search = AlphaSearch("auto", alpha, 0.45, 0.8, 0.7, curve, responses=3, doubts=doubts)
-    return Behaviour(3, *entropy, nll, form, retention, search, rollouts)
+@pytest.fixture
+def models(tmp_path):
+    return pair(tmp_path)
 
 
-def test_the_verdict_is_that_of_the_monitor():
-    for rollouts in (None, *ROLLOUTS.values()):
-        for entropy, nll, form in ((0.04, 0.3, 0.9), (0.4, 2.0, 0.9), (0.7, 0.7, 0.9), (0.7, 0.7, 0.001)):
-            values = {"token_entropy": entropy, "token_nll": nll, "format_probability": form}
-            if rollouts is not None:
-                values |= {
-                    "pass_at_1": rollouts.pass_at_1,
-                    "pass_at_8": rollouts.pass_at_8,
-                    "zero_variance_fraction": rollouts.zero_variance_fraction,
-                    "chance_pass_at_1": 0.0,
-                }
-            found = verdict_on(behaviour(rollouts, entropy=(entropy, 1.0), nll=nll, form=form))
-            assert found == judge(values, {"token_entropy": 1.0})
-    assert verdict_on(None).level == "unknown"
+def sharpen(path, scale=6.0):
+    """What excessive SFT leaves: logits that have grown."""
+    for file in path.glob("*.safetensors"):
+        state = {n: t for n, t in tensors(path).items() if n in _held(file)}
+        save_file(
+            {n: t * scale if n == "lm_head.weight" else t for n, t in state.items()}, file, {"format": "pt"}
+        )
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.997, 1.0])
-@pytest.mark.parametrize("level", ROLLOUTS)
-def test_what_is_recommended_is_what_the_search_found(level, alpha):
-    measured = behaviour(ROLLOUTS[level], alpha, doubts=("The window is narrow.", "It was cut."))
-    verdict = verdict_on(measured)
-    assert verdict.level == level
-    text, recommended = recommend(verdict, measured, None, unchanged=False)
-    if level == "healthy":
-        assert "nothing to do" in text
-        assert recommended == (1.0 if alpha == 1.0 else None)
-    elif level == "cannot start":
-        assert text.startswith(verdict.advice)
-        assert "Fusion with the base would not bring it" in text
-        assert recommended is None
-    else:
-        assert text.endswith(" The window is narrow. It was cut.")
-        assert recommended == alpha
-        assert ("nothing to fuse" if alpha == 1.0 else f"with alpha {alpha:.3f}") in text
-        assert text.startswith("Compare more rollouts") == (level == "at risk" and alpha != 1.0)
+def _held(file):
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        return set(f.keys())
 
 
-def test_a_search_without_doubts_is_recommended_without():
-    measured = behaviour(ROLLOUTS["over-confident"])
-    text, _ = recommend(verdict_on(measured), measured, None, unchanged=False)
-    assert text == "Rejuvenate with alpha 0.500, which the search found (`--alpha auto`)."
+def one_in_two():
+    """A verifier of every second rollout, and of none that answers another prompt."""
+    calls = itertools.count()
+    return lambda *_: (call := next(calls)) % 2 == 0 and call < 6 * 8
 
 
-def test_an_alpha_that_was_raised_is_recommended_as_a_number():
-    """The command's own search has no verifier, and would write another one."""
-    measured = behaviour(ROLLOUTS["over-confident"], alpha=0.4)
-    search = with_rollouts(measured.search, lambda alpha: (int(alpha > 0.45), 32))
-    measured = dataclasses.replace(measured, search=search)
-    text, recommended = recommend(verdict_on(measured), measured, None, unchanged=False)
-    assert recommended == 0.5
-    assert text.startswith(
-        "Rejuvenate with `--alpha 0.5`: `--alpha auto`, which checks no rollouts, would take 0.4. "
+def by_check(diagnosis):
+    return {finding.check: finding for finding in diagnosis.findings}
+
+
+def test_drift_from_the_files_alone(models):
+    base, sft = models
+    diagnosis = diagnose(base, sft)
+    ours, theirs = tensors(sft), tensors(base)
+    for name, tensor in ours.items():
+        expected = float((tensor.double() - theirs[name].double()).norm() / theirs[name].double().norm())
+        assert diagnosis.tensors[name].drift == pytest.approx(expected, rel=1e-5)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", None, None)
+    assert "Nothing is recommended without calibration data" in diagnosis.recommendation
+    assert {"layer 0", "layer 1", "lm_head.weight", "model.embed_tokens.weight"} <= set(diagnosis.layers)
+    written = rejuvenate_checkpoint(base, sft, sft.parent / "out", alpha=USUAL_ALPHA, rounding="nearest")
+    assert diagnosis.total.rounding_shift == written.total.rounding_shift  # what it foretells is what comes
+    assert json.loads(json.dumps(diagnosis.to_dict()))["verdict"] == "unknown"
+    rows = str(diagnosis).partition("by layer")[2]
+    for name in ("layer 0", "layer 1", "lm_head.weight"):
+        assert re.search(rf"^    {name} +{diagnosis.layers[name].drift:#.3g} ", rows, flags=re.M), name
+    assert (
+        f"at alpha 0.4 and rounded to nearest, shifts alpha by {diagnosis.total.rounding_shift:+.3f}"
+        in str(diagnosis)
     )
-    assert text.endswith(search.doubts[-1])
 
 
-@pytest.mark.parametrize(("responses", "alpha"), [(31, 0.5), (32, None)])
-def test_no_alpha_is_recommended_where_no_rollout_was_right_at_any(responses, alpha):
-    measured = behaviour(ROLLOUTS["over-confident"])
-    search = with_rollouts(measured.search, lambda alpha: (0, responses))
-    measured = dataclasses.replace(measured, search=search)
-    text, recommended = recommend(verdict_on(measured), measured, None, unchanged=False)
-    assert recommended == alpha
-    assert text.startswith(
-        "Rejuvenate with" if alpha else "No alpha is recommended: take an earlier checkpoint."
+def test_nothing_is_loaded_without_calibration_data(models, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded")
     )
-    assert text.endswith(measured.search.doubts[-1])
+    diagnose(*models)
 
 
-@pytest.mark.parametrize("level", ROLLOUTS)
-def test_where_the_search_came_to_no_alpha_the_rest_is_told(level):
-    """A verdict stays a verdict, and what is recommended is no alpha, with the reason."""
-    measured = dataclasses.replace(
-        behaviour(ROLLOUTS[level]), search=None, no_alpha="The search comes to none."
-    )
-    verdict = verdict_on(measured)
-    assert verdict == verdict_on(behaviour(ROLLOUTS[level]))
-    text, alpha = recommend(verdict, measured, None, unchanged=False)
-    assert alpha is None
-    if level in ("at risk", "over-confident"):
-        assert text == "No alpha is recommended: take an earlier checkpoint. The search comes to none."
-    if level == "healthy":  # base and SFT model may be swapped
-        assert text.startswith("There is nothing to do")
-        assert text.endswith(" The search comes to none.")
-    found = Diagnosis("b", "s", {}, (), measured, verdict.level, verdict.reasons, text, alpha)
-    shown = str(found)
-    assert "alpha found        none\n" in shown
-    assert shown.count("The search comes to none.") == 1
-    assert "support retention  -1.00 nats" in shown
-    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))["behaviour"]
-    assert (plain["search"], plain["no_alpha"]) == (None, "The search comes to none.")
-    assert plain["doubts"] == ["The search comes to none."]
+def test_the_base_itself_has_nothing_to_rejuvenate(models):
+    base, _ = models
+    diagnosis = diagnose(base, base)
+    assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("unknown", None, 0.0)
+    assert "nothing to rejuvenate" in diagnosis.recommendation
 
 
-@pytest.mark.parametrize("level", ROLLOUTS)
-@pytest.mark.parametrize("unfinished", [64, 65, 128])
-def test_rollouts_that_did_not_end_are_told_and_doubted_once(level, unfinished):
-    rollouts = dataclasses.replace(ROLLOUTS[level], unfinished=unfinished)
-    measured = behaviour(rollouts, doubts=("It was cut.",))
-    verdict = verdict_on(measured)
-    text, alpha = recommend(verdict, measured, None, unchanged=False)
-    found = Diagnosis("b", "s", {}, (), measured, verdict.level, verdict.reasons, text, alpha)
-    assert f"all right or all wrong, {unfinished} of the rollouts unfinished\n" in str(found)
-    assert str(found).count("their beginnings were judged") == (unfinished != 64)
-    plain = found.to_dict()["behaviour"]
-    assert plain["rollouts"]["unfinished"] == unfinished
-    assert plain["doubts"] == ["It was cut.", *rollouts.doubts]
+def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):
+    base, sft = pair(tmp_path, drift=0.01)
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    teach(sft, calibration, steps=10)
+    sure = {"calibration": calibration, "verifier": lambda prompt, _: "w2" in prompt}
+    mild = diagnose(base, sft, calibration=calibration, verifier=one_in_two())
+    assert (mild.verdict, mild.alpha) == ("healthy", None), str(mild)
+    assert "start RL from this model" in mild.recommendation
+    sharpen(sft)
+    diagnosis = diagnose(base, sft, **sure)
+    behaviour = diagnosis.behaviour
+    assert behaviour is not None
+    assert behaviour.entropy_ratio < 0.5 < mild.behaviour.entropy_ratio
+    judged = judge(behaviour.measures, {"token_entropy": behaviour.entropy_base})
+    assert (diagnosis.verdict, diagnosis.reasons) == (judged.level, judged.reasons)
+    assert diagnosis.verdict == "over-confident"  # right or wrong by prompt alone
+    assert 0.0 < diagnosis.alpha < 1.0
+    assert diagnosis.alpha == behaviour.search.alpha
+    assert f"alpha {behaviour.search.alpha:.3f}" in diagnosis.recommendation
+    json.dumps(diagnosis.to_dict(), allow_nan=False)
 
 
-def test_what_cannot_start_is_told_what_is_missing():
-    for form, missing in ((0.001, "format is missing"), (0.9, "skill is missing")):
-        measured = behaviour(ROLLOUTS["cannot start"], form=form)
-        assert missing in recommend(verdict_on(measured), measured, None, unchanged=False)[0]
+def test_entropies_against_the_formula(models):
+    from transformers import AutoModelForCausalLM
+
+    from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
+    from lightning_rejuv.checkpoints.models import load_tokenizer
+
+    base, sft = models
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    teach(sft, calibration)
+    behaviour = diagnose(base, sft, calibration=calibration).behaviour
+    tokenizer = load_tokenizer(sft)
+    (batch,) = tokenize(read_dialogues(calibration, tokenizer), tokenizer)
+    for path, got in ((base, behaviour.entropy_base), (sft, behaviour.entropy_sft)):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with torch.no_grad():
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].double()
+        where = batch["labels"][:, 1:] != -100
+        log_p = logits.log_softmax(-1)[where]
+        assert got == pytest.approx(float(-(log_p.exp() * log_p).sum(-1).mean()), rel=1e-4)
+    nll = torch.nn.functional.nll_loss(log_p, batch["labels"][:, 1:][where])  # the SFT model's, the last
+    assert behaviour.nll_sft == pytest.approx(float(nll), rel=1e-4)
 
 
-def test_where_the_measures_do_not_tell_rollouts_are_asked_for():
-    measured = behaviour(entropy=(0.0, 0.0))
-    text, alpha = recommend(verdict_on(measured), measured, None, unchanged=False)
-    assert alpha is None
-    assert "`--verifier`" in text
+def test_a_verifier_judges_rollouts_of_the_sft_model(models):
+    base, sft = models
+    calibration = write_calibration(sft.parent / "c.jsonl")
+    teach(sft, calibration)
+    seen = []
+
+    def right(prompt, response):
+        seen.append((prompt, response))
+        return len(seen) % 2 and len(seen) <= 6 * 8
+
+    diagnosis = diagnose(base, sft, calibration=calibration, verifier=right)
+    rollouts = diagnosis.behaviour.rollouts
+    assert (rollouts.prompts, rollouts.group) == (6, 8)
+    search = diagnosis.behaviour.search
+    assert len(seen) == 4 * 6 * 8 + 6  # and one to each prompt at the alpha found, too few to raise it
+    assert search.right == 0.0
+    assert "None of 6 rollouts is right" in search.doubts[-1]
+    assert "too few to tell" in search.doubts[-1]
+    assert (rollouts.pass_at_1, rollouts.pass_at_8, rollouts.zero_variance_fraction) == (0.5, 1.0, 0.0)
+    assert rollouts.chance_pass_at_1 == 0.0
+    assert (diagnosis.verdict, diagnosis.reasons[0].measure) == ("healthy", "pass_at_8")
+    assert all(prompt.startswith("<|user|>") and prompt.endswith("<|assistant|>") for prompt, _ in seen)
+    assert not any("<" in response.replace("<unk>", "") for _, response in seen)
+    assert "pass@1 0.50, pass@8 1.00" in str(diagnosis)
+    sure = diagnose(base, sft, calibration=calibration, verifier=lambda *_: True)
+    assert sure.behaviour.search.right == 1.0
+    assert sure.behaviour.search.alpha == search.alpha
+    few = diagnose(base, sft, calibration=calibration, verifier=lambda *_: False)
+    assert few.verdict == diagnose(base, sft, calibration=calibration).verdict != "cannot start"
+    assert "no rollout is right, and RL has nothing to reward, but 6 prompts are too few to tell" in str(few)
+    eight = write_calibration(sft.parent / "8.jsonl", lines=8)
+    hopeless = diagnose(base, sft, calibration=eight, verifier=lambda *_: False)
+    assert (hopeless.verdict, hopeless.alpha) == ("cannot start", None)
+    assert diagnose(base, sft, calibration=calibration).behaviour.rollouts is None
+    with pytest.raises(ValueError, match="Expected `calibration` with `verifier`"):
+        diagnose(base, sft, verifier=right)
+    for name in ("nowhere:f", "json:nothing", "json", ":", "json:__name__"):
+        with pytest.raises(ValueError, match="Expected `verifier`"):
+            diagnose(base, sft, calibration=calibration, verifier=name)
 
 
-def test_without_calibration_data_nothing_is_recommended():
-    for unchanged in (False, True):
-        text, alpha = recommend(verdict_on(None), None, None, unchanged)
-        assert alpha is None
-        assert ("nothing to rejuvenate" if unchanged else "--calibration") in text
+def test_template_eos_and_vocabulary_are_looked_at(tmp_path):
+    base, sft = pair(tmp_path)
+    assert by_check(diagnose(base, sft))["chat template"].detail == "the SFT model's own"
+    (sft / "chat_template.jinja").unlink()
+    write_tokenizer(base)
+    finding = by_check(diagnose(base, sft))["chat template"]
+    assert (finding.ok, finding.detail) == (False, "lost in SFT: the base has one")
+    (sft / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    assert "[2, 5]" in by_check(diagnose(base, sft))["end of sequence"].detail
+    words = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
+    write_tokenizer(sft, ["<new>", *list(words)[1:]])
+    assert "1 new" in by_check(diagnose(base, sft))["vocabulary"].detail
 
 
-def test_a_base_that_lacks_the_format_is_sent_to_sft():
-    measured = behaviour(entropy=(1.0, 1.0), form=0.0)
-    text, alpha = recommend(verdict_on(measured), measured, None, unchanged=True)
-    assert alpha is None
-    assert "nothing to rejuvenate" in text
-    assert "do more SFT" in text
+def test_what_cannot_be_compared_is_refused(models, tmp_path):
+    base, sft = models
+    tiny("qwen2").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="`model_type`"):
+        diagnose(tmp_path / "other", sft)
+    shifted(tiny("llama")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an adapter"):
+        diagnose(base, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="`compute_dtype`"):
+        diagnose(base, sft, compute_dtype="int8")
 
 
-@pytest.mark.parametrize("level", ["unknown", *ROLLOUTS])
-def test_a_second_rejuvenation_is_never_recommended(level):
-    measured = behaviour(ROLLOUTS[level], 0.3) if level in ROLLOUTS else None
-    text, alpha = recommend(verdict_on(measured), measured, Record(0.4, 3, "sft", "base"), unchanged=False)
-    assert alpha is None
-    assert text.startswith("It is rejuvenated already")
-    assert ("with a smaller alpha" in text) == (level in ("at risk", "over-confident"))
-    assert ("with a larger alpha" in text) == (level == "cannot start")
-    assert ("start RL from it" in text) == (level in ("healthy", "at risk"))
-    assert ("do not rejuvenate it a second time" in text) == (level in ("unknown", "healthy", "at risk"))
+def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(
+    models, tmp_path, monkeypatch
+):
+    base, sft = models
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_calibration(tmp_path / "c.jsonl")
+    (tmp_path / "bad.jsonl").write_text("no JSON")
+    read = []
 
+    def progress(phase, done, total):
+        read.append(phase)
 
-@pytest.mark.parametrize(
-    ("alpha", "level", "advice"),
-    [
-        (1.0, "cannot start", "do more SFT"),  # a refit alone
-        ({"*.mlp.*": 1.0, "*": 0.5}, "cannot start", "with a larger alpha"),
-        (0.0, "over-confident", "take another base, or an earlier checkpoint"),
-        ({"*.mlp.*": 0.0, "*": 0.5}, "over-confident", "with a smaller alpha, or an earlier checkpoint"),
-    ],
-)
-def test_no_alpha_beyond_the_line_is_advised(alpha, level, advice):
-    measured = behaviour(ROLLOUTS[level], 0.3)
-    text, _ = recommend(verdict_on(measured), measured, Record(alpha, 3, "sft", "base"), unchanged=False)
-    assert advice in text
-
-
-@pytest.mark.parametrize("record", [None, Record(0.4, 3, "sft", "base")])
-def test_a_model_that_has_diverged_is_sent_neither_to_sft_nor_to_another_alpha(record):
-    measured = behaviour(ROLLOUTS["cannot start"], entropy=(math.nan, 1.0), form=0.9)
-    text, alpha = recommend(verdict_on(measured), measured, record, unchanged=False)
-    assert alpha is None
-    assert "It has diverged: take an earlier checkpoint" in text
-    assert "do more SFT" not in text
-    assert "Fusion" not in text
-
-
-@pytest.mark.parametrize("record", [None, Record(0.4, 3, "sft", "base")])
-def test_what_is_solved_needs_harder_prompts(record):
-    measured = behaviour(Rollouts(16, 8, 0.99, 1.0, 0.95), 0.3)
-    text, _ = recommend(verdict_on(measured), measured, record, unchanged=False)
-    assert "take harder ones" in text
+    for options, message in (
+        ({"calibration": "~/nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"calibration": "~/bad.jsonl"}, "line 1"),
+        ({"calibration": "~/c.jsonl", "verifier": "math:no_such"}, "no_such"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            diagnose(base, sft, progress=progress, **options)
+    assert read == []
+    assert diagnose(base, sft, progress=progress, calibration="~/c.jsonl").behaviour is not None
+    assert list(dict.fromkeys(read)) == [
+        "reading the weights",
+        "loading the model",
+        "comparing with the base",
+        "sampling responses",
+        "searching for alpha",
+    ]
 
 
 def test_drift_is_told_in_the_order_of_the_layers_and_fits_a_screen():

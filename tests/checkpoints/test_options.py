@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
-from lightning_rejuv.checkpoints.options import applied, check_options
+from lightning_rejuv.checkpoints.options import applied, check_options, read_alphas
 from lightning_rejuv.config import Options, Reset
 from tests.checkpoints.directories import known_pair, tensors
 from tests.conftest import OF_A_RESET, nested
@@ -196,3 +196,14 @@ def test_a_seed_of_any_kind_of_integer_draws_the_same(models, tmp_path):
         assert type(report.options["seed"]) is int
     ours, theirs = tensors(tmp_path / "0"), tensors(tmp_path / "1")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "[1]", "{", "1: 0.5", "\x00", f'"*": {"1" * 5000}'], ids=lambda t: repr(t[:8])
+)
+def test_a_file_that_is_no_mapping_of_patterns(tmp_path, text):
+    (tmp_path / "alpha.yaml").write_text(text)
+    with pytest.raises(ValueError, match="to map patterns of tensor names"):
+        read_alphas(tmp_path / "alpha.yaml")
+    (tmp_path / "alpha.yaml").write_text('"*.mlp.*": 0.25\n"*": 1\n')
+    assert read_alphas(tmp_path / "alpha.yaml") == {"*.mlp.*": 0.25, "*": 1}

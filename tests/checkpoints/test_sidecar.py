@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from lightning_rejuv.checkpoints import merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
-from lightning_rejuv.checkpoints.output import copy_sidecar, links_out, sidecar_files, sidecar_size
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_files, sidecar_size
 from tests.checkpoints.directories import pair
 
 FUSION = {"alpha": 0.5}

@@ -14,8 +14,8 @@ from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
 from lightning_rejuv.checkpoints.disk_names import on_disk
 from lightning_rejuv.checkpoints.models import load_tokenizer
 from lightning_rejuv.checkpoints.pairing import pair_up
+from lightning_rejuv.checkpoints.plan_on_disk import anchor_for
 from lightning_rejuv.checkpoints.reader import open_checkpoint
-from lightning_rejuv.checkpoints.reset import anchor_for
 from lightning_rejuv.report.layers import where
 from tests.checkpoints.directories import (
     edit_config,
@@ -164,7 +164,7 @@ def test_the_bases_own_end_is_known_in_the_sft_models_vocabulary(beside, moved, 
         write_tokenizer(sft, [*ours, "new"])
     opened = [open_checkpoint(path) for path in (sft, base)]
     (tmp_path / "scratch").mkdir()
-    anchor = anchor_for(load(sft), *opened, pair_up(*opened), torch.float32, tmp_path / "scratch")
+    anchor = anchor_for(load(sft), pair_up(*opened), torch.float32, tmp_path / "scratch")
     expected = [ours.index(word) for word in ours if words[word] == 40] if moved else [40, 41]
     assert list(anchor.end_tokens) == expected
 

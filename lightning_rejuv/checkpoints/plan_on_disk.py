@@ -1,4 +1,4 @@
-"""Which weights on disk the attribution-targeted reset returns to the base, and what a refit moves."""
+"""What running the SFT model says is to be done to its checkpoint: alpha, the reset, and what a refit moves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from lightning_rejuv.checkpoints.checks import check_ends
 from lightning_rejuv.checkpoints.dialogues import Calibration, read_calibration
 from lightning_rejuv.checkpoints.disk_names import Pattern, moves_on_disk, on_disk
 from lightning_rejuv.checkpoints.models import load_model, load_tokenizer
-from lightning_rejuv.checkpoints.output import copy_sidecar, write_file
+from lightning_rejuv.checkpoints.output import write_file
 from lightning_rejuv.checkpoints.pairing import Pair, Pairing
 from lightning_rejuv.checkpoints.reader import Checkpoint
+from lightning_rejuv.checkpoints.sidecar import copy_sidecar
 from lightning_rejuv.checkpoints.stream import FusionStream, Recipe
 from lightning_rejuv.checkpoints.writer import FileWriter
 from lightning_rejuv.config import Options
@@ -55,8 +56,6 @@ class DiskPlan:
 
 
 def plan_on_disk(
-    sft: Checkpoint,
-    base: Checkpoint,
     pairing: Pairing,
     options: Options,
     calibration: Path,
@@ -67,9 +66,7 @@ def plan_on_disk(
     """Load the SFT model, attribute, select, and find the selected neurons on disk.
 
     Args:
-        sft: the SFT model.
-        base: its base.
-        pairing: which of their tensors belong together.
+        pairing: the SFT model and its base.
         options: alpha, fraction, rule and ranking.
         calibration: JSONL, see :func:`~lightning_rejuv.checkpoints.dialogues.read_dialogues`.
         device: where models are run.
@@ -79,10 +76,11 @@ def plan_on_disk(
     Raises:
         ValueError: what :func:`lightning_rejuv.rejuvenate` refuses, or a neuron that has no place on disk.
     """
+    sft = pairing.sft
     # Before the model, which takes minutes to load: a line that is refused is refused at once.
     read = calibration_for(sft, calibration)
     model = load_model(loadable(sft, scratch), device, dtype)
-    targets = open_targets(model, anchor_for(model, sft, base, pairing, dtype, scratch))
+    targets = open_targets(model, anchor_for(model, pairing, dtype, scratch))
     plan, findings = make_plan(model, targets, Data(read.batches), options)
     neurons = sum(reset.group.count for reset in plan.resets)
     found: dict[str, Any] = {
@@ -143,10 +141,9 @@ def loadable(sft: Checkpoint, scratch: Path) -> Path:
     return scratch / "sft"
 
 
-def anchor_for(
-    model: nn.Module, sft: Checkpoint, base: Checkpoint, pairing: Pairing, dtype: torch.dtype, scratch: Path
-) -> Anchor:
-    """Open the base's files where transformers would load them into the model, else a copy that it would."""
+def anchor_for(model: nn.Module, pairing: Pairing, dtype: torch.dtype, scratch: Path) -> Anchor:
+    """Open the base's files if transformers would load them into the model, else a copy that it would load."""
+    sft, base = pairing.sft, pairing.base
     anchor = Anchor.open(base.path).read_as(model)
     try:
         match(model, anchor)

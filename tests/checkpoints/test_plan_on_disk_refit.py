@@ -17,7 +17,7 @@ from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.record import find_record
 from lightning_rejuv.cli.main import main
 from tests.checkpoints.directories import edit_config, pair, tensors, write_calibration, write_tokenizer
-from tests.checkpoints.test_reset import load, rejuvenated_in_memory
+from tests.checkpoints.test_plan_on_disk import load, rejuvenated_in_memory
 
 REFIT = Refit(steps=3, learning_rate=3e-3, batch_size=8)
 
