@@ -27,7 +27,7 @@ __all__ = [
     "verify",
 ]
 
-# Where each name is defined that needs torch; it is imported at its first use.
+# The module of each name that needs torch, which is imported at the first use of the name.
 _LATER = {
     "CheckpointReport": "report",
     "Diagnosis": "diagnosis",

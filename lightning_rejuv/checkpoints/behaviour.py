@@ -1,4 +1,4 @@
-"""What only running the models can tell: how sure they are of the demonstrations, which alpha fits, a few rollouts."""
+"""Figures that need the models run: how sure they are of the demonstrations, which alpha fits, a few rollouts."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Rollouts:
         pass_at_1: share that is right.
         pass_at_8: share of the prompts with a right one among 8.
         zero_variance_fraction: share of the groups that are all right or all wrong.
-        chance_pass_at_1: share that would be right if it were the answer to another of the prompts; None if there
-            is no other.
+        chance_pass_at_1: share that would be right if it were the answer to another of the prompts; None if
+            there is no other.
         unfinished: how many came to no end-of-sequence token: all of them if the model names none.
     """
 

@@ -1,6 +1,6 @@
 """What can be asked of directories, in Python and, from the same signatures, on the command line.
 
-Nothing here needs torch until a function is called, so that the command's help is printed at once.
+This module needs no torch until a function is called, so that the command's help is printed at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def rejuvenate_checkpoint(
     seed: int = 0,
     progress: Listener | None = None,
 ) -> CheckpointReport:
-    """Write the rejuvenation of an SFT checkpoint: fusion with its base, then a reset or a refit, if asked for.
+    """Write the rejuvenation of an SFT checkpoint: fusion with its base, then a reset or a refit if one is asked for.
 
     The output has the SFT model's names, shards, config, tokenizer, chat template and generation config. It
     appears under its name whole, or not at all; the inputs are never written to. Fusion streams: its memory
@@ -59,14 +59,14 @@ def rejuvenate_checkpoint(
         calibration: JSONL, a few dozen lines in the style of the SFT data, which SFT has not seen: either
             {"prompt": …, "response": …} as plain text, or {"messages": […]} that end with the assistant's, rendered
             with the SFT model's own chat template. For an alpha of "auto", a reset and a refit.
-        device: where models are run for those.
+        device: the device that models are run on for those.
         dtype: of the output; by default the SFT model's.
-        compute_dtype: in which models are run; "auto" is bfloat16 where the device's hardware multiplies in it, and
-            float32 elsewhere; the report says which it was.
+        compute_dtype: the dtype that models are run in; "auto" is bfloat16 if the device's hardware multiplies in it,
+            and float32 otherwise; the report says which it was.
         rounding: to half types; "stochastic" keeps alpha on average: most updates of mild SFT are one step of
             bfloat16 wide, and to "nearest" all of them go back to one end.
         seed: of stochastic rounding, sampling, the random control and the order of a refit.
-        progress: called with the name of each phase, how much of it is done, and how much there is to do (bytes
+        progress: called with the name of each phase, how much of it is done, and how much it is in all (bytes
             of weights, forward passes or tokens).
 
     Returns:
@@ -116,10 +116,10 @@ def diagnose(
 
     Weights, vocabulary, tying, chat template and EOS are read from the files, in pieces. Entropy, the demonstrated
     format, the verdict and a recommendation need calibration data, for which the SFT model is loaded; if the
-    search for alpha comes to none, the rest is told all the same. The
-    verdict is :func:`lightning_rejuv.verdict.judge`, as in ``PlasticityMonitor``; it is surest with a verifier, with
-    which the SFT model also answers 16 of the prompts 8 times each. A directory with ``rejuvenation.json`` is
-    recognised as rejuvenated, if its weights are those that were written.
+    search for alpha finds none, the rest is told all the same. The verdict is :func:`lightning_rejuv.verdict.judge`,
+    as in ``PlasticityMonitor``; it is surest with a verifier, with which the SFT model also answers 16 of the prompts
+    8 times each. A directory with ``rejuvenation.json`` is recognised as rejuvenated, if its weights are those that
+    were written.
 
     Args:
         base: directory of the checkpoint that SFT started from.
@@ -130,9 +130,9 @@ def diagnose(
             decides the verdict, and some at the alpha that was found. The prompt is a plain line's to the letter; of a
             line with messages it is what the chat template renders of all but the last, special tokens included. The
             response is without special tokens.
-        device: where models are run; only with calibration data.
-        compute_dtype: in which models are run; "auto" is bfloat16 where the device's hardware multiplies in it, and
-            float32 elsewhere; only with calibration data.
+        device: the device that models are run on; only with calibration data.
+        compute_dtype: the dtype that models are run in; "auto" is bfloat16 if the device's hardware multiplies in it,
+            and float32 otherwise; only with calibration data.
         progress: called as in a rejuvenation.
 
     Raises:

@@ -95,7 +95,7 @@ class Diagnosis:
         return {name: pooled(group) for name, group in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, dicts, strings and numbers that JSON has; what is not finite is null."""
+        """Return everything as plain lists, dicts, strings and numbers that JSON has; what is not finite is null."""
         b = self.behaviour
         return {
             "base": self.base,

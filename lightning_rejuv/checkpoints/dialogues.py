@@ -115,7 +115,7 @@ def read_dialogues(path: Path, tokenizer: Any) -> list[Dialogue]:
     Python does.
 
     Raises:
-        ValueError: a line is not of this form, with its number; or there is none.
+        ValueError: a line is not of this form, with its number; or the file holds none.
         OSError: the file cannot be read.
     """
     dialogues = [_dialogue(content, tokenizer, where) for where, content in read_lines(path)]
@@ -237,7 +237,7 @@ def _token_ids(dialogue: Dialogue, tokenizer: Any) -> tuple[list[int], list[int]
         if dialogue.prompt
         else _plain(dialogue.response, tokenizer)
     )
-    # If a token is unknown, a word that spans both parts could be lost, so that they have to stay apart.
+    # If a token is unknown, a word that spans both parts could disappear, so that they have to stay apart.
     whole = _plain(dialogue.prompt + dialogue.response, tokenizer)
     if whole[: len(prompt)] == prompt and tokenizer.unk_token_id not in whole:
         response = whole[len(prompt) :]

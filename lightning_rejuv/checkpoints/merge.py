@@ -88,7 +88,7 @@ def merge_adapter(
         alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
             fusion.
         dtype: of the output; by default the base's.
-        rounding: see :func:`rejuvenate_checkpoint`; rounding to nearest loses an update below half a step here, too.
+        rounding: see :func:`rejuvenate_checkpoint`; rounding to nearest drops an update below half a step.
         seed: of stochastic rounding; refused with any other, and if no weight is written in a half type.
         progress: see :func:`rejuvenate_checkpoint`.
 

@@ -103,7 +103,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Load a tokenizer from local files.
 
     Raises:
-        ValueError: there is none, or it needs code of its own.
+        ValueError: the directory holds none, or it needs code of its own.
     """
     transformers = require("transformers", "Calibration data")
     try:

@@ -64,8 +64,8 @@ def check_device(device: str) -> None:
         device: as torch names it: "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        ValueError: with the devices that there are.
-        torch.OutOfMemoryError: it is there, and its memory is full.
+        ValueError: it cannot be used; the message lists the devices that can.
+        torch.OutOfMemoryError: its memory is full.
 
     >>> check_device("gpu")
     Traceback (most recent call last):
@@ -84,9 +84,9 @@ def check_device(device: str) -> None:
         reason = str(error).partition("\n")[0]
     if reason:
         cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-        there = ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
+        usable = ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
         raise ValueError(
-            f"Expected argument `device` to be a device that torch can use here, one of {there}, but got "
+            f"Expected argument `device` to be a device that torch can use here, one of {usable}, but got "
             f"{device!r}: {reason}"
         )
 
@@ -95,7 +95,7 @@ def check_compute_dtype(asked: str) -> None:
     """Refuse a dtype that models are not run in.
 
     Raises:
-        ValueError: with those that there are.
+        ValueError: the message lists those that can be asked for.
     """
     if asked not in COMPUTE_DTYPES:
         raise ValueError(
@@ -106,12 +106,12 @@ def check_compute_dtype(asked: str) -> None:
 def compute_dtype_on(device: str, asked: str) -> str:
     """Return the dtype that models are run in: what was asked for, or for ``"auto"`` what the device is made for.
 
-    That is bfloat16 where the hardware multiplies in it, else float32, whatever dtype the checkpoint has: the
-    models are only looked at, and the weights that are written are computed in float32 or wider in any case.
-    float16 is never chosen: gradients of the entropy are small enough to be lost in it.
+    That is bfloat16 if the hardware multiplies in it, else float32, whatever dtype the checkpoint has: the
+    models are only measured, and the weights that are written are computed in float32 or wider in any case.
+    float16 is never chosen: gradients of the entropy are small enough to underflow in it.
 
     Args:
-        device: where they are run; it is there.
+        device: the device that they are run on.
         asked: one of :data:`COMPUTE_DTYPES`.
 
     >>> compute_dtype_on("cpu", "float16")
@@ -126,7 +126,7 @@ def check_dtype(asked: str | None) -> None:
     """Refuse a dtype that no output is written in; None is the checkpoint's own.
 
     Raises:
-        ValueError: with those that there are.
+        ValueError: the message lists those that can be asked for.
     """
     if asked is not None and asked not in DTYPES:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {asked!r}.")
@@ -140,7 +140,7 @@ def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
         beside: ``calibration``, ``device``, ``dtype`` and ``compute_dtype``.
 
     Raises:
-        ValueError: one is out of range, has no effect beside the others, or is missing; or the device is not there.
+        ValueError: one is out of range, has no effect beside the others, or is missing; or the device cannot be used.
     """
     check_compute_dtype(beside["compute_dtype"])
     check_dtype(beside["dtype"])

@@ -84,7 +84,7 @@ def check_apart(out: Path, *inputs: Path) -> None:
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Refuse to begin where the disk cannot hold the output.
+    """Refuse to begin if the disk cannot hold the output.
 
     Raises:
         OSError: with what is needed and what is free.

@@ -66,10 +66,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """All tensors of the output, by name, and what the report says about how they were matched.
+    """An SFT model and its base, and which tensors of theirs belong together.
 
     Attributes:
-        pairs: by name.
+        pairs: all tensors of the output, by name.
         rows: how the vocabularies were matched.
         unused: tensors of the base that the SFT model does not have.
         sft: the SFT model, under the names that the output has.

@@ -39,7 +39,7 @@ class DiskPlan:
     """What a loaded model says is to be done to its checkpoint.
 
     Attributes:
-        alpha: the alpha that was found; None where it was given.
+        alpha: the alpha that was found; None if it was given.
         resets: the weights to reset, by name on disk.
         attribution: how they were chosen, in numbers.
         moves: what a refit adds, by name on disk.
@@ -69,8 +69,8 @@ def plan_on_disk(
         pairing: the SFT model and its base.
         options: alpha, fraction, rule and ranking.
         calibration: JSONL, see :func:`~lightning_rejuv.checkpoints.dialogues.read_dialogues`.
-        device: where models are run.
-        dtype: in which dtype.
+        device: the device that models are run on.
+        dtype: the dtype that they are run in.
         scratch: an empty directory for a copy of the base in the SFT model's layout, if one is needed.
 
     Raises:
@@ -134,7 +134,7 @@ def masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 def loadable(sft: Checkpoint, scratch: Path) -> Path:
-    """Return the directory of the SFT model, or of a copy under names that load where it was renamed."""
+    """Return the directory of the SFT model, or if it was renamed, of a copy under names that load."""
     if not sft.renamed:
         return sft.path
     _write(sft, sft, {name: Pair(name, None) for name in sft.place}, scratch / "sft")
@@ -163,9 +163,9 @@ def anchor_for(model: nn.Module, pairing: Pairing, dtype: torch.dtype, scratch: 
 def _write(
     sft: Checkpoint, base: Checkpoint, pairs: Mapping[str, Pair], target: Path, without: tuple[str, ...] = ()
 ) -> None:
-    """Write what the SFT model's names stand for in the base, or in itself where they have no pair.
+    """Write what the SFT model's names stand for in the base, or in itself if they have no pair.
 
-    Beside it stand the SFT model's own files, ``without`` some.
+    The SFT model's own files are copied beside it, but those ``without``.
     """
     target.mkdir()
     with FileWriter(target) as writer, phase(f"copying the {target.name} to scratch", sft.nbytes):

@@ -1,4 +1,4 @@
-"""Is a checkpoint rejuvenated already? What its ``rejuvenation.json`` says: how, and from what."""
+"""Whether a checkpoint is rejuvenated already, how and from what, as its ``rejuvenation.json`` says."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ class CheckpointReport:
         outputs: the SHA-256 of every weight file.
         options: those that were applied; None for one that nothing was done with.
         alpha: weight of the SFT model in the fusion; or one for each pattern of names.
-        tensors: what was measured, by name on disk; empty where the base was not read.
-        vocabulary: rows that are shared, moved and new in the SFT model; None where nothing differs.
+        tensors: what was measured, by name on disk; empty if the base was not read.
+        vocabulary: rows that are shared, moved and new in the SFT model; None if nothing differs.
         unused: tensors that only the base has.
         warnings: what deserves a look, and what this library warned of while it worked.
         reset: number of weights that were reset, by name on disk.
-        attribution: how neurons were chosen, and the search for alpha; None where no model was run.
+        attribution: how neurons were chosen, and the search for alpha; None if no model was run.
         refit: the training steps after the edit; None without them.
     """
 
@@ -64,13 +64,13 @@ class CheckpointReport:
         return pooled(self.tensors.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, dicts, strings and numbers that JSON has."""
+        """Return everything as plain lists, dicts, strings and numbers that JSON has."""
         plain = {**asdict(self), "total": row(self.total), "unused": list(self.unused)}
         plain["tensors"] = {name: row(statistics) for name, statistics in self.tensors.items()}
         return {**plain, "warnings": list(self.warnings)}
 
     def recipe(self) -> dict[str, Any]:
-        """What the command takes as ``--config`` to do the same again: paths as they were given, options as applied."""
+        """Return what ``--config`` takes to do the same again: paths as they were given, options as applied."""
         paths = {role: self.inputs[role]["path"] for role in ("base", "sft") if role in self.inputs}
         applied = {name: value for name, value in self.options.items() if value is not None}
         return {**paths, "out": self.output, **applied}
@@ -123,7 +123,7 @@ class CheckpointReport:
             yield f"  {title:<17}{text}"
 
     def card(self, existing: str) -> str:
-        """Return a model card with a section on the rejuvenation; one that is there is replaced."""
+        """Return a model card with a section on the rejuvenation; one that it holds already is replaced."""
         before, found, rest = existing.partition(_BEGIN)
         after = rest.partition(_END)[2] if found else ""
         lines = [f"- {printable(line.strip())}" for line in list(self._lines(tables=False))[1:]]
@@ -155,12 +155,15 @@ def write_report(partial: Path, card_from: Path, report: CheckpointReport) -> No
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is no UTF-8 holds lone surrogates: as JSON's own escapes they come back as they were.
     write_file(partial / REPORT, text.encode(errors="backslashreplace"))
-    recipe = yaml.safe_dump(report.recipe(), sort_keys=False)
-    again = f"# lightning-rejuv rejuvenate --config {RECIPE} --out ANOTHER\n{recipe}"
-    write_file(partial / RECIPE, again.encode())
+    recipe = yaml.safe_dump(report.recipe(), sort_keys=False, allow_unicode=True)
+    again = (
+        f"# lightning-rejuv rejuvenate --config {RECIPE} --out ANOTHER\n"
+        "# Relative paths begin at the directory in which the command was run.\n"
+    )
+    write_file(partial / RECIPE, f"{again}{recipe}".encode())
     card = card_from / CARD
-    is_there = lies_within(card_from, CARD) and card.is_file()
-    existing = card.read_text(encoding="utf-8", errors="replace") if is_there else ""
+    copied = lies_within(card_from, CARD) and card.is_file()
+    existing = card.read_text(encoding="utf-8", errors="replace") if copied else ""
     write_file(partial / CARD, report.card(existing).encode(errors="backslashreplace"))
 
 

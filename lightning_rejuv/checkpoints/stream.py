@@ -35,7 +35,7 @@ class Recipe:
         stochastic: whether a result of a half type is rounded stochastically.
         seed: of the stochastic rounding.
         resets: by name on disk, the weights that are moved on toward the base after the fusion.
-        omega: weight of the base there.
+        omega: weight of the base on those.
         moves: by name on disk, what a refit adds after that: [rows, columns] of
             :func:`lightning_rejuv.checkpoints.reader.grid`.
     """
@@ -117,7 +117,7 @@ def output_dtypes(sft: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch
     """Return the output's dtype of every tensor.
 
     With a ``dtype`` the tensors of the model's main dtype get it. Those that the model keeps in another
-    (a router's bias in float32) keep theirs; integers and booleans are never converted.
+    (a router's bias in float32) keep it; integers and booleans are never converted.
     """
     own = {name: entry.dtype for name, (_, entry) in sft.place.items()}
     if dtype is None:

@@ -1,4 +1,4 @@
-"""Is a checkpoint directory whole and loadable? Whatever a trainer would fail on is found beforehand."""
+"""Whether a checkpoint directory is whole and loadable: whatever a trainer would fail on is found beforehand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was checked in a directory; true if nothing is a fault. ``print`` it."""
+    """Everything that was checked in a directory; true if nothing is a fault. ``print(verification)`` lists it."""
 
     path: str
     findings: tuple[Finding, ...]
@@ -43,7 +43,7 @@ class Verification:
         return "\n".join([f"{self.path}: {verdict}", *map(str, self.findings)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, dicts and strings."""
+        """Return everything as plain lists, dicts and strings."""
         return {"path": self.path, "ok": bool(self), "findings": [vars(finding) for finding in self.findings]}
 
 

@@ -1,92 +1,13 @@
-"""What the command ``lightning-rejuv`` takes: the parameters of the functions in Python, as jsonargparse reads them.
-
-Nothing here needs torch, so that help is printed at once.
-"""
+"""What a command line asks for: its own options, and those of its recipe."""
 
 from __future__ import annotations
 
-import argparse
-import inspect
-import re
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from types import FunctionType
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import jsonargparse
-from typing_extensions import override
-
-from lightning_rejuv.checkpoints import commands
-from lightning_rejuv.config import Refit, Reset
-
-USAGE = 2
-
-_DESCRIPTION = """\
-Restore the plasticity of an over-trained language model between SFT and RL.
-
-SFT that runs too long leaves a model that RL hardly improves: it is far from its base and sure of every token.
-Rejuvenation (arXiv 2606.09932) writes
-
-    alpha * SFT model + (1 - alpha) * base
-
-and, if asked to, returns the neurons that push hardest on over-confident tokens to the base. The output is an ordinary
-Hugging Face directory with the SFT model's tokenizer, chat template and generation config; any RL trainer
-starts from it."""
-
-_EPILOG = """\
-typical use:
-  lightning-rejuv diagnose   --base Qwen3-4B-Base --sft runs/sft --calibration sft.jsonl
-  lightning-rejuv rejuvenate --base Qwen3-4B-Base --sft runs/sft --out runs/start --calibration sft.jsonl
-  lightning-rejuv verify     runs/start
-
-exit codes: 0 done; 1 verify found a fault; 2 wrong usage (a device that is not there is, and so is no command);
-3 the input was refused or the computation failed, nothing is left under the output's name; 4 reading or writing
-failed (no such file, disk full), nothing is left under the output's name; 130 interrupted, 143 terminated, 129
-hung up. An error is one line on standard error; `--traceback` prints where it comes from, too."""
-
-_DIAGNOSE = """\
-how far SFT has gone, whether it went too far, and which alpha fits
-
-Without calibration data only files are read: drift of every tensor from the base, what rounding would take
-from a fusion, tying, vocabulary, chat template and EOS. With calibration data both models are run: token entropy
-and likelihood of the same responses, whether the format that they share is there, what the base samples
-itself, and a search for alpha between the two. A verifier makes the verdict much surer."""
-
-_REJUVENATE = """\
-write a checkpoint that RL can start from
-
-The output appears whole under its name, or not at all; inputs are never written to. Fusion by a number
-(`--alpha 0.4`) reads and writes files in pieces and needs no calibration data and next to no
-memory. If `--sft` is a LoRA adapter, so is the output: its update is scaled, by 0.4 if `--alpha` is not given,
-and the base is not even read. An option that would have no effect is refused by name.
-
-A reset and a refit are asked for by any of their fields (`--reset.fraction 0.02 --reset.scope layer`), which
-`--reset.help` and `--refit.help` list; `--reset null` is fusion alone.
-
-A recipe in YAML (`--config recipe.yaml`) holds any of the options; those beside it on the command line come first.
-The recipe that was run is written to the output as rejuvenation.yaml; `--print_config` prints it and does nothing."""
-
-_VERIFY = """\
-is a checkpoint directory whole and loadable?
-
-Index, headers, shapes, dtypes, NaN, tying, vocabulary, tokenizer, chat template, EOS and generation config; if
-it was written by this command, also that its files are what was written. Exit code 1 if there is a fault."""
-
-# Messages name an argument in backticks, with or without a value: `alpha`, `alpha='auto'`, `steps` of `Refit`.
-_ARGUMENT = re.compile(
-    r"(?:argument )?`(?P<name>[a-z_]+)(?:=(?P<value>[^`]*))?`(?: of `(?P<of>Reset|Refit)`)?"
-)
-_MERGE_FIRST = re.compile(r"`merge_adapter\([^`]*\)`")
-# Options that have another name here, and those that only Python has.
-_CALLED = {"model": "sft", "anchor": "base", "merge_adapter": "merge"}
-_IN_PYTHON = ("loss", "sampler", "verifier", "optimizer", "optimizer_state", "resize_vocabulary")
-# What one of several types would have to be, as jsonargparse says it.
-_TYPE_ERROR = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value: (?P<got>.*))?$", re.MULTILINE)
-_KEY = re.compile(r'Parser key "(?P<key>[^"]*)"')
-_RECIPE = "recipe"
-_OBJECTS = {"reset": Reset, "refit": Refit}
+from lightning_rejuv.cli.parser import OBJECTS, SWITCHES, USAGE, build_parser, defaults_of, flag
 
 
 @dataclass(frozen=True)
@@ -117,17 +38,23 @@ def parse(arguments: Sequence[str] | None = None) -> Parsed:
             command (2).
     """
     given = [_with_underscores(a) for a in (sys.argv[1:] if arguments is None else arguments)]
-    parser = _parser()
+    parser = build_parser()
     prints = any(argument.partition("=")[0] == "--print_config" for argument in given)
-    namespace = parser.parse_args(given, defaults=prints)
+    try:
+        namespace = parser.parse_args(_recipes_first(given), defaults=prints)
+    except UnicodeDecodeError as error:
+        parser.error(f"Expected the recipe to be UTF-8 but its byte {error.start} is not ({error.reason}).")
     if (command := namespace.get("command")) is None:
         parser.print_help()
         parser.exit(USAGE)
     options = namespace[command].as_dict()
+    for name in SWITCHES:
+        if type(options.get(name, False)) is not bool:
+            parser.error(f"Expected `{flag(name)}` to be true or false but got {options[name]!r:.200}.")
     shown = {name: options.pop(name, False) for name in ("json", "quiet", "traceback")}
     # What a recipe says in full, `--print_config` prints every default, is not asked for.
     typed = {argument.partition("=")[0].lstrip("-").partition(".")[0] for argument in given}
-    usual = _defaults(command)
+    usual = defaults_of(command)
     asked = {
         n: v
         for n, v in options.items()
@@ -138,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> Parsed:
 
 
 def made(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as the functions take them: with a `Reset` and a `Refit` where there are their fields.
+    """Return options as the functions take them: with a `Reset` and a `Refit` made of their fields.
 
     Raises:
         ValueError: a field is out of range.
@@ -149,69 +76,10 @@ def made(options: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(options)
     if (fraction := found.pop("reset_fraction", None)) is not None:
         found["reset"] = {**(found.get("reset") or {}), "fraction": fraction} if fraction else None
-    for name, kind in _OBJECTS.items():
+    for name, kind in OBJECTS.items():
         if found.get(name) is not None:
             found[name] = kind(**found[name])
     return found
-
-
-def in_flags(message: str, parsed: Parsed) -> str:
-    """Return a message of the functions in Python with the flags that their arguments have here.
-
-    What another command takes, or Python alone, is said to be so in a sentence at the end.
-
-    Args:
-        message: names arguments in backticks, and how an adapter is merged as `` `merge_adapter(…)` ``.
-        parsed: what the command was given.
-
-    >>> parsed = parse(["diagnose", "--base", "base", "--sft", "sft"])
-    >>> in_flags("Expected argument `compute_dtype` to be a dtype. Pass `reset=None`.", parsed)
-    'Expected `--compute-dtype` to be a dtype. Pass `--reset null`. `--reset` is an option of ...
-    """
-    own, others, python = _options(parsed.command), _options("rejuvenate"), []
-    elsewhere: list[str] = []
-
-    def in_flag(found: re.Match[str]) -> str:
-        given, value = found["name"], (found["value"] or "").strip("'\"")
-        name = f"{found['of'].lower()}.{given}" if found["of"] else _CALLED.get(given, given)
-        if name not in own and name in _IN_PYTHON:
-            python.append(f"`{name}`")
-        if not (name in own or name in others):
-            return found[0]
-        if name not in own:
-            elsewhere.append(f"`{flag(name)}`")
-        value = "null" if value == "None" else value
-        return f"`{flag(name)} {value}`" if value else f"`{flag(name)}`"
-
-    text = _ARGUMENT.sub(in_flag, _MERGE_FIRST.sub(lambda _: f"`{merge_first(parsed)}`", message))
-    if elsewhere:
-        are = "is an option" if len(set(elsewhere)) == 1 else "are options"
-        text += f" {_listed(elsewhere)} {are} of `lightning-rejuv rejuvenate`"
-        calibrated = "calibration" in parsed.given
-        text += "; without `--calibration` `lightning-rejuv diagnose` runs no model." if calibrated else "."
-    if python:
-        text += f" `lightning_rejuv.rejuvenate` in Python takes {_listed(python)}; the command has no such option."
-    return text
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(dict.fromkeys(names))
-
-
-def flag(name: str) -> str:
-    """Return the flag of an option.
-
-    >>> flag("compute_dtype")
-    '--compute-dtype'
-    """
-    return f"--{name.replace('_', '-')}"
-
-
-def merge_first(parsed: Parsed) -> str:
-    """Return the command that merges the adapter of ``--sft`` and does nothing else."""
-    base, sft = parsed.given.get("base", "BASE"), parsed.given.get("sft", "ADAPTER")
-    given = ["--base", str(base), "--sft", str(sft), "--out", "MERGED"]
-    return shlex.join(["lightning-rejuv", "rejuvenate", *given, "--alpha", "1", "--merge"])
 
 
 def _with_underscores(argument: str) -> str:
@@ -222,148 +90,17 @@ def _with_underscores(argument: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Help as it was written, in plain text: docstrings mark code in backticks, and name parameters as Python does."""
+def _recipes_first(given: Sequence[str]) -> list[str]:
+    """Return a command's arguments with its recipes before the options: of two values the later one counts.
 
-    @override
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = (action.help or "").replace("``", "").rstrip(".")
-        if action.required:
-            return f"{text} (required)"
-        said = action.default in (None, False, argparse.SUPPRESS) or "default" in text
-        return text if said else f"{text} (default: %(default)s)"
-
-    @override
-    def format_help(self) -> str:
-        return re.sub(
-            r"(?<!\w)--(?!print_config)[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help()
-        )
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong in one line; the parsers of Python and jsonargparse print the whole usage before it."""
-        if not self.exit_on_error:  # a parser inside, whose errors are told by the one outside
-            super().error(message, ex)
-        prog = self.prog.replace(" [options]", "")
-        self.exit(USAGE, f"{prog}: error: {_in_one_line(message)} (`{prog} --help` lists the options)\n")
-
-
-def _in_one_line(message: str) -> str:
-    r"""Return an error of jsonargparse in one line; of a value that fits none of several types, what was expected.
-
-    >>> print(_in_one_line("Parser key \"seed\":\\n  Expected a <class 'int'>. Got value: x"))
-    Expected `--seed` to be int but got 'x'.
+    >>> _recipes_first(["diagnose", "--sft", "a", "--config", "recipe.yaml"])
+    ['diagnose', '--config', 'recipe.yaml', '--sft', 'a']
     """
-    keys, expected = _KEY.findall(message), _TYPE_ERROR.findall(message)
-    wrong = [(kind, got) for kind, got in expected if "NoneType" not in kind]
-    if keys and wrong:
-        kind, got = wrong[-1]
-        kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ")
-        got = got or message.rpartition("Given value: ")[2].splitlines()[0]
-        return f"Expected `{flag('.'.join(dict.fromkeys(keys)))}` to be {kind} but got {got!r}."
-    return " ".join(re.sub(r"(?:diagnose|rejuvenate|verify)\.(\w)", r"--\1", message).split())
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        # The version is looked up only if it is asked for.
-        from lightning_rejuv import __version__
-
-        print(f"lightning-rejuv {__version__}")
-        parser.exit()
-
-
-def _load_recipe(text: str) -> Any:
-    """Read YAML that names values and no code: jsonargparse would import what a `class_path` names.
-
-    Raises:
-        ValueError: it names a class.
-    """
-    content = jsonargparse.get_loader("yaml")(text)
-    if "class_path" in _keys(content):
-        raise ValueError("Expected options and their values but got a `class_path`: nothing here is a class.")
-    return content
-
-
-def _keys(content: Any) -> set[str]:
-    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    own = set(map(str, content)) if isinstance(content, dict) else set()
-    return own.union(*map(_keys, inside))
-
-
-jsonargparse.set_loader(_RECIPE, _load_recipe, exceptions=(ValueError,))
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="lightning-rejuv",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=_Formatter,
-        parser_mode=_RECIPE,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", required=False)
-    for name, text in (("diagnose", _DIAGNOSE), ("rejuvenate", _REJUVENATE), ("verify", _VERIFY)):
-        command = _command(name, text)
-        subcommands.add_subcommand(name, command, help=text.partition("\n")[0])
-    return parser
-
-
-def _command(name: str, text: str) -> _Parser:
-    command = _Parser(description=text, formatter_class=_Formatter, parser_mode=_RECIPE)
-    if name == "verify":
-        command.add_argument("path", metavar="DIR")
-    else:
-        command.add_argument("--config", action="config", metavar="RECIPE.yaml", help="options in YAML")
-    if name == "diagnose":
-        command.add_function_arguments(_without_result(commands.diagnose), as_group=False, skip={"progress"})
-    if name == "rejuvenate":
-        # An adapter needs no base.
-        command.add_argument(
-            "--base", help="directory of the checkpoint that SFT started from, or of an early one"
-        )
-        command.add_function_arguments(
-            _without_result(commands.rejuvenate_checkpoint), as_group=False, skip={"base", "progress"}
-        )
-        command.add_argument(
-            "--reset_fraction", type=float, metavar="F", help="short for --reset.fraction F; 0 for no reset"
-        )
-        command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
-    command.add_argument("--json", action="store_true", help="print the report as JSON")
-    command.add_argument("--quiet", action="store_true", help="no progress bar, and no report but `--json`")
-    command.add_argument("--traceback", action="store_true", help="print the traceback of an error, too")
-    return command
-
-
-def _without_result(function: Any) -> Any:
-    """Return a function of the same parameters that does not say what it returns.
-
-    To know that jsonargparse would import what the module imports for type checkers alone, and torch with it.
-    """
-    code, scope, name = function.__code__, function.__globals__, function.__name__
-    copy = FunctionType(code, scope, name, function.__defaults__)
-    copy.__module__, copy.__kwdefaults__, copy.__doc__ = __name__, function.__kwdefaults__, function.__doc__
-    copy.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
-    return copy
-
-
-def _options(command: str) -> set[str]:
-    """Return the names of a command's options, those of a reset as ``reset.scope``."""
-    names = set(_defaults(command))
-    if command != "rejuvenate":
-        return names
-    inside = {f"{name}.{field.name}" for name, kind in _OBJECTS.items() for field in fields(kind)}
-    return names | inside | {"merge", "reset_fraction"}
-
-
-def _defaults(command: str) -> dict[str, Any]:
-    """Return what a command's function takes, with the defaults."""
-    functions: dict[str, Callable[..., Any]] = {
-        "diagnose": commands.diagnose,
-        "rejuvenate": commands.rejuvenate_checkpoint,
-    }
-    parameters = inspect.signature(functions[command]).parameters if command in functions else {}
-    return {name: found.default for name, found in parameters.items() if name != "progress"}
+    command, recipes, others = list(given[:1]), list[str](), list[str]()
+    rest = iter(given[1:])
+    for argument in rest:
+        if argument == "--config":
+            recipes += [argument, *([value] if (value := next(rest, None)) is not None else [])]
+        else:
+            (recipes if argument.startswith("--config=") else others).append(argument)
+    return command + recipes + others

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_rejuv.cli.arguments import USAGE, Parsed, flag, in_flags, made, merge_first, parse
+from lightning_rejuv.cli.arguments import Parsed, made, parse
+from lightning_rejuv.cli.messages import in_flags, merge_first
+from lightning_rejuv.cli.parser import USAGE, flag
 from lightning_rejuv.cli.process import Interruption, complain, emit, prepare_streams, standard_output_kept
 from lightning_rejuv.names import printable
 
@@ -23,7 +25,7 @@ _BAR = "{desc}: {percentage:3.0f} % |{bar:30}| {elapsed}, {remaining} left"
 
 
 class _UsageError(Exception):
-    """A command line that cannot mean anything here; found before anything is read."""
+    """Raised for a command line that cannot be meant on this machine, before anything is read."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: Parsed, interruption: Interruption) -> int:
-    # The libraries' own bars and hints would stand between ours.
+    # Other libraries' bars and hints would stand between those of the command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -64,7 +66,7 @@ def _run(parsed: Parsed, interruption: Interruption) -> int:
             command = {"diagnose": _diagnose, "rejuvenate": _rejuvenate, "verify": _verify}[parsed.command]
             with standard_output_kept(), _progress(parsed, interruption) as progress:
                 report, code = command(parsed, checkpoints, progress)
-        except SystemExit as error:  # of a verifier, say: an exit code of ours has a meaning
+        except SystemExit as error:  # of a verifier, say: an exit code of the command has a meaning
             raise RuntimeError(f"a library ended the process with SystemExit({error.code!r})") from error
     if parsed.json:
         emit(
@@ -76,9 +78,9 @@ def _run(parsed: Parsed, interruption: Interruption) -> int:
 
 
 def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | None) -> tuple[str, int]:
-    """What is said of an error, and the exit code that it gives."""
+    """Return what is said of an error, and the exit code that it gives."""
     if isinstance(error, KeyboardInterrupt) or interruption.signals:
-        # Where an extension module imports something, Ctrl-C may leave it as an error of another kind.
+        # If an extension module is importing something, Ctrl-C may come out of it as an error of another kind.
         out = parsed.given.get("out") if parsed else None
         left = ": nothing is left under the output's name" if out and not Path(out).exists() else ""
         return f"interrupted{left}", interruption.exit_code
@@ -173,11 +175,11 @@ def _check_device(parsed: Parsed) -> None:
 
 @contextmanager
 def _progress(parsed: Parsed, interruption: Interruption) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what shows each phase as a bar with the time left, and stops where a signal has come."""
+    """Yield what shows each phase as a bar with the time left, and stops if a signal has come."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     tqdm.monitor_interval = 0  # no thread of its own, which an interrupt could leave waiting for a lock
-    # `disable=None` leaves it out where standard error is no terminal.
+    # `disable=None` leaves it out if standard error is no terminal.
     options = {"disable": True if parsed.quiet else None, "leave": False}
     bar = tqdm(disable=True)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 class Interrupted(KeyboardInterrupt):
     """A signal has asked the command to stop.
 
-    A class of its own: where KeyboardInterrupt itself passes through code that C runs as a string (imports do so),
+    It is a class of its own: if KeyboardInterrupt itself passes through code that C runs as a string (imports do so),
     Python kills itself at its end, whatever exit code was returned.
     """
 
@@ -116,7 +116,7 @@ def standard_output_kept() -> Iterator[None]:
 
 
 def emit(text: str) -> None:
-    """Print to standard output, now: at the interpreter's end a failure would have no exit code of ours.
+    """Print to standard output, now: at the interpreter's end a failure would not give the command's exit code.
 
     That nobody reads on (`| head`) is no error.
 

@@ -78,6 +78,8 @@ def test_a_recipe_holds_any_option_and_the_command_line_comes_first(tmp_path):
     )
     assert (found.given["out"], found.given["alpha"], found.given["seed"]) == ("p", 0.3, 3)
     assert made(found.given)["reset"] == Reset(0.1, omega=0.5, scope="layer")
+    first = ["rejuvenate", "--out", "p", "--alpha=0.3", "--config", str(recipe), "--reset.omega", "0.5"]
+    assert (parse(first).given, parse(first).quiet) == (found.given, True)  # wherever the recipe stands
     for off in (["--reset", "null"], ["--reset-fraction", "0"]):
         assert made(parse(["rejuvenate", "--config", str(recipe), *off]).given).get("reset") is None
 
@@ -144,6 +146,51 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path, capsys):
     for content, said in (({"alhpa": 0.4}, "alhpa"), ({"reset": {"size": 1}}, "size")):
         recipe.write_text(yaml.safe_dump({"base": "b", "sft": "s", "out": "o", **content}))
         assert said in wrong(capsys, "rejuvenate", "--config", str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("alpha: [", "Expected YAML but got "),
+        ("reset: true", "Expected `--reset` to be null or fields of `Reset` (fraction, omega, "),
+        (
+            "refit: {size: 1}",
+            "Expected `--refit` to be null or fields of `Refit` (steps, learning_rate, batch_size)",
+        ),
+        ("base: 3", "Expected `--base` to be str but got "),
+        ("sft: [a, b]", "Expected `--sft` to be str but got "),
+        ("calibration: {a: 1}", "Expected `--calibration` to be str but got "),
+        ("quiet: 3", "Expected `--quiet` to be true or false but got 3."),
+        ("merge: maybe", "Expected `--merge` to be true or false but got 'maybe'."),
+        ("alpha: &a [1]\nseed: *a", "Expected options and their values but got an alias"),
+        ("sft: !!python/object/apply:print [1]", "Expected YAML but got could not determine a constructor"),
+        ("alpha: \xff", "Expected the recipe to be UTF-8 but its byte 7 is not (invalid start byte)."),
+        ("- 1", "- 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_wrong_usage(text, said, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    given = {"base": "b", "sft": "s", "out": "o"}
+    lines = [f"{key}: {value}" for key, value in given.items() if f"{key}:" not in text and text != "- 1"]
+    recipe.write_bytes("\n".join([text, *lines]).encode("latin-1"))
+    assert said in wrong(capsys, "rejuvenate", "--config", str(recipe))
+
+
+@pytest.mark.parametrize("folder", ["a 'run'", 'of "yours"', "näher: *x #1", "line\nbreak"])
+def test_a_recipe_holds_any_path(folder, tmp_path, monkeypatch):
+    root = tmp_path / folder
+    root.mkdir()
+    base, sft = pair(root, dtype=torch.float32)
+    monkeypatch.chdir(root)
+    for out, (one, two) in {"one": ("base", "sft"), "two": (str(base), str(sft))}.items():
+        fuse = ["rejuvenate", "--base", one, "--sft", two, "--out", out, "--alpha", "0.3", "--quiet"]
+        assert main(fuse) == 0
+        again(root / out, root / f"{out} again")
+        written = yaml.safe_load((root / f"{out} again" / "rejuvenation.yaml").read_text())
+        assert (written["base"], written["sft"]) == (one, two)
+        files = sorted((root / out).glob("*.safetensors"))
+        assert files
+        assert all(file.read_bytes() == (root / f"{out} again" / file.name).read_bytes() for file in files)
 
 
 def again(written, out) -> None:

@@ -18,8 +18,8 @@ import torch
 import lightning_rejuv
 from lightning_rejuv import Refit, Reset, checkpoints, rejuvenate
 from lightning_rejuv.calibration.checks import _check_language_model
-from lightning_rejuv.cli.arguments import flag
 from lightning_rejuv.cli.main import main
+from lightning_rejuv.cli.parser import flag
 from tests.checkpoints.directories import known_pair, pair, tensors
 
 # What a function in Python is given: a message of the command names none of these as they are called there.
