@@ -72,7 +72,9 @@ def test_the_default_is_judged_first_and_on_fresh_seeds_by_itself(tmp_path):
         for name in (DEFAULT, "fresh")
     }
     assert (cells[DEFAULT].endswith("(6) pass"), cells["fresh"].endswith("(3) **fail**")) == (True, True)
-    (requirements,) = [line for line in _lines(made["brief"]) if line.startswith("**What was to be reached**")]
+    (requirements,) = [
+        line for line in _lines(made["brief"]) if line.startswith("**What was to be reached**")
+    ]
     order = [
         "the default meets 2 of 2",
         "the default on seeds 1021-1040 alone meets 0 of 2",
