@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from types import FunctionType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import jsonargparse
 from typing_extensions import override
@@ -235,11 +235,8 @@ def _without_result(function: Any) -> Any:
     code, scope, name = function.__code__, function.__globals__, function.__name__
     copy = FunctionType(code, scope, name, function.__defaults__)
     copy.__module__, copy.__kwdefaults__, copy.__doc__ = __name__, function.__kwdefaults__, function.__doc__
-    copy.__annotations__ = {
-        name: kind.replace("PathLike", "str")
-        for name, kind in function.__annotations__.items()
-        if name != "return"
-    }
+    copy.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    copy.__annotations__ = get_type_hints(copy, {**scope, "PathLike": str})
     return copy
 
 
