@@ -63,7 +63,8 @@ def test_the_studys_own_searches_are_rows_of_the_table(tmp_path):
     for seed, start in ((101, {"edit": edit}), (102, {"edit": edit})):
         Record(tmp_path / "real", RECIPES["V"], seed).add(Job("start", "V", seed, "fusion"), start)
     Record(tmp_path / "real", RECIPES["X"], 101).add(Job("start", "X", 101, "excessive"), {"edit": None})
-    assert alpha_rules.curves(raw) == [Curve("V", LINE, ((0.4, 0.55),))] * 2
+    # As text: a figure that was not measured is no number and equals nothing.
+    assert repr(alpha_rules.curves(raw)) == repr([Curve("V", LINE, ((0.4, 0.55),))] * 2)
     (row,) = table_of_rules(alpha_rules.curves(raw)).splitlines()[2:]
     assert row.startswith("| V, 2 seeds |")
 
@@ -92,7 +93,7 @@ def test_a_window_reaches_half_of_the_best_and_more_than_rl_can_do_nothing_with(
     (row,) = [line for line in alpha_rules.table_of_lines(tmp_path).splitlines() if "alpha auto" in line]
     assert row == "| R: fusion, alpha auto | 0.44 | 0.10 | 0.30 | 0.80 | **0.55** | 0.55 |"
     (curve,) = [curve for curve in alpha_rules.curves(tmp_path) if curve.name == "R"]
-    assert (curve.windows, curve.tests, curve.points) == (((0.3, 0.5),), True, LINE)
+    assert (curve.windows, curve.tests, repr(curve.points)) == (((0.3, 0.5),), True, repr(LINE))
 
 
 def test_an_alpha_that_rl_failed_from_is_right_for_no_rule_whatever_is_right_around_it(tmp_path):
