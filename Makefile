@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12 make test          another interpreter
 #   TORCH="torch" make demo              another torch: on a CUDA machine this takes the CUDA build
-#   EXTRAS=test TORCH=torch==2.9.0 PINS="lightning==2.6.0 transformers==5.1.0" make quick
+#   EXTRAS=test TORCH=torch==2.9.0 PINS="lightning==2.6.0 transformers==5.6.0" make quick
 #                                        other versions of what the tests need
 #   VENV=~/envs/mine make test           an environment of yours: it is used as it is, nothing is installed into it
 #   VENV=~/envs/mine make install        … until you say so (and `make study-real-model`, what the study needs beyond)

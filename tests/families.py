@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -86,10 +87,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def tiny(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Build a family's tiny model in eval mode, all weights random, gains around one."""
+    """Build a family's tiny model in eval mode, all weights random, gains around one.
+
+    A family that an older transformers does not have, or stores otherwise than the map says, is skipped.
+    """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     family = name.split("/")[0]
+    if family not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {family}")
     changes = CONFIGS[name]
     common = {} if "n_embd" in changes or family == "mpt" else dict(_COMMON)
     if family == "falcon":
@@ -102,4 +108,6 @@ def tiny(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Mod
         model = AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             nn.init.normal_(parameter, 0.8 if parameter.dim() == 1 else 0.0, 0.2)
+    if family == "granitemoe" and any("input_linear" in key for key, _ in model.named_parameters()):
+        pytest.skip("this transformers stores granitemoe's experts otherwise")
     return model.to(dtype).eval()
