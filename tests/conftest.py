@@ -17,6 +17,7 @@ settings.load_profile("untimed")
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)  # a study or demo that a test before this one has run sets it
 
 
 @pytest.fixture(autouse=True, scope="session")
