@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,6 +21,9 @@ Scope = Literal["model", "layer", "module"]
 Budget = Literal["share", "union"]
 OptimizerState = Literal["keep", "momentum", "reset"]
 Rounding = Literal["nearest", "stochastic"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+PathLike = str | os.PathLike[str]
 
 # What calibration data are for, and what needs none, in messages.
 USES_OF_CALIBRATION = '`alpha="auto"`, a `reset` or a `refit`'

@@ -22,12 +22,12 @@ from lightning_rejuv.anchor.header import build_header, read_header
 from lightning_rejuv.checkpoints.models import skeleton_if_known
 from lightning_rejuv.checkpoints.names import base_names
 from lightning_rejuv.checkpoints.output import check_apart, check_free, new_directory, write_file
-from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, open_checkpoint, reading
+from lightning_rejuv.checkpoints.reader import Checkpoint, open_checkpoint, reading
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
 from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, alpha_by_name
+from lightning_rejuv.config import Options, PathLike, alpha_by_name
 from lightning_rejuv.names import PEFT_ROOT, listing
 from lightning_rejuv.weights.edit import lerp_
 from lightning_rejuv.weights.rounding import random_stream

@@ -5,20 +5,15 @@ This module needs no torch until a function is called, so that the command's hel
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from lightning_rejuv.config import Options, Refit, Reset, Rounding
+from lightning_rejuv.config import ComputeDtype, Dtype, Options, PathLike, Refit, Reset, Rounding
 from lightning_rejuv.progress import Listener
 
 if TYPE_CHECKING:
     from lightning_rejuv.checkpoints.diagnosis import Diagnosis
     from lightning_rejuv.checkpoints.report import CheckpointReport
-
-PathLike = str | os.PathLike[str]
-Dtype = Literal["float32", "bfloat16", "float16"]
-ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def rejuvenate_checkpoint(

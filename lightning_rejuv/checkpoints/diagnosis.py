@@ -20,11 +20,11 @@ from lightning_rejuv.checkpoints.options import (
     compute_dtype_on,
 )
 from lightning_rejuv.checkpoints.pairing import open_both, pair_up
-from lightning_rejuv.checkpoints.reader import PathLike
 from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
 from lightning_rejuv.checkpoints.record import Record, find_record
 from lightning_rejuv.checkpoints.report import row
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, TensorStatistics, pooled
+from lightning_rejuv.config import PathLike
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.report.layers import bands
 from lightning_rejuv.report.rows import rounding, search_rows

@@ -28,7 +28,6 @@ from lightning_rejuv.checkpoints.output import check_apart, check_free, check_ro
 from lightning_rejuv.checkpoints.pairing import Pair
 from lightning_rejuv.checkpoints.reader import (
     Checkpoint,
-    PathLike,
     Reader,
     check_fusable,
     grid,
@@ -43,7 +42,7 @@ from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, out
 from lightning_rejuv.checkpoints.tying import check_still_tied, embedding_names, tied_embedding
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, Rounding, alpha_by_name
+from lightning_rejuv.config import Options, PathLike, Rounding, alpha_by_name
 from lightning_rejuv.names import listing
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.weights.lora import with_lengths

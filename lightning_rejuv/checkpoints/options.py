@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from lightning_rejuv import _compat
 from lightning_rejuv.checkpoints.stream import DTYPES
-from lightning_rejuv.config import USES_OF_CALIBRATION, Options
+from lightning_rejuv.config import USES_OF_CALIBRATION, ComputeDtype, Options
 from lightning_rejuv.weights.rounding import HALF_TYPES
 
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+COMPUTE_DTYPES: tuple[str, ...] = get_args(ComputeDtype)
 # What only a model that is run has, with the defaults.
 _OF_MODELS: Mapping[str, Any] = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
 # Why a diagnosis without calibration data takes no option of a model, and what to do, in messages.

@@ -16,13 +16,13 @@ from torch import Tensor
 from lightning_rejuv.anchor.config import configs
 from lightning_rejuv.anchor.files import ADAPTER_CONFIG, CONFIG, INDEX, SINGLE, read_json, weight_files
 from lightning_rejuv.anchor.header import Entry, Header, read_header
+from lightning_rejuv.config import PathLike
 from lightning_rejuv.names import listing
 from lightning_rejuv.weights.refusals import QUANTISED_NAME
 
 _COMPARED = 1 << 20  # elements that are compared at a time
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
-PathLike = str | os.PathLike[str]
 # Gives a tensor by its name on disk.
 Read = Callable[[str], Tensor]
 # Gives rows of a tensor as a matrix, see `grid`: of its entry, the first row and the row after the last.

@@ -14,13 +14,13 @@ from lightning_rejuv.anchor.files import ADAPTER_CONFIG
 from lightning_rejuv.checkpoints.options import applied, check_options, check_seed, compute_dtype_on
 from lightning_rejuv.checkpoints.output import check_apart, check_free, check_room, new_directory
 from lightning_rejuv.checkpoints.pairing import Pairing, check_differ, open_both, pair_up
-from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike
+from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
 from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_size, write_index
 from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, alpha_by_name
+from lightning_rejuv.config import Options, PathLike, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.warned import collecting_warnings
 

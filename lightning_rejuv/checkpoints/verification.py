@@ -20,8 +20,9 @@ from lightning_rejuv.checkpoints.checks import (
 )
 from lightning_rejuv.checkpoints.models import loads, skeleton
 from lightning_rejuv.checkpoints.output import REPORT
-from lightning_rejuv.checkpoints.reader import Checkpoint, PathLike, one_thread, open_checkpoint, reading
+from lightning_rejuv.checkpoints.reader import Checkpoint, one_thread, open_checkpoint, reading
 from lightning_rejuv.checkpoints.stream import all_finite
+from lightning_rejuv.config import PathLike
 from lightning_rejuv.names import listing
 from lightning_rejuv.progress import Listener, advance, phase, reporting
 

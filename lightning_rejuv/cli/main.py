@@ -104,12 +104,8 @@ def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | N
 
 def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
     given = dict(parsed.given)
-    base, sft, out, merge = (
-        given.pop("base", None),
-        given.pop("sft"),
-        given.pop("out"),
-        given.pop("merge", False),
-    )
+    sft, out = given.pop("sft"), given.pop("out")
+    base, merge = given.pop("base", None), given.pop("merge", False)
     from lightning_rejuv.checkpoints import options
 
     if checkpoints.is_adapter(sft):
