@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 24,
@@ -97,7 +97,7 @@ def tiny(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Mod
     if family not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {family}")
     changes = CONFIGS[name]
-    common = {} if "n_embd" in changes or family == "mpt" else dict(_COMMON)
+    common = {} if "n_embd" in changes or family == "mpt" else dict(COMMON)
     if family == "falcon":
         common.pop("head_dim")
     if family in _WIDE:

@@ -7,19 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_TEXT = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from tests.families import COMMON
+
+_TEXT = {**COMMON, "vocab_size": 48}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _VISION = {
     "hidden_size": 32,
