@@ -31,9 +31,14 @@ def is_tuner(module: nn.Module) -> bool:
     return hasattr(module, "base_layer") and hasattr(module, "active_adapters")
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether PEFT trains a module as a whole (``modules_to_save``), or some rows of it, beside the original."""
+    return hasattr(module, "active_adapters") and hasattr(module, "original_module")
+
+
 def is_adapted(model: nn.Module) -> bool:
-    """Whether a model has adapters (PEFT)."""
-    return any(is_tuner(module) for module in model.modules())
+    """Whether a model has adapters in its layers (PEFT)."""
+    return any(is_tuner(module) or is_wrapper(module) for module in model.modules())
 
 
 def is_lora(module: nn.Module) -> bool:

@@ -101,6 +101,8 @@ def custom_layout(names: Collection[str]) -> dict[str, Any]:
             "support": ["support_retention$"],
             "drift": ["relative_drift$", "drift_sparsity$"],
             "rank": ["effective_rank$", "stable_rank$"],
+            "sharpness": ["sharpness$"],
+            "SAM gap": ["sam_gap$"],
             "rollouts": ["pass_at_.*$", "zero_variance_fraction$"],
             "gradient and update": ["gradient_norm$", "update_norm$", "update_ratio$"],
         },

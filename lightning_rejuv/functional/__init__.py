@@ -8,10 +8,8 @@ from lightning_rejuv.functional.activations import (
 )
 from lightning_rejuv.functional.curvature import sam_gap, sharpness
 from lightning_rejuv.functional.rollouts import (
-    critical_pass_rate,
     pass_at_k,
     zero_variance_fraction,
-    zero_variance_probability,
 )
 from lightning_rejuv.functional.spectrum import effective_rank, srank, stable_rank
 from lightning_rejuv.functional.tokens import (
@@ -25,7 +23,6 @@ from lightning_rejuv.functional.weights import drift_sparsity, relative_drift, u
 
 __all__ = [
     "active_fraction",
-    "critical_pass_rate",
     "dormancy_scores",
     "dormant_fraction",
     "drift_sparsity",
@@ -44,5 +41,4 @@ __all__ = [
     "top1_confidence",
     "update_ratio",
     "zero_variance_fraction",
-    "zero_variance_probability",
 ]

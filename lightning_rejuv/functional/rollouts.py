@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -109,49 +107,3 @@ def zero_variance_fraction(rewards: Tensor) -> Tensor:
     check_rewards(rewards)
     same, count = _zero_variance_fraction_update(rewards)
     return same.double() / count
-
-
-def zero_variance_probability(p: float | Tensor, group_size: int) -> Tensor:
-    r"""Probability of a group without a learning signal, ``p^g + (1 - p)^g``, for a binary reward.
-
-    It follows from g independent rollouts at pass rate p; arXiv 2606.18487.
-
-    Args:
-        p: pass rate(s) in [0, 1]: a number, or a tensor of any real dtype.
-        group_size: rollouts a prompt, g >= 2.
-
-    Returns:
-        float64 of the shape of ``p``.
-
-    Raises:
-        ValueError: p lies outside [0, 1], or g < 2.
-
-    >>> zero_variance_probability(0.5, 2)
-    tensor(0.5000, dtype=torch.float64)
-    """
-    check_count("group_size", group_size, at_least=2)
-    rate = torch.as_tensor(p, dtype=torch.float64)  # at once: a Python number never goes through float32
-    if not bool(((rate >= 0) & (rate <= 1)).all()):
-        raise ValueError(f"Expected argument `p` to lie in [0, 1] but got {rate.min():g} to {rate.max():g}.")
-    return rate.pow(group_size) + (1 - rate).pow(group_size)
-
-
-def critical_pass_rate(group_size: int) -> float:
-    r"""Pass rate at which half of the groups are all failures, ``p*(g) = 1 - 2^{-1/g}``.
-
-    It solves ``(1 - p)^g = 1/2``, which neglects ``p^g``; arXiv 2606.18487 quotes 0.083 for g = 8.
-
-    Args:
-        group_size: rollouts a prompt, g >= 2.
-
-    Returns:
-        The pass rate, in (0, 0.3].
-
-    Raises:
-        ValueError: g < 2.
-
-    >>> round(critical_pass_rate(8), 4)
-    0.083
-    """
-    check_count("group_size", group_size, at_least=2)
-    return -math.expm1(-math.log(2.0) / group_size)  # 1 - 2**x would lose the digits of a large group's

@@ -3,7 +3,7 @@
 from lightning_rejuv.metrics.activations import ActiveFraction, DormantFraction, GradientDormancy
 from lightning_rejuv.metrics.curvature import SamGap, Sharpness
 from lightning_rejuv.metrics.monitor import PlasticityMonitor
-from lightning_rejuv.metrics.rollouts import PassAtK, ZeroVarianceFraction, ZeroVarianceProbability
+from lightning_rejuv.metrics.rollouts import PassAtK, ZeroVarianceFraction
 from lightning_rejuv.metrics.spectrum import EffectiveRank, SRank, StableRank
 from lightning_rejuv.metrics.tokens import EntropyGap, SupportRetention, TokenEntropy, Top1Confidence
 from lightning_rejuv.metrics.weights import DriftSparsity, RelativeDrift, UpdateRatio
@@ -29,6 +29,5 @@ __all__ = [
     "UpdateRatio",
     "Verdict",
     "ZeroVarianceFraction",
-    "ZeroVarianceProbability",
     "judge",
 ]

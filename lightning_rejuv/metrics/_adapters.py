@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import adapters_are_disabled
-from lightning_rejuv.adapters import CHANGE_THE_BASE, is_tuner
+from lightning_rejuv.adapters import CHANGE_THE_BASE, is_tuner, is_wrapper
 from lightning_rejuv.names import listing
 
 # Kinds of adapters that work outside of the layers: on the inputs, on the attention's keys, or by a pass of their own.
@@ -23,11 +23,6 @@ _OUTSIDE = ("ADAPTION_PROMPT", "XLORA")
 
 class NotMergeable(ValueError):
     """An adapter whose weights cannot be added to the base's."""
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Tell whether a model has adapters in its layers."""
-    return any(is_tuner(module) or _is_wrapper(module) for module in model.modules())
 
 
 def check_adapters(outermost: nn.Module) -> None:
@@ -71,7 +66,7 @@ def without_adapters(model: nn.Module) -> Any:
     return adapters_are_disabled(
         module
         for module in model.modules()
-        if _is_wrapper(module) or (is_tuner(module) and not _is_merged(module))
+        if is_wrapper(module) or (is_tuner(module) and not _is_merged(module))
     )
 
 
@@ -110,7 +105,7 @@ def with_adapters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Ten
             (n, t) for n, t in _walk(_merged_copy(model, prefix), prefix) if isinstance(t, nn.Parameter)
         )
         return
-    if _is_wrapper(model):
+    if is_wrapper(model):
         yield from with_adapters(_trained(model), prefix)
         return
     yield from ((prefix + name, p) for name, p in model._parameters.items() if p is not None)
@@ -122,7 +117,7 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
     if is_tuner(module):
         yield from _walk(module.get_submodule("base_layer"), prefix)
         return
-    if _is_wrapper(module):
+    if is_wrapper(module):
         yield from _walk(_original(module), prefix)
         return
     for table in (module._parameters, module._buffers):
@@ -155,11 +150,6 @@ def _merged_copy(layer: nn.Module, name: str) -> nn.Module:
                 f"the adapter of {name.removesuffix('.')!r} ({kind[0]}) cannot be merged: {error}"
             ) from error
     return copied
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Tell whether PEFT trains a module as a whole (``modules_to_save``), or some rows of it."""
-    return hasattr(module, "active_adapters") and hasattr(module, "original_module")
 
 
 def _is_merged(module: nn.Module) -> bool:

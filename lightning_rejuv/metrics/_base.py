@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import language_model
+from lightning_rejuv.adapters import is_adapted
 from lightning_rejuv.anchor import Anchor, AnchorSource, match
 from lightning_rejuv.metrics._adapters import (
     NotMergeable,
-    is_adapted,
     plain_view,
     under_adapters,
     why_base_is_unknown,

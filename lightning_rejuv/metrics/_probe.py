@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,23 @@ class Probe:
             if record is not None:
                 record.mask = torch.nn.functional.pad(batch.response, (0, 1))
             yield forward_logits(model, batch.inputs)[:, :-1], batch
+
+    def losses(self, model: nn.Module) -> Iterator[Callable[[], Tensor]]:
+        """Yield for each batch a function that runs the model and returns the mean ``-ln p`` of its responses, nats.
+
+        Unlike what :meth:`run` yields, the loss can be differentiated twice.
+
+        Args:
+            model: the model, under :func:`probing`.
+        """
+        device = device_of(model)
+        return (partial(_loss, model, batch.to(device)) for batch in self.batches)
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.nn.functional.cross_entropy(logits.to(wide), batch.targets[batch.response])
 
 
 @dataclass

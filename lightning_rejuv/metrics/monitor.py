@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv._compat import language_model
+from lightning_rejuv.adapters import is_adapted
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.forward import device_of
 from lightning_rejuv.functional._checks import check_not_negative
 from lightning_rejuv.functional.tokens import sum_and_count
-from lightning_rejuv.metrics._adapters import NotMergeable, check_adapters, is_adapted
+from lightning_rejuv.metrics._adapters import NotMergeable, check_adapters
 from lightning_rejuv.metrics._base import Base, BaseUnderAdapters, base_under_adapters
 from lightning_rejuv.metrics._collection import MeasureCollection
 from lightning_rejuv.metrics._probe import Probe, Reference, probing
 from lightning_rejuv.metrics._recorder import AUTO, activation_sites, feature_sites, recording
+from lightning_rejuv.metrics.curvature import SamGap, Sharpness
 from lightning_rejuv.metrics.rollouts import PassAtK, ZeroVarianceFraction
 from lightning_rejuv.metrics.tokens import (
     EntropyGap,
@@ -29,6 +31,7 @@ from lightning_rejuv.metrics.tokens import (
 from lightning_rejuv.metrics.weights import DriftSparsity, RelativeDrift
 from lightning_rejuv.ops import token_stats
 from lightning_rejuv.verdict import Verdict, judge
+from lightning_rejuv.weights.open_layout import open_layout
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -46,6 +49,8 @@ class PlasticityMonitor(MeasureCollection):
     ``support_retention``            nats a response; see the function              base_samples, anchor
     ``relative_drift``               ``‖θ - θ_base‖ / ‖θ_base‖``, all parameters    anchor
     ``drift_sparsity``               share of parameters that equal the base's      anchor
+    ``sharpness``                    largest eigenvalue of the loss's Hessian       probe and curvature
+    ``sam_gap``                      rise of the loss one ascent step away          probe and curvature
     ``dormant_fraction``             τ-dormant neurons; 0 on smooth activations     sites
     ``dormancy_score_low``           5 % quantile of the neurons' dormancy scores   sites
     ``active_fraction``              activations that are not zero                  sites
@@ -72,13 +77,17 @@ class PlasticityMonitor(MeasureCollection):
             ``sites``.
         tau: dormancy threshold.
         temperature: the sampling temperature at which entropy, confidence and support are taken.
+        curvature: also measure how sharp the loss on the probe is, the mean of ``token_nll`` over a batch, as a
+            function of the parameters that require a gradient, at every :meth:`measure`. A batch costs some twenty
+            passes with second derivatives, and memory for twenty copies of these parameters. The base under the
+            anchor is not measured so.
         pass_at: the values of k; one that is larger than a rollout's group is left out, with a warning.
         success_threshold: a rollout succeeds if its reward is larger than this.
         prefix: put before every key.
         postfix: put after every key.
 
     Raises:
-        ValueError: the probe, the temperature, tau or a k is invalid.
+        ValueError: the probe, the temperature, tau or a k is invalid; or ``curvature`` is asked for without a probe.
 
     Example::
         >>> monitor = PlasticityMonitor(pass_at=(1, 2))
@@ -97,12 +106,17 @@ class PlasticityMonitor(MeasureCollection):
         rank_sites: str | None = AUTO,
         tau: float = 0.025,
         temperature: float = 1.0,
+        curvature: bool = False,
         pass_at: Sequence[int] = (1, 8),
         success_threshold: float = 0.5,
         prefix: str | None = None,
         postfix: str | None = None,
     ) -> None:
         check_not_negative("tau", tau)
+        if curvature and probe is None:
+            raise ValueError(
+                "Expected a `probe` with `curvature=True` but got None: the curvature is that of the loss on it."
+            )
         of_model = {
             "token_entropy": TokenEntropy(temperature),
             "top1_confidence": Top1Confidence(temperature),
@@ -111,6 +125,7 @@ class PlasticityMonitor(MeasureCollection):
             "support_retention": SupportRetention(),
             "relative_drift": RelativeDrift(),
             "drift_sparsity": DriftSparsity(),
+            **({"sharpness": Sharpness(), "sam_gap": SamGap()} if curvature else {}),
         }
         of_rollouts = {
             **{f"pass_at_{k}": PassAtK(k, success_threshold) for k in pass_at},
@@ -122,6 +137,7 @@ class PlasticityMonitor(MeasureCollection):
         self.base_samples = None if base_samples is None else Probe(base_samples, "base_samples")
         self.rank_sites = rank_sites
         self.temperature = temperature
+        self.curvature = curvature
         self.reference: Reference | None = None
 
     @property
@@ -163,6 +179,8 @@ class PlasticityMonitor(MeasureCollection):
                 self.measure_base(stand_in)
         self.reset_model()
         self._run(model)
+        if self.curvature:
+            self._measure_curvature(model, outermost)
         self._measure_drift(base, outermost)
         return self.compute_model()
 
@@ -199,6 +217,18 @@ class PlasticityMonitor(MeasureCollection):
         except NotMergeable as error:
             self._absorb_drift({})
             self._warn(f"The drift is left out of the measures: {error}.")
+
+    def _measure_curvature(self, model: nn.Module, outermost: nn.Module) -> None:
+        assert self.probe is not None  # checked at the start
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained or open_layout(model, outermost).sharded:
+            why = "its parameters are sharded" if trained else "no parameter of the model requires a gradient"
+            self._warn(f"The curvature is left out of the measures: {why}.")
+            return
+        with probing(model):
+            for loss in self.probe.losses(model):
+                self._modules["sharpness"].update(loss, trained)
+                self._modules["sam_gap"].update(loss, trained)
 
     @torch.inference_mode(False)
     def measure_base(self, model: nn.Module) -> None:

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from lightning_rejuv import functional as F
-from lightning_rejuv.metrics import PassAtK, ZeroVarianceProbability
+from lightning_rejuv.metrics import PassAtK
 from lightning_rejuv.weights.drift import Drift
 
 F64 = torch.float64
-RATES = [0.0, 1e-12, 0.1, 0.3, 1 / 3, 0.7, 1 - 1e-9, 1.0]
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], autouse=True)
@@ -30,26 +29,6 @@ def exact(number: float, digits: float = 1e-15) -> object:
 
 def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=F64)
-
-
-@pytest.mark.parametrize("p", RATES)
-@pytest.mark.parametrize("g", [2, 8, 64])
-def test_zero_variance_probability(p, g):
-    expected = Fraction(p) ** g + (1 - Fraction(p)) ** g
-    for given in (p, torch.tensor(p, dtype=F64)):
-        found = F.zero_variance_probability(given, g)
-        assert found.dtype == F64
-        assert found.item() == exact(expected, 1e-14)
-    assert F.zero_variance_probability([p, p], g).tolist() == [exact(expected, 1e-14)] * 2
-    single = torch.tensor(p, dtype=torch.float32)  # a tensor is what it holds
-    assert F.zero_variance_probability(single, g).item() == exact(
-        Fraction(single.item()) ** g + (1 - Fraction(single.item())) ** g, 1e-14
-    )
-    metric = ZeroVarianceProbability(g)
-    for _ in range(3):
-        metric.update(p)
-    assert (metric.total / metric.count).item() == exact(expected, 1e-14)
-    assert metric.compute().item() == exact(expected, 1e-6)
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(3, 1, 1), (7, 2, 3), (1000, 3, 100), (10_000, 1, 3)])
@@ -69,13 +48,6 @@ def test_the_threshold_of_success_is_not_rounded():
     metric = PassAtK(1, success_threshold=2.0**25)
     metric.update(torch.tensor([[2**25, 2**25 + 1]]))
     assert metric.compute().item() == 0.5
-
-
-@pytest.mark.parametrize("g", [2, 8, 1000, 10**12])
-def test_critical_pass_rate(g):
-    p = F.critical_pass_rate(g)
-    assert isinstance(p, float)
-    assert g * math.log1p(-p) == exact(-math.log(2), 1e-14)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1 / 3])

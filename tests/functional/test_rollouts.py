@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from lightning_rejuv.functional import (
-    critical_pass_rate,
     pass_at_k,
     zero_variance_fraction,
-    zero_variance_probability,
 )
 
 
@@ -83,22 +81,3 @@ def test_tiny_differences_carry_a_gradient():
 def test_zero_variance_bad(rewards, error, message):
     with pytest.raises(error, match=message):
         zero_variance_fraction(rewards)
-
-
-def test_probability_is_the_expected_fraction():
-    g, p = 5, 0.3
-    exact = sum(math.comb(g, c) * p**c * (1 - p) ** (g - c) for c in (0, g))
-    assert zero_variance_probability(p, g).item() == pytest.approx(exact)
-    generator = torch.Generator().manual_seed(0)
-    rewards = (torch.rand(200_000, g, generator=generator) < p).float()
-    assert zero_variance_fraction(rewards).item() == pytest.approx(exact, abs=5e-3)
-
-
-def test_critical_pass_rate():
-    assert critical_pass_rate(8) == pytest.approx(0.083, abs=5e-5)
-    for g in (2, 4, 8, 64):
-        assert (1 - critical_pass_rate(g)) ** g == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="`group_size` to be an integer >= 2 but got 1"):
-        critical_pass_rate(1)
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        zero_variance_probability(1.5, 8)

@@ -106,11 +106,6 @@ def cases(seed: int = 0) -> dict[str, Case]:
         "ZeroVarianceFraction": Case(
             M.ZeroVarianceFraction, [(x,) for x in rewards], lambda: F.zero_variance_fraction(cat(rewards))
         ),
-        "ZeroVarianceProbability": Case(
-            lambda: M.ZeroVarianceProbability(8),
-            [(x.mean(1),) for x in rewards],
-            lambda: F.zero_variance_probability(cat(rewards).mean(1), 8).mean(),
-        ),
     }
     x = [randn(4, 4).requires_grad_() for _ in rows]
     losses = [lambda w=w: (w.square() * torch.arange(1.0, 5)).sum() ** 2 for w in x]
