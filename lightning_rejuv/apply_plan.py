@@ -34,7 +34,7 @@ def find_copies(targets: Targets, optimizers: Iterable[Optimizer], options: Opti
     check_optimizer_state(targets.layout, options.optimizer_state, optimizers)
     check_optimizer_weights(optimizers, targets.layout)
     copies = WeightCopies.find(optimizers, targets.layout)
-    if copies and targets.pulls:
+    if copies and targets.dora:
         raise ValueError(
             "Expected an optimizer without copies of the weights with DoRA adapters, whose lengths are fused by no "
             "lerp of their own, but its state holds "
@@ -70,9 +70,7 @@ def apply_plan(
     done: list[str] = []
     try:
         for name, shard in targets.layout.walk(fused.union(resets), write=True):
-            if name in targets.pulls:
-                targets.pulls[name](plan.alphas[name])
-            else:
+            if not targets.pull(name, plan.alphas.get(name, 1.0)):
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
                 generator = _generator(options, name, shard.values.device, shard.offset)

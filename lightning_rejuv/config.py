@@ -174,6 +174,11 @@ class Options:
         return isinstance(self.alpha, str)
 
     @property
+    def samples_the_base(self) -> bool:
+        """Whether responses of the base are needed: for the search for alpha, and for a refit."""
+        return self.searches_alpha or self.refit is not None
+
+    @property
     def runs_the_model(self) -> bool:
         """Whether the model has to be run before it can be edited; fusion with a number needs the weights alone."""
         return bool(self.what_runs_the_model)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from lightning_rejuv.alpha.line import (
-    Sampler,
-    Verifier,
-    count_unfinished,
-    find_alpha,
-    judge_by,
-    sample_base,
-)
-from lightning_rejuv.alpha.sampling import sample_with_generate
+from lightning_rejuv.alpha.line import count_unfinished, find_alpha, judge_by, sample_base
 from lightning_rejuv.alpha.search import AlphaSearch
 from lightning_rejuv.attribution import (
     Attribution,
     Comparison,
-    Loss,
     attribute,
     attribute_entropy,
     attribute_loss,
@@ -33,13 +23,13 @@ from lightning_rejuv.attribution import (
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.config import WITHOUT_CALIBRATION, Options, Reset, alpha_by_name
+from lightning_rejuv.data import Data
 from lightning_rejuv.forward import check_gradients_possible, evaluation_mode
 from lightning_rejuv.names import listing
 from lightning_rejuv.neurons import Decoder, NeuronGroup, find_decoder, output_rows
 from lightning_rejuv.plan import GroupReset, Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import RefitReport, check_refit, try_refit
-from lightning_rejuv.verifier import check_verifier
 from lightning_rejuv.weights.buffers import check_finite_buffers
 from lightning_rejuv.weights.drift import Drift, check_finite
 from lightning_rejuv.weights.edit import Blend
@@ -67,30 +57,6 @@ class Findings:
     refit: RefitReport | None = None
 
 
-@dataclass(frozen=True)
-class Data:
-    """What the caller brings beside the weights.
-
-    Attributes:
-        calibration: batches.
-        loss: for a module that is no language model: from the module and a batch to a scalar.
-        sampler: samples responses with the weights that the model holds, for an automatic alpha.
-        verifier: says which sampled responses are right.
-
-    Raises:
-        ValueError: the verifier cannot be called with a batch.
-    """
-
-    calibration: Iterable[Any] | None = None
-    loss: Loss | None = None
-    sampler: Sampler | None = None
-    verifier: Verifier | None = None
-
-    def __post_init__(self) -> None:
-        if self.verifier is not None:
-            check_verifier(self.verifier, ("batch",))
-
-
 def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) -> tuple[Plan, Findings]:
     """Check a model, its anchor and the calibration data, and decide what to change; change nothing.
 
@@ -104,32 +70,15 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
         ValueError: as :func:`lightning_rejuv.rejuvenate`.
     """
     reset = options.reset
-    samples_the_base = options.searches_alpha or options.refit is not None
     if reset is not None or options.refit is not None:
         check_gradients_possible(model)
     check_refit(targets, options)
-    check_pulls(targets, options)
+    check_dora(targets, options)
     decoder = find_decoder(model) if reset and data.loss is None else None
     groups = decoder.groups if decoder else output_rows(model, targets.fused) if reset else ()
-    if samples_the_base:
-        _check_search(model, data, options)
-    if reset and data.loss is not None:
-        _check_beside_loss(reset)
-    if options.runs_the_model and data.calibration is None:
-        raise ValueError(
-            options.without_calibration(
-                "Pass as `calibration` batches with `input_ids` and `labels`, -100 outside the response"
-                if data.loss is None
-                else "Pass as `calibration` batches for `loss`"
-            )
-        )
-    batches: list[Batch] = []
-    if data.calibration is not None and (decoder or samples_the_base):
-        batches = batches_for(model, data.calibration)
-    sampler = base_sampler = data.sampler if samples_the_base else None
-    if samples_the_base and sampler is None:
-        sampler = sample_with_generate(batches, options.seed)
-        base_sampler = sample_with_generate(batches, options.seed, targets.base_ends)
+    data.check_enough(model, options)
+    batches = data.batches(model, options)
+    samplers = data.samplers(batches, options, targets.base_ends) if options.samples_the_base else None
     given = options.alpha if not isinstance(options.alpha, str) else 0.0
     alphas = alpha_by_name(given, list(targets.fused))
     drift = targets.measure()
@@ -143,12 +92,12 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     unfinished: int | None = None
     if options.runs_the_model:
         with evaluation_mode(model), Blend(targets.fused, targets.base_of) as blend:
-            own = sample_base(model, blend, base_sampler) if base_sampler else []
+            own = sample_base(model, blend, samplers[1]) if samplers else []
             if options.refit is not None:
                 samples, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
-            if sampler and options.searches_alpha:
+            if samplers and options.searches_alpha:
                 judge = judge_by(data.verifier) if data.verifier is not None else None
-                search = find_alpha(model, blend, batches, own, sampler=sampler, judge=judge)
+                search = find_alpha(model, blend, batches, own, sampler=samplers[0], judge=judge)
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if reset and decoder:
                 rule, count = reset.positions, reset.positions_per_response
@@ -177,63 +126,18 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     return plan, Findings(drift, batches if comparison else [], comparison, attribution, search, refit)
 
 
-def check_pulls(targets: Targets, options: Options) -> None:
+def check_dora(targets: Targets, options: Options) -> None:
     """Refuse more than a fusion by a number if parameters are fused by no lerp of their own (DoRA).
 
     Raises:
         ValueError: the options ask for a reset, a search or a refit.
     """
-    if targets.pulls and options.runs_the_model:
+    if targets.dora and options.runs_the_model:
         raise ValueError(
             f"Expected {WITHOUT_CALIBRATION} with DoRA adapters, which can be fused but "
             "not reset, searched or refitted in place. For more call `model.merge_and_unload()` and pass the base "
             "as `anchor`."
         )
-
-
-def _check_beside_loss(reset: Reset) -> None:
-    """Refuse what a loss leaves without an effect; the paper's union would take no neuron at all.
-
-    Raises:
-        ValueError: with the names of the options.
-    """
-    usual = Reset()
-    of_language_models = ("positions", "positions_per_response", "quantity", "budget")
-    idle = [name for name in of_language_models if getattr(reset, name) != getattr(usual, name)]
-    if idle:
-        raise ValueError(
-            f"Expected no {', '.join(f'`{name}`' for name in idle)} with `loss`, which has neither positions of "
-            "responses nor target logits: it would have no effect. Leave it out."
-        )
-
-
-def _check_search(model: nn.Module, data: Data, options: Options) -> None:
-    """Refuse a search for alpha, or a refit, that lacks something, before any data are read.
-
-    Raises:
-        ValueError: what is no language model, or no way to sample responses.
-    """
-    if options.refit is not None and data.loss is not None:
-        raise ValueError(
-            "Expected no `refit` with `loss`: it trains on the responses of a language model. Leave it out."
-        )
-    if data.loss is not None:
-        raise ValueError(
-            f"Expected a number for `alpha` with `loss` but got {options.alpha!r}, a rule that goes by the responses "
-            "of a language model."
-        )
-    if data.sampler is not None:
-        return
-    if not hasattr(model, "generate"):
-        raise ValueError(
-            f"Expected a `sampler` for {_what_samples(options)}, since {type(model).__name__} has no `generate`: "
-            "a function that takes the model (which then holds the anchor's weights) and returns sampled "
-            "responses as batches with `input_ids` and `labels`. Or pass a number for `alpha` and no `refit`."
-        )
-
-
-def _what_samples(options: Options) -> str:
-    return f"`alpha={options.alpha!r}`" if options.searches_alpha else "`refit`"
 
 
 def _attribute(

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_rejuv.config import Options
-from lightning_rejuv.make_plan import Data, Findings, make_plan
+from lightning_rejuv.data import Data
+from lightning_rejuv.make_plan import Findings, make_plan
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.refit import check_refit
 from lightning_rejuv.weights.layout import Layout

@@ -14,25 +14,19 @@ from lightning_rejuv.alpha.line import Sampler, Verifier
 from lightning_rejuv.anchor import AnchorSource
 from lightning_rejuv.apply_plan import apply_plan, find_copies
 from lightning_rejuv.attribution import Loss, confidence, mean_entropy
-from lightning_rejuv.config import (
-    USES_OF_CALIBRATION,
-    Alpha,
-    OptimizerState,
-    Options,
-    Refit,
-    Reset,
-    Rounding,
-)
+from lightning_rejuv.config import Alpha, OptimizerState, Options, Refit, Reset, Rounding
+from lightning_rejuv.data import Data
 from lightning_rejuv.forward import evaluation_mode, outside_inference_mode
-from lightning_rejuv.make_plan import Data, Findings, make_plan
+from lightning_rejuv.make_plan import Findings, make_plan
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.plan_on_rank_zero import broadcast, make_plan_on_rank_zero
 from lightning_rejuv.report.build import draft_report, finish_report
 from lightning_rejuv.report.report import RejuvenationReport
 from lightning_rejuv.warned import warn
+from lightning_rejuv.weights.open_targets import open_targets
 from lightning_rejuv.weights.optimizer_state import edit_optimizer_state
 from lightning_rejuv.weights.replica import Replica
-from lightning_rejuv.weights.targets import Targets, open_targets
+from lightning_rejuv.weights.targets import Targets
 
 T = TypeVar("T")
 
@@ -134,7 +128,7 @@ def rejuvenate(
         seed=seed,
     )
     data = Data(calibration, loss, sampler, verifier)
-    _check_effect(data, options)
+    data.check_effect(options)
     root, model, replicated = unwrap(model)
     targets = open_targets(model, anchor, resize_vocabulary, root)
     optimizers = _optimizers(optimizer)
@@ -144,31 +138,6 @@ def rejuvenate(
     options = broadcast(options)  # a seed that differs would round differently
     plan, findings, replica = make_plan_on_rank_zero(model, targets, data, options)
     return broadcast(carry_out(model, targets, plan, findings, options, optimizers, started, replica))
-
-
-def _check_effect(data: Data, options: Options) -> None:
-    """Refuse what the caller brings and nothing would be done with; a LightningModule may well bring more.
-
-    Raises:
-        TypeError: what is to be called cannot be.
-        ValueError: with the names of what has no effect.
-    """
-    for name in ("sampler", "loss"):  # a verifier's signature was looked at
-        if not ((got := getattr(data, name)) is None or callable(got)):
-            raise TypeError(f"Expected `{name}` to be a function but got {type(got).__name__}.")
-    samples = options.searches_alpha or options.refit is not None
-    idle = {
-        "sampler": (data.sampler is not None and not samples, '`alpha="auto"` or `refit`'),
-        "verifier": (data.verifier is not None and not options.searches_alpha, '`alpha="auto"`'),
-        "loss": (data.loss is not None and options.reset is None, "a `reset` and a number for `alpha`"),
-        "calibration": (data.calibration is not None and not options.runs_the_model, USES_OF_CALIBRATION),
-    }
-    for name, (without_effect, needed) in idle.items():
-        if without_effect:
-            raise ValueError(
-                f"Expected no `{name}` without {needed}, which alone it is for: it would have no effect. Leave it out, "
-                f"or pass {needed}."
-            )
 
 
 def carry_out(

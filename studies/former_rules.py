@@ -12,7 +12,7 @@ from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.weights.edit import Blend
-from lightning_rejuv.weights.targets import open_targets
+from lightning_rejuv.weights.open_targets import open_targets
 from studies.measures import Sampled, verify
 
 TARGETS = {"auto": 1.0, "support_retention": 2.0, "kl_balance": 0.0, "entropy_ratio": 0.5}

@@ -170,34 +170,3 @@ def test_a_patched_model_whose_contributions_do_not_add_up_is_refused(pair):
             sft, base, calibration(base), alpha=0.5, reset=Reset(fraction=0.1, quantity="target_logit")
         )
     assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
-
-
-def unasked(*_):
-    raise AssertionError("it is called")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"verifier": unasked}, r'no `verifier` without `alpha="auto"`, .* no effect\. Leave it out'),
-        ({"verifier": unasked, "refit": Refit(2)}, "no `verifier` without"),
-        ({"sampler": unasked}, r'no `sampler` without `alpha="auto"` or `refit`'),
-        ({"sampler": unasked, "reset": Reset(fraction=0.1)}, "no `sampler` without"),
-        ({}, r'no `calibration` without `alpha="auto"`, a `reset` or a `refit`'),
-        ({"loss": unasked}, "no `loss` without a `reset`"),
-    ],
-)
-def test_what_would_have_no_effect_is_refused_by_name(pair, options, message):
-    base, sft = pair
-    before = _state(sft)
-    with pytest.raises(ValueError, match=f"Expected {message}"):
-        rejuvenate(sft, base, calibration(base), **{"alpha": 0.4, **options})
-    assert all(torch.equal(p, before[n]) for n, p in sft.named_parameters())
-
-
-@pytest.mark.parametrize("name", ["sampler", "verifier", "loss"])
-@pytest.mark.parametrize("alpha", [0.4, "auto"])
-def test_what_cannot_be_called_is_refused_before_anything_is_run(pair, name, alpha):
-    base, sft = pair
-    with pytest.raises((TypeError, ValueError), match=rf"Expected `{name}` to be a function .*but got .*int"):
-        rejuvenate(sft, base, calibration(base), alpha=alpha, **{name: 3})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.make_plan import Data
+from lightning_rejuv.data import Data
 from lightning_rejuv.progress import reporting
 from lightning_rejuv.verifier import are_right, ask, check_verifier, is_right
 from tests.conftest import greedy_batch, sharpened, tiny_llama

@@ -19,7 +19,8 @@ from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.callbacks.triggers import AtStart, Trigger
 from lightning_rejuv.callbacks.when_metric import WhenMetric
 from lightning_rejuv.config import USES_OF_CALIBRATION, Options, alpha_by_name
-from lightning_rejuv.make_plan import Data, check_pulls
+from lightning_rejuv.data import Data
+from lightning_rejuv.make_plan import check_dora
 from lightning_rejuv.metrics._base import is_init
 from lightning_rejuv.neurons import find_decoder
 from lightning_rejuv.refit import check_refit
@@ -94,7 +95,7 @@ def check_start(
     find_copies(targets, trainer.optimizers, options)
     if not isinstance(options.alpha, str):
         alpha_by_name(options.alpha, list(targets.fused))
-    check_pulls(targets, options)
+    check_dora(targets, options)
     check_refit(targets, options)
     if options.runs_the_model and targets.layout.sharded:
         model = blank(model, targets.layout)
@@ -172,7 +173,7 @@ def _check_data(module: LightningModule, model: nn.Module, calibration: Any, opt
     data = module_data(module, calibration, options)
     if data.calibration is not None:
         batches_for(model, data.calibration)
-    if not options.searches_alpha and options.refit is None:
+    if not options.samples_the_base:
         return
     if data.sampler is None and not hasattr(model, "generate"):
         needs, instead = "`refit`", "leave `refit` out"

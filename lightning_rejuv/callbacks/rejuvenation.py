@@ -35,8 +35,9 @@ from lightning_rejuv.plan import Plan
 from lightning_rejuv.plan_on_rank_zero import make_plan_on_rank_zero
 from lightning_rejuv.rejuvenate import carry_out
 from lightning_rejuv.report.report import RejuvenationReport
+from lightning_rejuv.weights.open_targets import open_targets
 from lightning_rejuv.weights.replica import Replica
-from lightning_rejuv.weights.targets import Targets, open_targets
+from lightning_rejuv.weights.targets import Targets
 
 
 class RejuvenationCallback(OncePerRun):

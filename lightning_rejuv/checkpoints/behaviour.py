@@ -26,7 +26,7 @@ from lightning_rejuv.functional.rollouts import pass_at_k, zero_variance_fractio
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import ask, is_right
 from lightning_rejuv.weights.edit import Blend
-from lightning_rejuv.weights.targets import open_targets
+from lightning_rejuv.weights.open_targets import open_targets
 
 #: Groups as GRPO has them. In 16 groups of 8 an error of pass@1 of about .04, and none right below a pass@1 of .02.
 PROMPTS, GROUP = 16, 8

@@ -26,12 +26,13 @@ from lightning_rejuv.checkpoints.sidecar import copy_sidecar
 from lightning_rejuv.checkpoints.stream import FusionStream, Recipe
 from lightning_rejuv.checkpoints.writer import FileWriter
 from lightning_rejuv.config import Options
-from lightning_rejuv.make_plan import Data, make_plan
+from lightning_rejuv.data import Data
+from lightning_rejuv.make_plan import make_plan
 from lightning_rejuv.plan import Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report.layers import by_layer
-from lightning_rejuv.weights.targets import open_targets
+from lightning_rejuv.weights.open_targets import open_targets
 
 
 @dataclass(frozen=True)

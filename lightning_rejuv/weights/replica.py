@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from lightning_rejuv._compat import class_before_fsdp2, is_hugging_face
 from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.names import canonical_name, listing
-from lightning_rejuv.weights.drift import measure_drift
 from lightning_rejuv.weights.layout import Layout
-from lightning_rejuv.weights.targets import Targets
+from lightning_rejuv.weights.targets import PlainTargets, Targets
 
 
 @dataclass(frozen=True)
@@ -97,18 +96,8 @@ def make_replica(model: nn.Module, targets: Targets) -> Replica | None:
             copied[name].data = copied[name].data.to(layout.parameters[name].dtype).copy_(whole)
     if not on_rank_zero:
         return None
-    plain = Layout(copied)
-    measured = Targets(
-        plain.parameters,
-        plain,
-        targets.anchor_of,
-        lambda: measure_drift(plain, targets.anchor_of),
-        targets.description,
-        buffers=replace(
-            targets.buffers, fused={name: built.get_buffer(name) for name in targets.buffers.fused}
-        ),
-    )
-    return Replica(built.eval(), measured)
+    assert isinstance(targets, PlainTargets)  # adapters on sharded parameters are refused
+    return Replica(built.eval(), targets.of_copy(built))
 
 
 def _device_with_room(layout: Layout) -> torch.device:

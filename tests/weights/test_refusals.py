@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_rejuv import Reset, rejuvenate
-from lightning_rejuv.weights.targets import open_targets
+from lightning_rejuv.weights.open_targets import open_targets
 from tests.conftest import shifted, tiny_llama
 
 
