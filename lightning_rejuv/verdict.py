@@ -283,9 +283,9 @@ def _format(values: Mapping[str, float]) -> Reason | None:
     value = float(values.get("format_probability", math.nan))
     if math.isnan(value):
         return None
-    lost: Level = "cannot start" if value < FORMAT_CANNOT_START else "at risk"
+    too_low: Level = "cannot start" if value < FORMAT_CANNOT_START else "at risk"
     text = (
         f"the format that the demonstrations share has a probability of {value:.3f} (cannot start below "
         f"{FORMAT_CANNOT_START:g}, at risk below {FORMAT_AT_RISK:g})"
     )
-    return Reason("format_probability", "healthy" if value >= FORMAT_AT_RISK else lost, text)
+    return Reason("format_probability", "healthy" if value >= FORMAT_AT_RISK else too_low, text)

@@ -130,10 +130,10 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     """
     _check_finite(curve)
     base, sft = curve[0], curve[-1]
-    taught, lost = _most(curve)
-    if not taught and not lost:
+    most_taught, most_lost = _most(curve)
+    if not most_taught and not most_lost:
         return AlphaSearch("auto", 1.0, 1.0, 1.0, 1.0, list(curve), doubts=(_NOTHING,))
-    if not taught:
+    if not most_taught:
         raise NoAlpha(
             "Expected calibration demonstrations that SFT made likelier but on the whole line between base and SFT "
             f"model they are likeliest under the base ({base.demonstrations:.2f} nats a response, "
@@ -176,11 +176,11 @@ def _shares(curve: Sequence[AlphaPoint]) -> list[tuple[float, float]]:
 
     Of what cannot be lost all is kept.
     """
-    taught, lost = _most(curve)
+    most_taught, most_lost = _most(curve)
     return [
         (
-            max(0.0, curve[0].demonstrations - point.demonstrations) / taught if taught else 1.0,
-            max(0.0, curve[-1].base_samples - point.base_samples) / lost if lost else 1.0,
+            max(0.0, curve[0].demonstrations - point.demonstrations) / most_taught if most_taught else 1.0,
+            max(0.0, curve[-1].base_samples - point.base_samples) / most_lost if most_lost else 1.0,
         )
         for point in curve
     ]

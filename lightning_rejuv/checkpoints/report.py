@@ -16,7 +16,7 @@ from lightning_rejuv.checkpoints.output import CARD, RECIPE, REPORT, write_file
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from lightning_rejuv.names import printable
 from lightning_rejuv.refit import RefitReport
-from lightning_rejuv.report.layers import table, where
+from lightning_rejuv.report.layers import places_of, table
 from lightning_rejuv.report.rows import refit_rows, rounding, search_rows
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
@@ -113,7 +113,7 @@ class CheckpointReport:
             if asked not in (None, found["neurons_reset"]):
                 yield f"    asked for      {asked}; only those with a positive score are reset"
             if found["neurons_reset"]:
-                yield f"  reset in         {where(found['neurons_by_layer'])}"
+                yield f"  reset in         {places_of(found['neurons_by_layer'])}"
                 for title, text in table(found["neurons_by_layer"]) if tables else ():
                     yield f"    {title:<15}{text}"
         if "entropy_sft" in found:

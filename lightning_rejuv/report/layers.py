@@ -25,10 +25,10 @@ def by_layer(groups: Iterable[tuple[int, str, int]]) -> dict[int, dict[str, int]
     return counts
 
 
-def where(counts: Counts) -> str:
+def places_of(counts: Counts) -> str:
     """Say in which layers and projections most of the neurons were reset.
 
-    >>> where({0: {"v": 0, "down": 1}, 1: {"v": 4, "down": 9}, 2: {"v": 2, "down": 3}})
+    >>> places_of({0: {"v": 0, "down": 1}, 1: {"v": 4, "down": 9}, 2: {"v": 2, "down": 3}})
     '95 % in layers 1-2 of 3; down (13), v (6)'
     """
     total = sum(sum(kinds.values()) for kinds in counts.values())

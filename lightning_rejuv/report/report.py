@@ -14,7 +14,7 @@ from lightning_rejuv.alpha.search import AlphaSearch
 from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.config import Reset, Rounding
 from lightning_rejuv.refit import RefitReport
-from lightning_rejuv.report.layers import by_layer, table, where
+from lightning_rejuv.report.layers import by_layer, places_of, table
 from lightning_rejuv.report.rows import measured, refit_rows, rounding, row, search_rows
 
 _TENSORS = 4  # that have moved furthest
@@ -308,7 +308,7 @@ def _neurons(report: RejuvenationReport) -> Iterator[str]:
     if found.reconstruction_error is not None:
         yield row("reconstruction", f"error {found.reconstruction_error:.1e} of the target logits, at most")
     if report.neurons_reset:
-        yield row("reset in", where(report.neurons_by_layer))
+        yield row("reset in", places_of(report.neurons_by_layer))
         for title, text in table(report.neurons_by_layer):
             yield row(f"  {title}", text)
 

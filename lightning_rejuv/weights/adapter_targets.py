@@ -54,7 +54,7 @@ class AdapterTargets(Targets):
         """Return the anchor's buffer, or what a parameter is pulled toward."""
         if name in self.buffers.fused:
             assert self.anchor is not None  # only what an anchor holds is fused
-            return self.anchor.tensor(self.buffers.there[name])
+            return self.anchor.tensor(self.buffers.anchor_names[name])
         return self.bases[name]
 
     def measure(self) -> dict[str, Drift]:
@@ -169,4 +169,4 @@ def _bases_of_trained(
     if missing:
         raise ValueError(f"The anchor ({anchor.description}) does not hold {listing(missing)}.")
     check_anchor(model, anchor, anchor, plain.values())
-    return {name: anchor.tensor(there) for name, there in plain.items()}
+    return {name: anchor.tensor(in_base) for name, in_base in plain.items()}

@@ -26,13 +26,13 @@ class Buffers:
 
     Attributes:
         fused: those that the anchor holds too, by name without the parts that wrappers put into it.
-        there: the anchor's name of each of them.
+        anchor_names: the anchor's name of each of them.
         kept: names of those that the anchor does not hold; they stay the model's.
         statistics: layers with running statistics of their input, which a fusion can only approximate.
     """
 
     fused: Mapping[str, Tensor] = field(default_factory=dict)
-    there: Mapping[str, str] = field(default_factory=dict)
+    anchor_names: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
 
@@ -46,7 +46,7 @@ def find_buffers(model: nn.Module, anchor: Anchor | None, name_there: Callable[[
         name_there: from a buffer's name to the name that it has in the anchor.
     """
     fused: dict[str, Tensor] = {}
-    there: dict[str, str] = {}
+    anchor_names: dict[str, str] = {}
     kept: list[str] = []
     available = set(anchor.names()) if anchor else set()
     for wrapped_name, buffer in persistent_buffers(model):
@@ -56,13 +56,13 @@ def find_buffers(model: nn.Module, anchor: Anchor | None, name_there: Callable[[
         other = name_there(name)
         fits = anchor is not None and other in available and anchor.shape(other) == buffer.shape
         if fits and not is_wrapper(buffer):
-            fused[name], there[name] = buffer, other
+            fused[name], anchor_names[name] = buffer, other
         else:
             kept.append(name)
     statistics = dict.fromkeys(
         name.rpartition(".")[0] for name in (*fused, *kept) if f".{name}".endswith(_STATISTICS)
     )
-    return Buffers(fused, there, tuple(kept), tuple(statistics))
+    return Buffers(fused, anchor_names, tuple(kept), tuple(statistics))
 
 
 def beside(parameters: Mapping[str, str]) -> Callable[[str], str]:
@@ -71,23 +71,25 @@ def beside(parameters: Mapping[str, str]) -> Callable[[str], str]:
     Args:
         parameters: from a parameter's name to the anchor's.
 
-    >>> there = beside({"norm.weight": "net.norm.weight", "head.weight": "net.head.weight"})
-    >>> there("norm.running_mean")
+    >>> name_there = beside({"norm.weight": "net.norm.weight", "head.weight": "net.head.weight"})
+    >>> name_there("norm.running_mean")
     'net.norm.running_mean'
     """
     heads = {}
-    for ours, theirs in parameters.items():
-        a, b = canonical_name(ours).split("."), theirs.split(".")
+    for name, anchor_name in parameters.items():
+        a, b = canonical_name(name).split("."), anchor_name.split(".")
         while a and b and a[-1] == b[-1]:
             a, b = a[:-1], b[:-1]
-        heads[canonical_name(ours)] = (a, b)
+        heads[canonical_name(name)] = (a, b)
 
     def name_there(name: str) -> str:
         parts = name.split(".")
 
-        def shared(ours: str) -> int:
-            pairs = zip(parts, ours.split("."), strict=False)
-            return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), ours.count(".") + 1))
+        def shared(other: str) -> int:
+            pairs = zip(parts, other.split("."), strict=False)
+            return next(
+                (i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), other.count(".") + 1)
+            )
 
         a, b = heads[max(heads, key=shared)]
         return ".".join([*b, *parts[len(a) :]]) if parts[: len(a)] == a else name

@@ -36,8 +36,8 @@ def check_optimizer_weights(optimizers: Iterable[Optimizer], layout: Layout) -> 
     if layout.sharded:
         return  # the layout writes the strategy's own masters
     groups = {id(p): p for o in unwrapped(optimizers) for g in o.param_groups for p in g["params"]}
-    ours = {id(p) for p in layout.parameters.values()}
-    others = [p for i, p in groups.items() if i not in ours]
+    edited = {id(p) for p in layout.parameters.values()}
+    others = [p for i, p in groups.items() if i not in edited]
     left_out = {n: p for n, p in layout.parameters.items() if p.requires_grad and id(p) not in groups}
     cloned = [name for name, p in left_out.items() if any(_is_copy_of(p, other) for other in others)]
     size = sum(p.numel() for p in left_out.values())
@@ -90,11 +90,11 @@ def _is_copy_of(parameter: Tensor, other: Tensor) -> bool:
     """Whether a tensor holds a parameter's values a second time; one value all over says nothing."""
     if other is parameter or other.shape != parameter.shape or not other.is_floating_point():
         return False
-    ours, theirs = parameter.detach(), other.detach()
-    if ours.numel() < 2 or ours.is_meta or theirs.is_meta or ours.data_ptr() == theirs.data_ptr():
+    weight, held = parameter.detach(), other.detach()
+    if weight.numel() < 2 or weight.is_meta or held.is_meta or weight.data_ptr() == held.data_ptr():
         return False
-    return bool((ours == theirs.to(ours.device, ours.dtype)).all()) and bool(
-        (ours != ours.flatten()[0]).any()
+    return bool((weight == held.to(weight.device, weight.dtype)).all()) and bool(
+        (weight != weight.flatten()[0]).any()
     )
 
 

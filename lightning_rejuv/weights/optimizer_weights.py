@@ -157,19 +157,19 @@ def _near(optimizer: Optimizer, sharded: bool) -> set[str]:
             if key in _COPIES:
                 sums[key] = [0.0, 0.0]
                 continue
-            ours, theirs = _local(parameter), _local(held)
-            if theirs.shape != ours.shape:
-                ours = ours.flatten()[::stride]
-            if theirs.shape == ours.shape and theirs.numel():
+            weight, other = _local(parameter), _local(held)
+            if other.shape != weight.shape:
+                weight = weight.flatten()[::stride]
+            if other.shape == weight.shape and other.numel():
                 distance, norm = sums.setdefault(key, [0.0, 0.0])
-                more, length = _distance(theirs, ours)
+                more, length = _distance(other, weight)
                 sums[key] = [distance + more, norm + length]
     if sharded and dist.is_available() and dist.is_initialized():
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, sums)
         sums = {}
-        for here in everywhere:
-            for key, (distance, norm) in here.items():
+        for of_rank in everywhere:
+            for key, (distance, norm) in of_rank.items():
                 old = sums.get(key, [0.0, 0.0])
                 sums[key] = [old[0] + distance, old[1] + norm]
     averages = any("weight_sum" in group for group in optimizer.param_groups)  # schedule-free
@@ -185,9 +185,9 @@ def _distance(held: Tensor, parameter: Tensor) -> tuple[float, float]:
     sums = [0.0] * 4
     pieces = (tensor.reshape(-1).split(_PIECE) for tensor in (held, parameter))  # to save memory
     starts: tuple[Tensor, Tensor] | None = None
-    for theirs, ours in zip(*pieces, strict=True):
-        wide = ours.float()
-        apart = theirs.to(ours.device).float() - wide
+    for copied, weight in zip(*pieces, strict=True):
+        wide = weight.float()
+        apart = copied.to(weight.device).float() - wide
         if starts is None:
             starts = apart[0].clone(), wide[0].clone()  # near the means, so that little is lost below
         apart, wide = apart - starts[0], wide - starts[1]

@@ -103,7 +103,7 @@ class PlainTargets(Targets):
 
     def anchor_of(self, name: str) -> Tensor:
         """Return the anchor's tensor for a parameter or buffer."""
-        return self.anchor.tensor(self.names[name] if name in self.names else self.buffers.there[name])
+        return self.anchor.tensor(self.names[name] if name in self.names else self.buffers.anchor_names[name])
 
     def measure(self) -> dict[str, Drift]:
         """Measure every parameter, streaming the anchor tensor by tensor."""

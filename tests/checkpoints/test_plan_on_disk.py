@@ -16,7 +16,7 @@ from lightning_rejuv.checkpoints.models import load_tokenizer
 from lightning_rejuv.checkpoints.pairing import pair_up
 from lightning_rejuv.checkpoints.plan_on_disk import anchor_for
 from lightning_rejuv.checkpoints.reader import open_checkpoint
-from lightning_rejuv.report.layers import where
+from lightning_rejuv.report.layers import places_of
 from tests.checkpoints.directories import (
     edit_config,
     pair,
@@ -116,7 +116,7 @@ def test_the_report_says_where_neurons_were_reset_and_the_card_in_one_line(tmp_p
     found = report.attribution["neurons_by_layer"]
     assert found == expected.neurons_by_layer
     assert sum(n for kinds in found.values() for n in kinds.values()) == expected.neurons_reset > 0
-    line = where(found)
+    line = places_of(found)
     assert f"reset in         {line}\n" in f"{report}"
     assert f"reset in         {line}\n" in f"{expected}"
     assert "    layers " in str(report)

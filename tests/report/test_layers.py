@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lightning_rejuv.report.layers import by_layer, table, where
+from lightning_rejuv.report.layers import by_layer, places_of, table
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -34,10 +34,10 @@ def test_the_table_holds_every_neuron_in_a_screen(layers):
 
 def test_the_line_names_the_fewest_layers_that_hold_nine_tenths():
     counts = _counts(30, lambda layer, kind: {"down": 20, "v": 8, "up": 2}.get(kind, 0) * (13 <= layer <= 21))
-    assert where(counts) == "all in layers 13-21 of 30; down (180), v (72), up (18)"
+    assert places_of(counts) == "all in layers 13-21 of 30; down (180), v (72), up (18)"
     counts[2]["q"] = 20
     counts[28]["k"] = 5
-    assert where(counts) == "92 % in layers 13-21 of 30; mostly down (180), v (72), q (20)"
+    assert places_of(counts) == "92 % in layers 13-21 of 30; mostly down (180), v (72), q (20)"
     for start in range(30):  # by brute force: no shorter run of layers holds as much
         held = sum(sum(counts[n].values()) for n in range(start, min(30, start + 8)))
         assert held < 0.9 * 295
@@ -45,7 +45,7 @@ def test_the_line_names_the_fewest_layers_that_hold_nine_tenths():
 
 def test_one_layer_has_no_range():
     counts = by_layer([(0, "v", 0), (1, "v", 3), (2, "v", 0)])
-    assert where(counts) == "all in layer 1 of 3; v (3)"
+    assert places_of(counts) == "all in layer 1 of 3; v (3)"
     assert re.sub(r"\s+", " ", " ".join(text for _, text in table(counts))).strip() == "v . 3 ."
 
 
