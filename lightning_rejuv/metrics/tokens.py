@@ -20,7 +20,16 @@ from lightning_rejuv.functional.tokens import (
 from lightning_rejuv.metrics._measure import MeanMeasure
 
 
-class TokenEntropy(MeanMeasure):
+class AtTemperature(MeanMeasure):
+    """A mean over positions of what the distribution at a sampling temperature has."""
+
+    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+
+
+class TokenEntropy(AtTemperature):
     r"""Mean next-token entropy in nats; see :func:`lightning_rejuv.functional.token_entropy`.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -50,18 +59,13 @@ class TokenEntropy(MeanMeasure):
     higher_is_better: bool | None = True
     plot_lower_bound: float | None = 0.0
 
-    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        check_positive("temperature", temperature)
-        self.temperature = temperature
-
     def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; a batch that is all padding adds nothing."""
         _logits_check(logits, mask, self.temperature)
         self.add(*_token_entropy_update(logits, mask, self.temperature))
 
 
-class Top1Confidence(MeanMeasure):
+class Top1Confidence(AtTemperature):
     r"""Mean largest probability; see :func:`lightning_rejuv.functional.top1_confidence`.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -91,18 +95,13 @@ class Top1Confidence(MeanMeasure):
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
-    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        check_positive("temperature", temperature)
-        self.temperature = temperature
-
     def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; a batch that is all padding adds nothing."""
         _logits_check(logits, mask, self.temperature)
         self.add(*_top1_confidence_update(logits, mask, self.temperature))
 
 
-class EntropyGap(MeanMeasure):
+class EntropyGap(AtTemperature):
     r"""Mean absolute entropy gap to the base; see :func:`lightning_rejuv.functional.entropy_gap`.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -131,11 +130,6 @@ class EntropyGap(MeanMeasure):
 
     higher_is_better: bool | None = False
     plot_lower_bound: float | None = 0.0
-
-    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        check_positive("temperature", temperature)
-        self.temperature = temperature
 
     def update(self, logits: Tensor, base_logits: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; a batch that is all padding adds nothing."""

@@ -165,6 +165,7 @@ def test_command_without_results(tmp_path):
         main(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_page_in_docs_says_what_its_raw_results_say():
     """But for a last digit, which may differ from machine to machine."""
     text = PAGE.read_text()
