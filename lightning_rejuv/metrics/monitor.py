@@ -78,9 +78,9 @@ class PlasticityMonitor(MeasureCollection):
         tau: dormancy threshold.
         temperature: the sampling temperature at which entropy, confidence and support are taken.
         curvature: also measure how sharp the loss on the probe is, the mean of ``token_nll`` over a batch, as a
-            function of the parameters that require a gradient, at every :meth:`measure`. A batch costs some twenty
-            passes with second derivatives, and memory for twenty copies of these parameters. The base under the
-            anchor is not measured so.
+            function of the parameters that require a gradient, at every :meth:`measure`. A batch costs as much as
+            thirty training steps or more, and the memory of twenty copies of these parameters. It is measured of
+            the model alone and not of its base.
         pass_at: the values of k; one that is larger than a rollout's group is left out, with a warning.
         success_threshold: a rollout succeeds if its reward is larger than this.
         prefix: put before every key.
