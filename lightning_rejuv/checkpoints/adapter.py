@@ -21,6 +21,7 @@ from lightning_rejuv.anchor.files import ADAPTER_CONFIG, read_json
 from lightning_rejuv.anchor.header import build_header, read_header
 from lightning_rejuv.checkpoints.models import skeleton_if_known
 from lightning_rejuv.checkpoints.names import base_names
+from lightning_rejuv.checkpoints.options import given_alpha
 from lightning_rejuv.checkpoints.output import check_apart, check_free, new_directory, write_file
 from lightning_rejuv.checkpoints.reader import Checkpoint, open_checkpoint, reading
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
@@ -100,7 +101,7 @@ def check_given(alpha: Any) -> float | Mapping[str, float]:
     Raises:
         ValueError: the alpha has to be searched for, or is out of range.
     """
-    given = Options(alpha=alpha).alpha
+    given = Options(alpha=given_alpha(alpha)).alpha
     if isinstance(given, str):
         raise ValueError(
             f"Expected `alpha` to be a number, or one for each pattern of names, but got {given!r}: finding it needs a "
@@ -198,7 +199,7 @@ def rejuvenate_adapter(
     out: PathLike,
     *,
     base: PathLike | None = None,
-    alpha: float | Mapping[str, float] = USUAL_ALPHA,
+    alpha: float | str | Mapping[str, float] = USUAL_ALPHA,
 ) -> CheckpointReport:
     """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
 
@@ -212,14 +213,15 @@ def rejuvenate_adapter(
         sft: directory of the adapter.
         out: directory to write; must not exist.
         base: directory of the base; needed only if the adapter replaces tensors.
-        alpha: weight of the SFT model; or one for each pattern of weights' names in the base model.
+        alpha: weight of the SFT model; or one for each pattern of weights' names in the base model, as a mapping or
+            as a YAML file that holds one.
 
     Raises:
         ValueError: DoRA, whose fusion is no DoRA of the same form (merge it instead); another kind of
             adapter that cannot be scaled; a tensor of the base is needed and not given.
         FileExistsError: the output exists.
     """
-    alpha = check_given(alpha)
+    given = check_given(alpha)
     source, target = Path(sft).expanduser(), Path(out).expanduser()
     check_free(target)
     check_apart(target, source, *([Path(base).expanduser()] if base else []))
@@ -232,7 +234,7 @@ def rejuvenate_adapter(
             "same form. Write the whole model with `merge_adapter`."
         )
     names = [*(f"{module}.weight" for module in adapter.loras), *adapter.whole]
-    alphas = alpha_by_name(alpha, names)
+    alphas = alpha_by_name(given, names)
     files, opened = adapter.files, open_checkpoint(base, "base") if base and adapter.whole else None
     replaced = _replaced(adapter, opened)
     check_trained(adapter, opened, {stored: name for stored, (_, name) in replaced.items()})
@@ -267,8 +269,8 @@ def rejuvenate_adapter(
             form="adapter",
             inputs=hasher.report(),
             outputs=writer.digests,
-            options={"alpha": alpha, "reset": None},
-            alpha=alpha,
+            options={"alpha": given, "reset": None},
+            alpha=given,
             warnings=tuple(warnings),
         )
         copy_sidecar(source, partial, None)

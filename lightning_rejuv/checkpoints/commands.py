@@ -54,13 +54,13 @@ def rejuvenate_checkpoint(
         calibration: JSONL, a few dozen lines in the style of the SFT data, which SFT has not seen: either
             {"prompt": …, "response": …} as plain text, or {"messages": […]} that end with the assistant's, rendered
             with the SFT model's own chat template. For an alpha of "auto", a reset and a refit.
-        device: the device that models are run on for those.
-        dtype: of the output; by default the SFT model's.
+        device: the device that models are run on.
+        dtype: the output's dtype; by default the SFT model's.
         compute_dtype: the dtype that models are run in; "auto" is bfloat16 if the device's hardware multiplies in it,
             and float32 otherwise; the report says which it was.
-        rounding: to half types; "stochastic" keeps alpha on average: most updates of mild SFT are one step of
-            bfloat16 wide, and to "nearest" all of them go back to one end.
-        seed: of stochastic rounding, sampling, the random control and the order of a refit.
+        rounding: how weights are rounded to half types; "stochastic" keeps alpha on average: most updates of mild SFT
+            are one step of bfloat16 wide, and to "nearest" all of them go back to one end.
+        seed: the seed of stochastic rounding, sampling, the random control and the order of a refit.
         progress: called with the name of each phase, how much of it is done, and how much it is in all (bytes
             of weights, forward passes or tokens).
 

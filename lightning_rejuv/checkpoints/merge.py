@@ -68,7 +68,7 @@ def merge_adapter(
     sft: PathLike,
     out: PathLike,
     *,
-    alpha: float | Mapping[str, float] = USUAL_ALPHA,
+    alpha: float | str | Mapping[str, float] = USUAL_ALPHA,
     dtype: str | None = None,
     rounding: Rounding = "stochastic",
     seed: int = 0,
@@ -84,8 +84,8 @@ def merge_adapter(
         base: directory of the base.
         sft: directory of the adapter.
         out: directory to write; must not exist.
-        alpha: weight of the SFT model, or one for each pattern of the base's names on disk; 1 merges without
-            fusion.
+        alpha: weight of the SFT model, or one for each pattern of the base's names on disk, as a mapping or as a YAML
+            file that holds one; 1 merges without fusion.
         dtype: of the output; by default the base's.
         rounding: see :func:`rejuvenate_checkpoint`; rounding to nearest drops an update below half a step.
         seed: of stochastic rounding; refused with any other, and if no weight is written in a half type.

@@ -24,12 +24,22 @@ WITHOUT_CALIBRATION = ("without `calibration`", "pass `calibration`")
 def given_alpha(alpha: float | str | Mapping[str, float]) -> Any:
     """Return an alpha as it was given, or if that is the path of a YAML file, what the file holds.
 
-    >>> given_alpha(0.4)
-    0.4
+    Raises:
+        ValueError: it is a text of another kind than "auto" and a path that ends with ``.yaml`` or ``.yml``, or the
+            file is malformed.
+        OSError: the file cannot be read.
+
+    >>> given_alpha(0.4), given_alpha("auto")
+    (0.4, 'auto')
     """
-    if isinstance(alpha, str) and alpha.endswith((".yaml", ".yml")):
-        return read_alphas(Path(alpha).expanduser())
-    return alpha
+    if not isinstance(alpha, str) or alpha == "auto":
+        return alpha
+    if not alpha.endswith((".yaml", ".yml")):
+        raise ValueError(
+            'Expected argument `alpha` to be a number in [0, 1], "auto", a mapping of name patterns to such numbers or '
+            f"the path of a YAML file (.yaml) with one, but got {alpha!r:.200}."
+        )
+    return read_alphas(Path(alpha).expanduser())
 
 
 def read_alphas(path: Path) -> dict[str, float]:

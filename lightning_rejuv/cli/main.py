@@ -14,8 +14,9 @@ from typing import Any
 
 from lightning_rejuv.cli.arguments import Parsed, made, parse
 from lightning_rejuv.cli.messages import in_flags, merge_first
-from lightning_rejuv.cli.parser import USAGE, flag
+from lightning_rejuv.cli.parser import USAGE
 from lightning_rejuv.cli.process import Interruption, complain, emit, prepare_streams, standard_output_kept
+from lightning_rejuv.cli.recipe import flag
 from lightning_rejuv.names import printable
 
 _FAULTS, _REFUSED, _IO = 1, 3, 4
@@ -88,7 +89,7 @@ def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | N
     if isinstance(error, _UsageError):
         return text, USAGE
     if isinstance(error, OSError):
-        return text or kind, _IO
+        return _of_file(error, parsed) or text or kind, _IO
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return (
             f"There is not enough memory ({kind}: {text[:300]}). Models are run by the reset, by `--alpha auto`, by "
@@ -102,6 +103,13 @@ def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | N
     return f"{kind}: {text[:600]} (this {hint})", _REFUSED
 
 
+def _of_file(error: OSError, parsed: Parsed | None) -> str | None:
+    """Return an error of the system with the option that names the file; None if no option does."""
+    given = parsed.given if parsed else {}
+    names = [name for name, value in given.items() if isinstance(value, str) and value == error.filename]
+    return f"`{flag(names[0])}` cannot be read or written: {error}." if names else None
+
+
 def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:
     given = dict(parsed.given)
     sft, out = given.pop("sft"), given.pop("out")
@@ -110,9 +118,6 @@ def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, i
 
     if checkpoints.is_adapter(sft):
         _refuse_what_runs_a_model(parsed)
-        given.pop("reset_fraction", None)  # 0
-        if "alpha" in given:
-            given["alpha"] = checkpoints.given_alpha(given["alpha"])
         if merge:
             if base is None:
                 raise ValueError("Expected `--base` to merge the adapter into.")
@@ -131,8 +136,6 @@ def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, i
 def _refuse_what_runs_a_model(parsed: Parsed) -> None:
     given = parsed.given
     asked = ["`--alpha auto`"] if given.get("alpha") == "auto" else []
-    # Not a number, too, is not 0.
-    asked += ["`--reset-fraction`"] if given.get("reset_fraction", 0) != 0 else []
     of_models = ("reset", "calibration", "device", "compute_dtype", "refit")
     asked += [f"`{flag(name)}`" for name in of_models if name in given]
     if asked:

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Sequence
 
 from lightning_rejuv.cli.arguments import Parsed
-from lightning_rejuv.cli.parser import flag, options_of
+from lightning_rejuv.cli.parser import options_of
+from lightning_rejuv.cli.recipe import flag
 
 # Messages name an argument in backticks, with or without a value: `alpha`, `alpha='auto'`, `steps` of `Refit`.
 _ARGUMENT = re.compile(

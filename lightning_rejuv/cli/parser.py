@@ -11,18 +11,22 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from types import FunctionType
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import jsonargparse
 from typing_extensions import override
 
 from lightning_rejuv.checkpoints import commands
-from lightning_rejuv.config import Refit, Reset
+from lightning_rejuv.cli.recipe import OBJECTS, flag, load_yaml
+from lightning_rejuv.names import printable
 
 USAGE = 2
+_LONGEST = 800  # characters of an error
 
-OBJECTS = {"reset": Reset, "refit": Refit}
-SWITCHES = ("merge", "json", "quiet", "traceback")
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "diagnose": commands.diagnose,
+    "rejuvenate": commands.rejuvenate_checkpoint,
+}
 
 _DESCRIPTION = """\
 Restore the plasticity of an over-trained language model between SFT and RL.
@@ -78,18 +82,7 @@ it was written by this command, also that its files are what was written. Exit c
 # What one of several types would have to be, as jsonargparse says it.
 _TYPE_ERROR = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value: (?P<got>.*))?$", re.MULTILINE)
 _KEY = re.compile(r'Parser key "(?P<key>[^"]*)"')
-_RECIPE = "recipe"
-_UNKNOWN_FIELD = re.compile(r"Option '(?P<name>[^']*)' is not accepted")
-_OF_COMMAND = re.compile(r"Subcommand '(?P<name>\w+)'")
-
-
-def flag(name: str) -> str:
-    """Return the flag of an option.
-
-    >>> flag("compute_dtype")
-    '--compute-dtype'
-    """
-    return f"--{name.replace('_', '-')}"
+_YAML = "yaml of values"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -98,9 +91,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpF
     @override
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").replace("``", "").rstrip(".")
-        if action.required:
+        if action.required and action.option_strings:
             return f"{text} (required)"
-        said = action.default in (None, False, argparse.SUPPRESS) or "default" in text
+        unsaid = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        said = unsaid or "default" in text
         return text if said else f"{text} (default: %(default)s)"
 
     @override
@@ -111,15 +105,17 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpF
 
 
 class _Parser(jsonargparse.ArgumentParser):
+    command = ""  # that was asked for
+
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line; the parsers of Python and jsonargparse print the whole usage before it."""
         if not self.exit_on_error:  # a parser inside, whose errors are told by the one outside
             super().error(message, ex)
-        prog = self.prog.replace(" [options]", "")
-        if found := _OF_COMMAND.search(message):
-            prog = f"{prog} {found['name']}"
-        self.exit(USAGE, f"{prog}: error: {_in_one_line(message)} (`{prog} --help` lists the options)\n")
+        prog = f"lightning-rejuv {self.command}".strip()
+        text = printable(_in_one_line(message))
+        text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+        self.exit(USAGE, f"{prog}: error: {text} (`{prog} --help` lists the options)\n")
 
 
 def _in_one_line(message: str) -> str:
@@ -130,18 +126,14 @@ def _in_one_line(message: str) -> str:
     """
     keys, expected = _KEY.findall(message), _TYPE_ERROR.findall(message)
     wrong = [(kind, got) for kind, got in expected if "NoneType" not in kind]
-    unknown = _UNKNOWN_FIELD.search(message)
-    if keys and keys[0] in OBJECTS and (unknown or not wrong):
-        held = OBJECTS[keys[0]]
-        names = ", ".join(field.name for field in fields(held))
-        got = f"the field {unknown['name']!r}" if unknown else message.rpartition("Given value: ")[2].strip()
-        return f"Expected `{flag(keys[0])}` to be null or fields of `{held.__name__}` ({names}) but got {got:.200}."
     if keys and wrong:
         kind, got = wrong[-1]
         kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("typing.Literal", "one of ")
-        got = got or message.rpartition("Given value: ")[2].splitlines()[0]
+        got = got or message.rpartition("Given value: ")[2].partition("\n")[0]
         return f"Expected `{flag('.'.join(dict.fromkeys(keys)))}` to be {kind} but got {got!r}."
-    return " ".join(re.sub(r"(?:diagnose|rejuvenate|verify)\.(\w)", r"--\1", message).split())
+    return " ".join(re.sub(r"(?:diagnose|rejuvenate|verify)\.(\w)", r"--\1", message).split()).replace(
+        "required: --path", "required: DIR"
+    )
 
 
 class _Version(argparse.Action):
@@ -153,34 +145,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _load_recipe(text: str) -> Any:
-    """Read YAML that names values and no code: jsonargparse would import what a `class_path` names.
-
-    Raises:
-        ValueError: it is not YAML, names a class, or has an alias, of which a few make a file without end.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError(
-                "Expected options and their values but got an alias (`*name`): write out the value."
-            )
-        content = jsonargparse.get_loader("yaml")(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"Expected YAML but got {' '.join(str(error).split())}.") from error
-    if "class_path" in _keys(content):
-        raise ValueError("Expected options and their values but got a `class_path`: no option is a class.")
-    return content
-
-
-def _keys(content: Any) -> set[str]:
-    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    own = set(map(str, content)) if isinstance(content, dict) else set()
-    return own.union(*map(_keys, inside))
-
-
-jsonargparse.set_loader(_RECIPE, _load_recipe, exceptions=(ValueError,))
+jsonargparse.set_loader(_YAML, load_yaml, exceptions=(ValueError,))
 
 
 def build_parser() -> _Parser:
@@ -190,20 +155,31 @@ def build_parser() -> _Parser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=_Formatter,
-        parser_mode=_RECIPE,
+        parser_mode=_YAML,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", required=False)
     for name, text in (("diagnose", _DIAGNOSE), ("rejuvenate", _REJUVENATE), ("verify", _VERIFY)):
         command = _command(name, text)
         subcommands.add_subcommand(name, command, help=text.partition("\n")[0])
+        command.prog = f"lightning-rejuv {name}"
     return parser
 
 
+def help_of(name: str) -> str:
+    """Return the help for the fields of a reset or a refit."""
+    parser = _Parser(prog="lightning-rejuv rejuvenate", formatter_class=_Formatter, add_help=False)
+    parser.add_class_arguments(OBJECTS[name], name)
+    whole = next(action for action in parser._actions if action.dest == name)
+    whole.help = argparse.SUPPRESS  # the object as a file, which the command does not take
+    return parser.format_help()
+
+
 def _command(name: str, text: str) -> _Parser:
-    command = _Parser(description=text, formatter_class=_Formatter, parser_mode=_RECIPE)
+    command = _Parser(description=text, formatter_class=_Formatter, parser_mode=_YAML)
+    command.command = name
     if name == "verify":
-        command.add_argument("path", metavar="DIR")
+        command.add_argument("path", metavar="DIR", help="the directory")
     else:
         command.add_argument("--config", action="config", metavar="RECIPE.yaml", help="options in YAML")
     if name == "diagnose":
@@ -220,6 +196,8 @@ def _command(name: str, text: str) -> _Parser:
             "--reset_fraction", type=float, metavar="F", help="short for --reset.fraction F; 0 for no reset"
         )
         command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
+        sft = next(action for action in command._actions if action.dest == "sft")
+        sft.help = "directory of the SFT model, or of a LoRA adapter (PEFT)"
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.add_argument("--quiet", action="store_true", help="no progress bar, and no report but `--json`")
     command.add_argument("--traceback", action="store_true", help="print the traceback of an error, too")
@@ -237,23 +215,36 @@ def _without_result(function: Any) -> Any:
     copy.__module__, copy.__kwdefaults__, copy.__doc__ = __name__, function.__kwdefaults__, function.__doc__
     copy.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
     copy.__annotations__ = get_type_hints(copy, {**scope, "PathLike": str})
+    if (
+        "verifier" in copy.__annotations__
+    ):  # text, too: jsonargparse would import a function before it is asked for
+        copy.__annotations__["verifier"] = str | None
     return copy
 
 
 def options_of(command: str) -> set[str]:
     """Return the names of a command's options, those of a reset as ``reset.scope``."""
-    names = set(defaults_of(command))
-    if command != "rejuvenate":
-        return names
-    inside = {f"{name}.{field.name}" for name, kind in OBJECTS.items() for field in fields(kind)}
-    return names | inside | {"merge", "reset_fraction"}
+    return set(known_options(command)) - {"json", "quiet", "traceback"}
+
+
+def known_options(command: str) -> dict[str, bool]:
+    """Return the names of all that a command takes as an option, and of each whether it is text alone."""
+    switches = ("json", "quiet", "traceback")
+    if command not in COMMANDS:
+        return dict.fromkeys(switches, False)
+    kinds = _without_result(COMMANDS[command]).__annotations__
+    known = {
+        name: not {int, float}.intersection(get_args(kind) or (kind,))
+        for name, kind in kinds.items()
+        if name != "progress"
+    }
+    if command == "rejuvenate":
+        inside = {f"{name}.{field.name}": False for name, kind in OBJECTS.items() for field in fields(kind)}
+        known |= {**inside, "merge": False, "reset_fraction": False}
+    return known | dict.fromkeys(switches, False)
 
 
 def defaults_of(command: str) -> dict[str, Any]:
     """Return what a command's function takes, with the defaults."""
-    functions: dict[str, Callable[..., Any]] = {
-        "diagnose": commands.diagnose,
-        "rejuvenate": commands.rejuvenate_checkpoint,
-    }
-    parameters = inspect.signature(functions[command]).parameters if command in functions else {}
+    parameters = inspect.signature(COMMANDS[command]).parameters if command in COMMANDS else {}
     return {name: found.default for name, found in parameters.items() if name != "progress"}

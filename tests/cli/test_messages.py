@@ -252,7 +252,7 @@ def adapter(tmp_path):
         (("--calibration", "c.jsonl"), "`--calibration`"),
         (("--calibration", "c.jsonl", *FUSION), "`--calibration`"),
         (("--calibration", "c.jsonl", "--merge"), "`--calibration`"),
-        (("--calibration", "c.jsonl", "--reset-fraction", "0.02"), "`--reset-fraction`, `--calibration`"),
+        (("--calibration", "c.jsonl", "--reset-fraction", "0.02"), "`--reset`, `--calibration`"),
         (("--alpha", "auto"), "`--alpha auto`"),
         (("--refit.steps", "2"), "`--refit`"),
         (("--reset.scope", "layer"), "`--reset`"),
