@@ -104,10 +104,14 @@ def _answer(error: BaseException, interruption: Interruption, parsed: Parsed | N
 
 
 def _of_file(error: OSError, parsed: Parsed | None) -> str | None:
-    """Return an error of the system with the option that names the file; None if no option does."""
+    """Return an error of the system with the options that name the file; None if none does."""
     given = parsed.given if parsed else {}
-    names = [name for name, value in given.items() if isinstance(value, str) and value == error.filename]
-    return f"`{flag(names[0])}` cannot be read or written: {error}." if names else None
+    names = [
+        f"`{flag(name)}`"
+        for name, value in given.items()
+        if isinstance(value, str) and value == error.filename
+    ]
+    return f"{' or '.join(names)} cannot be read or written: {error}." if names else None
 
 
 def _rejuvenate(parsed: Parsed, checkpoints: Any, progress: Any) -> tuple[Any, int]:

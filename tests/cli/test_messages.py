@@ -316,3 +316,29 @@ def test_messages_of_the_functions_name_no_flags(tmp_path):
     with pytest.raises(ValueError, match="Expected calibration data") as refused:
         checkpoints.rejuvenate_checkpoint(base, sft, tmp_path / "out")
     assert "--" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "said"),
+    [
+        (
+            "--calibration",
+            "nowhere.jsonl",
+            "`--calibration` cannot be read or written: [Errno 2] No such file",
+        ),
+        (
+            "--alpha",
+            "nowhere.yaml",
+            "`--alpha` cannot be read or written: [Errno 2] No such file or directory",
+        ),
+        (
+            "--calibration",
+            "{base}",
+            "`--base` or `--calibration` cannot be read or written: [Errno 21] Is a dir",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_by_its_option(option, path, said, models, refusal):
+    rejuvenate = ["rejuvenate", "--base", "{base}", "--sft", "{sft}", "--out", "{root}/out"]
+    text = refusal(*(part.format(**models) for part in (*rejuvenate, option, path)), code=4)
+    assert text.startswith(said)
