@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Without CUDA a named version takes the small CPU build where one is on offer; with CUDA the newest is fine.
+# Without CUDA a named version takes the small CPU build if one is on offer; with CUDA the newest is fine.
 TORCH  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 # Which extra of pyproject.toml is installed, and other versions that are held to.
 EXTRAS ?= dev

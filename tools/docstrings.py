@@ -34,7 +34,7 @@ class Markdown(griffe.Extension):
 
 
 def _reference(role: re.Match[str]) -> str:
-    """A link where the target is written in full and documented, code otherwise."""
+    """A link if the target is written in full and documented, code otherwise."""
     kind, target = role.groups()
     if kind == "math" or not target.startswith(_PACKAGE):
         return f"`{target}`"
@@ -80,7 +80,7 @@ def _formulas(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _fenced_doctests(lines: Iterator[str]) -> Iterator[str]:
-    """Doctests as code blocks, also where no section announces them."""
+    """Doctests as code blocks, also if no section announces them."""
     doctest = False
 
     def part_of_doctest(line: str) -> bool:

@@ -30,4 +30,7 @@ def notes(tag: str, root: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print("Usage: python -m tools.release TAG (v0.1.0, say)", file=sys.stderr)
+        sys.exit(2)
     print(notes(sys.argv[1], ROOT), end="")

@@ -23,7 +23,7 @@ from lightning_rejuv.checkpoints.pairing import open_both, pair_up
 from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
 from lightning_rejuv.checkpoints.record import Record, find_record
 from lightning_rejuv.checkpoints.report import row
-from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, TensorStatistics, pooled
+from lightning_rejuv.checkpoints.stream import DTYPES, Edit, FusionStream, TensorStatistics, pooled
 from lightning_rejuv.config import PathLike
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.report.layers import bands
@@ -220,7 +220,7 @@ def diagnose_checkpoint(
 
         # Before the weights, which take minutes to read: what is refused is refused at once.
         read = calibration_for(own, Path(calibration).expanduser())
-    stream = FusionStream(own, anchor, pairing.pairs, Recipe(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
+    stream = FusionStream(own, anchor, pairing.pairs, Edit(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
     behaviour, run_in = None, None
     with reporting(progress), collecting_warnings() as told:
         stream.measure()

@@ -38,7 +38,7 @@ from lightning_rejuv.checkpoints.reader import (
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
 from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_files, write_index
-from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
+from lightning_rejuv.checkpoints.stream import DTYPES, Edit, FusionStream, output_dtypes, output_size
 from lightning_rejuv.checkpoints.tying import check_still_tied, embedding_names, tied_embedding
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
@@ -113,30 +113,30 @@ def merge_adapter(
     _check_tied(adapter, opened, touched, heads)
     check_trained(adapter, opened, {u: n for n, u in (*touched.items(), *heads) if isinstance(u, str)})
     _check_tokens(source, opened)
-    recipe = Recipe(
+    edit = Edit(
         alpha_by_name(given, list(touched)),
         DTYPES[dtype] if dtype else None,
         asked.rounding == "stochastic",
         asked.seed,
     )
-    dtypes = output_dtypes(opened, recipe.dtype).values()
+    dtypes = output_dtypes(opened, edit.dtype).values()
     check_seed(asked, dtypes)
     pairs = {name: Pair(name, name if name in touched else None) for name in opened.place}
-    size = output_size(opened, recipe.dtype)
+    size = output_size(opened, edit.dtype)
     check_room(target, size)
     inputs = {"base": (root, list(opened.shards)), "sft": (source, [ADAPTER])}
     with new_directory(target) as partial, Hasher(inputs) as hasher:
         with FileWriter(partial) as writer, reading(opened, adapter.files) as (base_reader, files):
             rows = _MergedRows(touched, base_reader, files)
-            stream = FusionStream(opened, opened, pairs, recipe, rows)
+            stream = FusionStream(opened, opened, pairs, edit, rows)
             with reporting(progress):
                 stream.write(writer)
         own = [str(file) for file in sidecar_files(source)]
         copy_sidecar(source, partial, None)
         copy_sidecar(
-            root, partial, recipe.dtype, without=(*own, *_TOKENIZER) if "tokenizer_config.json" in own else ()
+            root, partial, edit.dtype, without=(*own, *_TOKENIZER) if "tokenizer_config.json" in own else ()
         )
-        write_index(opened, partial, recipe.dtype, size)
+        write_index(opened, partial, edit.dtype, size)
         found = hasher.report()
         if before:
             found["sft"]["rejuvenated"] = before.to_dict()

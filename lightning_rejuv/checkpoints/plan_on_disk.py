@@ -23,7 +23,7 @@ from lightning_rejuv.checkpoints.output import write_file
 from lightning_rejuv.checkpoints.pairing import Pair, Pairing
 from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar
-from lightning_rejuv.checkpoints.stream import FusionStream, Recipe
+from lightning_rejuv.checkpoints.stream import Edit, FusionStream
 from lightning_rejuv.checkpoints.writer import FileWriter
 from lightning_rejuv.config import Options
 from lightning_rejuv.data import Data
@@ -68,7 +68,7 @@ def plan_on_disk(
 
     Args:
         pairing: the SFT model and its base.
-        options: alpha, fraction, rule and ranking.
+        options: what is asked for: alpha, the reset and the refit.
         calibration: JSONL, see :func:`~lightning_rejuv.checkpoints.dialogues.read_dialogues`.
         device: the device that models are run on.
         dtype: the dtype that they are run in.
@@ -170,7 +170,7 @@ def _write(
     """
     target.mkdir()
     with FileWriter(target) as writer, phase(f"copying the {target.name} to scratch", sft.nbytes):
-        FusionStream(sft, base, pairs, Recipe(dict.fromkeys(pairs, 0.0))).write(writer)
+        FusionStream(sft, base, pairs, Edit(dict.fromkeys(pairs, 0.0))).write(writer)
     copy_sidecar(sft.path, target, None, without)
     if sft.index is not None:
         write_file(target / INDEX, json.dumps(sft.index).encode())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -249,18 +249,15 @@ class Reader:
 
 
 def _view(buffer: Tensor) -> memoryview:
-    return memoryview(buffer.numpy())  # type: ignore[arg-type]  # numpy declares it from Python 3.12 on
+    # Not every NumPy that is taken declares that its arrays are buffers.
+    return memoryview(cast(Any, buffer.numpy()))
 
 
 @contextmanager
 def reading(*checkpoints: Checkpoint) -> Iterator[list[Reader]]:
     """Open readers for several checkpoints at once."""
-    readers = [Reader(checkpoint) for checkpoint in checkpoints]
-    try:
-        yield readers
-    finally:
-        for reader in readers:
-            reader.__exit__()
+    with ExitStack() as stack:
+        yield [stack.enter_context(Reader(checkpoint)) for checkpoint in checkpoints]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lightning_rejuv.checkpoints.reader import Checkpoint
 from lightning_rejuv.checkpoints.record import a_second_time, find_record
 from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out, sidecar_size, write_index
-from lightning_rejuv.checkpoints.stream import DTYPES, FusionStream, Recipe, output_dtypes, output_size
+from lightning_rejuv.checkpoints.stream import DTYPES, Edit, FusionStream, output_dtypes, output_size
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
 from lightning_rejuv.config import Options, PathLike, alpha_by_name
 from lightning_rejuv.progress import Listener, reporting
@@ -65,15 +65,15 @@ def rejuvenate(
     warnings += [*pairing.warnings, *a_second_time(find_record(own, anchor)[0])]
     fused = [pair.name for pair in pairing.pairs.values() if pair.base is not None]
     given = 1.0 if isinstance(asked.alpha, str) else asked.alpha
-    recipe = Recipe(
+    edit = Edit(
         alpha_by_name(given, fused),
         dtype,
         asked.rounding == "stochastic",
         asked.seed,
         omega=asked.reset.omega if asked.reset else 0.0,
     )
-    check_seed(asked, dtypes := output_dtypes(own, recipe.dtype).values())
-    size = output_size(own, recipe.dtype)
+    check_seed(asked, dtypes := output_dtypes(own, edit.dtype).values())
+    size = output_size(own, edit.dtype)
     check_room(out, size + sidecar_size(sft))
 
     with ExitStack() as stack:
@@ -96,14 +96,14 @@ def rejuvenate(
                 scratch,
             )
             shutil.rmtree(scratch)
-            recipe = replace(recipe, resets=plan.resets, moves=plan.moves)
+            edit = replace(edit, resets=plan.resets, moves=plan.moves)
             if plan.alpha is not None:
                 given = plan.alpha
-                recipe = replace(recipe, alphas=dict.fromkeys(fused, given))
+                edit = replace(edit, alphas=dict.fromkeys(fused, given))
             attribution, refitted = plan.attribution, plan.refit
             warnings += plan.warnings
         with FileWriter(partial) as writer:
-            stream = FusionStream(own, anchor, pairing.pairs, recipe)
+            stream = FusionStream(own, anchor, pairing.pairs, edit)
             stream.write(writer)
         report = CheckpointReport(
             version=__version__,
@@ -117,12 +117,12 @@ def rejuvenate(
             vocabulary=_vocabulary(pairing),
             unused=pairing.unused,
             warnings=(*warnings, *told),
-            reset={name: pattern.count for name, pattern in recipe.resets.items()},
+            reset={name: pattern.count for name, pattern in edit.resets.items()},
             attribution=attribution,
             refit=refitted,
         )
-        copy_sidecar(sft, partial, recipe.dtype)
-        write_index(own, partial, recipe.dtype, size)
+        copy_sidecar(sft, partial, edit.dtype)
+        write_index(own, partial, edit.dtype, size)
         write_report(partial, sft, report)
     return report
 

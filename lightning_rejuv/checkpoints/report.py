@@ -70,10 +70,13 @@ class CheckpointReport:
         return {**plain, "warnings": list(self.warnings)}
 
     def recipe(self) -> dict[str, Any]:
-        """Return what ``--config`` takes to do the same again: paths as they were given, options as applied."""
+        """Return what ``--config`` takes to do the same again: paths as they were given, options as applied.
+
+        A path that is no UTF-8 is left out, since no YAML can hold it: it has to be given beside the recipe.
+        """
         paths = {role: self.inputs[role]["path"] for role in ("base", "sft") if role in self.inputs}
-        applied = {name: value for name, value in self.options.items() if value is not None}
-        return {**paths, "out": self.output, **applied}
+        asked = {**paths, "out": self.output, **self.options}
+        return {name: value for name, value in asked.items() if value is not None and _is_unicode(value)}
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -165,6 +168,15 @@ def write_report(partial: Path, card_from: Path, report: CheckpointReport) -> No
     copied = lies_within(card_from, CARD) and card.is_file()
     existing = card.read_text(encoding="utf-8", errors="replace") if copied else ""
     write_file(partial / CARD, report.card(existing).encode(errors="backslashreplace"))
+
+
+def _is_unicode(value: object) -> bool:
+    """Tell whether a value has no lone surrogate, for which a byte of a file name stands that is no UTF-8."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def row(statistics: TensorStatistics) -> dict[str, float | int | None]:

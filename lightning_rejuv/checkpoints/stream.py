@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Edit:
     """What is done to every tensor.
 
     Attributes:
@@ -151,7 +151,7 @@ class FusionStream:
         sft: the SFT model, or what has its shards, names and shapes.
         base: the base.
         pairs: which of the base's tensors each one is fused with, by name.
-        recipe: alpha, dtype, rounding, resets.
+        edit: what is done to every tensor.
         sft_rows: gives the SFT model's weights if they are not those in its files.
 
     Attributes:
@@ -163,10 +163,10 @@ class FusionStream:
         sft: Checkpoint,
         base: Checkpoint,
         pairs: Mapping[str, Pair],
-        recipe: Recipe,
+        edit: Edit,
         sft_rows: Rows | None = None,
     ) -> None:
-        self._sft, self._base, self._pairs, self._recipe, self._sft_rows = sft, base, pairs, recipe, sft_rows
+        self._sft, self._base, self._pairs, self._edit, self._sft_rows = sft, base, pairs, edit, sft_rows
         self.measured: dict[str, TensorStatistics] = {}
 
     def __iter__(self) -> Iterator[tuple[str, bytes | Tensor, int]]:
@@ -176,7 +176,7 @@ class FusionStream:
             ValueError: NaN or infinity in a tensor, which is named.
             OSError: reading failed.
         """
-        dtypes, twice = output_dtypes(self._sft, self._recipe.dtype), stored_twice(self._sft)
+        dtypes, twice = output_dtypes(self._sft, self._edit.dtype), stored_twice(self._sft)
         with one_thread(), reading(self._sft, self._base) as (reader, base_reader):
             for file, header in self._sft.shards.items():
                 table = [(e.name, dtypes[e.name], e.shape) for e in header.entries]
@@ -212,11 +212,11 @@ class FusionStream:
             for start, stop in pieces(entry.shape, _PIECE):
                 yield reader.rows(entry, start, stop).to(dtype)
             return
-        recipe, rows, measured = self._recipe, self._sft_rows or reader.rows, TensorStatistics()
-        alpha, pattern = recipe.alphas.get(entry.name, 1.0), recipe.resets.get(entry.name)
-        move = recipe.moves.get(entry.name)
+        edit, rows, measured = self._edit, self._sft_rows or reader.rows, TensorStatistics()
+        alpha, pattern = edit.alphas.get(entry.name, 1.0), edit.resets.get(entry.name)
+        move = edit.moves.get(entry.name)
         # A head that is rounded as the embedding that it is tied to stays equal to it.
-        stream = random_stream(f"{recipe.seed} {twice.get(entry.name, entry.name)}")
+        stream = random_stream(f"{edit.seed} {twice.get(entry.name, entry.name)}")
         for start, stop in pieces(entry.shape, _PIECE):
             sft = rows(entry, start, stop)
             base = self._base_rows(pair, base_reader, start, stop, sft)
@@ -226,12 +226,10 @@ class FusionStream:
             measured.add(sft, base)
             exact = lerp_(sft.clone(), base, 1.0 - alpha)
             if pattern is not None:
-                exact = torch.where(
-                    pattern.rows(start, stop), lerp_(exact.clone(), base, recipe.omega), exact
-                )
+                exact = torch.where(pattern.rows(start, stop), lerp_(exact.clone(), base, edit.omega), exact)
             if move is not None:
                 exact = exact + move[start:stop]
-            rounded = round_stochastically(exact, dtype, stream) if recipe.stochastic else exact.to(dtype)
+            rounded = round_stochastically(exact, dtype, stream) if edit.stochastic else exact.to(dtype)
             if alpha < 1.0:
                 measured.add_rounding(sft, base, exact, rounded)
             self._check_finite(entry.name, rounded, sft, base)

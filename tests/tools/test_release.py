@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tools.release import notes
+from tools.release import ROOT, notes
 
 CHANGELOG = """# Changelog
 
@@ -60,3 +63,12 @@ def test_what_is_refused(root, tag, version, cited, message):
     _set(root, version, cited)
     with pytest.raises(SystemExit, match=message):
         notes(tag, root)
+
+
+@pytest.mark.parametrize("arguments", [[], ["v0.1.0", "v0.2.0"]])
+def test_without_one_tag_it_says_how_it_is_used(arguments):
+    command = [sys.executable, "-m", "tools.release", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "Usage: python -m tools.release TAG (v0.1.0, say)\n"
