@@ -89,12 +89,11 @@ def rejuvenate_checkpoint(
         tensor([0.2500, 0.2500])
         >>> shutil.rmtree(root)
     """
-    from lightning_rejuv.checkpoints.options import given_alpha
+    from lightning_rejuv.checkpoints.options import Running, given_alpha
     from lightning_rejuv.checkpoints.rejuvenate import rejuvenate
 
     options = Options(alpha=given_alpha(alpha), reset=reset, refit=refit, rounding=rounding, seed=seed)
-    beside = {"calibration": calibration, "device": device, "dtype": dtype, "compute_dtype": compute_dtype}
-    return rejuvenate(base, sft, out, options, beside, progress)
+    return rejuvenate(base, sft, out, options, Running(calibration, device, compute_dtype), dtype, progress)
 
 
 def diagnose(
@@ -137,6 +136,6 @@ def diagnose(
         OSError: reading failed.
     """
     from lightning_rejuv.checkpoints.diagnosis import diagnose_checkpoint
+    from lightning_rejuv.checkpoints.options import Running
 
-    beside = {"device": device, "compute_dtype": compute_dtype}
-    return diagnose_checkpoint(base, sft, calibration, verifier, beside, progress)
+    return diagnose_checkpoint(base, sft, Running(calibration, device, compute_dtype), verifier, progress)

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.checkpoints.adapter import is_adapter
 from lightning_rejuv.checkpoints.checks import Finding, check_beside_base, check_ends
-from lightning_rejuv.checkpoints.options import (
-    check_compute_dtype,
-    check_device,
-    check_no_model_is_run,
-    compute_dtype_on,
-)
+from lightning_rejuv.checkpoints.options import WITHOUT_CALIBRATION, Running, check_device, refuse_idle
 from lightning_rejuv.checkpoints.pairing import open_both, pair_up
 from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
 from lightning_rejuv.checkpoints.record import Record, find_record
@@ -180,9 +175,8 @@ class Diagnosis:
 def diagnose_checkpoint(
     base: PathLike,
     sft: PathLike,
-    calibration: PathLike | None,
+    running: Running,
     verifier: str | Callable[[str, str], object] | None,
-    beside: Mapping[str, str],
     progress: Listener | None,
 ) -> Diagnosis:
     """Do what :func:`lightning_rejuv.checkpoints.diagnose` says.
@@ -190,20 +184,17 @@ def diagnose_checkpoint(
     Args:
         base: directory of the checkpoint that SFT started from.
         sft: directory of the SFT model.
-        calibration: JSONL; None if no model is to be run.
+        running: how models are run, if they are.
         verifier: a function of prompt and response, or ``"module:function"``.
-        beside: ``device`` and ``compute_dtype``.
         progress: called with phases.
     """
-    device, compute_dtype = beside["device"], beside["compute_dtype"]
-    check_compute_dtype(compute_dtype)
     check = None
-    if calibration is None:
+    if running.calibration is None:
         if verifier is not None:
             raise ValueError("Expected `calibration` with `verifier`: its prompts are what is answered.")
-        check_no_model_is_run(beside)
+        refuse_idle(running.given, *WITHOUT_CALIBRATION)
     else:
-        check_device(device)
+        check_device(running.device)
         check = _verifier(verifier)
     if is_adapter(sft):
         raise ValueError(
@@ -214,20 +205,22 @@ def diagnose_checkpoint(
     pairing = pair_up(*opened)
     own, anchor = pairing.sft, pairing.base
     read = None
-    if calibration is not None:
+    if running.calibration is not None:
         from lightning_rejuv.checkpoints.behaviour import measure_behaviour
         from lightning_rejuv.checkpoints.plan_on_disk import calibration_for
 
         # Before the weights, which take minutes to read: what is refused is refused at once.
-        read = calibration_for(own, Path(calibration).expanduser())
+        read = calibration_for(own, Path(running.calibration).expanduser())
     stream = FusionStream(own, anchor, pairing.pairs, Edit(dict.fromkeys(pairing.pairs, USUAL_ALPHA)))
     behaviour, run_in = None, None
     with reporting(progress), collecting_warnings() as told:
         stream.measure()
         if read is not None:
-            run_in = compute_dtype_on(device, compute_dtype)
+            run_in = running.run_in()
             with tempfile.TemporaryDirectory(prefix="lightning-rejuv-") as scratch:
-                behaviour = measure_behaviour(pairing, read, check, device, DTYPES[run_in], Path(scratch))
+                behaviour = measure_behaviour(
+                    pairing, read, check, running.device, DTYPES[run_in], Path(scratch)
+                )
     record, recorded = find_record(own, anchor)
     findings = [*recorded, *check_beside_base(pairing), *(check_ends(own, read) if read else ())]
     same_vocabulary = pairing.rows is None or pairing.rows.identity
@@ -249,7 +242,7 @@ def diagnose_checkpoint(
         recommendation=recommendation,
         alpha=alpha,
         rejuvenated=record,
-        device=device if run_in else None,
+        device=running.device if run_in else None,
         compute_dtype=run_in,
     )
 

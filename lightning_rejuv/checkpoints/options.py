@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,14 +11,60 @@ import torch
 
 from lightning_rejuv import _compat
 from lightning_rejuv.checkpoints.stream import DTYPES
-from lightning_rejuv.config import USES_OF_CALIBRATION, ComputeDtype, Options
+from lightning_rejuv.config import USES_OF_CALIBRATION, ComputeDtype, Options, PathLike
 from lightning_rejuv.weights.rounding import HALF_TYPES
 
 COMPUTE_DTYPES: tuple[str, ...] = get_args(ComputeDtype)
-# What only a model that is run has, with the defaults.
-_OF_MODELS: Mapping[str, Any] = {"calibration": None, "device": "cpu", "compute_dtype": "auto"}
 # Why a diagnosis without calibration data takes no option of a model, and what to do, in messages.
 WITHOUT_CALIBRATION = ("without `calibration`", "pass `calibration`")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the models of two directories are run, and on what.
+
+    Attributes:
+        calibration: JSONL; None if no model is to be run.
+        device: the device that they are run on.
+        compute_dtype: one of :data:`COMPUTE_DTYPES`.
+
+    Raises:
+        ValueError: the dtype is none that models are run in.
+    """
+
+    calibration: PathLike | None = None
+    device: str = "cpu"
+    compute_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(
+                f"Expected argument `compute_dtype` to be one of {sorted(COMPUTE_DTYPES)} but got "
+                f"{self.compute_dtype!r}."
+            )
+
+    @property
+    def given(self) -> list[str]:
+        """The names of what differs from the default.
+
+        >>> Running(device="cuda").given
+        ['device']
+        """
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def run_in(self) -> str:
+        """Return the dtype that models are run in: what was asked for, or for ``"auto"`` what the device is made for.
+
+        That is bfloat16 if the hardware multiplies in it, else float32, whatever dtype the checkpoint has: the
+        models are only measured, and the weights that are written are computed in float32 or wider in any case.
+        float16 is never chosen: gradients of the entropy are small enough to underflow in it.
+
+        >>> Running(compute_dtype="float16").run_in()
+        'float16'
+        """
+        if self.compute_dtype != "auto":
+            return self.compute_dtype
+        return "bfloat16" if _compat.computes_fast_in_bfloat16(torch.device(self.device)) else "float32"
 
 
 def given_alpha(alpha: float | str | Mapping[str, float]) -> Any:
@@ -101,37 +147,6 @@ def check_device(device: str) -> None:
         )
 
 
-def check_compute_dtype(asked: str) -> None:
-    """Refuse a dtype that models are not run in.
-
-    Raises:
-        ValueError: the message lists those that can be asked for.
-    """
-    if asked not in COMPUTE_DTYPES:
-        raise ValueError(
-            f"Expected argument `compute_dtype` to be one of {sorted(COMPUTE_DTYPES)} but got {asked!r}."
-        )
-
-
-def compute_dtype_on(device: str, asked: str) -> str:
-    """Return the dtype that models are run in: what was asked for, or for ``"auto"`` what the device is made for.
-
-    That is bfloat16 if the hardware multiplies in it, else float32, whatever dtype the checkpoint has: the
-    models are only measured, and the weights that are written are computed in float32 or wider in any case.
-    float16 is never chosen: gradients of the entropy are small enough to underflow in it.
-
-    Args:
-        device: the device that they are run on.
-        asked: one of :data:`COMPUTE_DTYPES`.
-
-    >>> compute_dtype_on("cpu", "float16")
-    'float16'
-    """
-    if asked != "auto":
-        return asked
-    return "bfloat16" if _compat.computes_fast_in_bfloat16(torch.device(device)) else "float32"
-
-
 def check_dtype(asked: str | None) -> None:
     """Refuse a dtype that no output is written in; None is the checkpoint's own.
 
@@ -142,58 +157,37 @@ def check_dtype(asked: str | None) -> None:
         raise ValueError(f"Expected argument `dtype` to be one of {sorted(DTYPES)} but got {asked!r}.")
 
 
-def check_options(asked: Options, beside: Mapping[str, Any]) -> None:
+def check_options(asked: Options, running: Running, dtype: str | None) -> None:
     """Refuse what cannot be meant, before a file is opened.
 
     Args:
         asked: the options of the method.
-        beside: ``calibration``, ``device``, ``dtype`` and ``compute_dtype``.
+        running: how models are run.
+        dtype: the output's; None for the checkpoint's own.
 
     Raises:
         ValueError: one is out of range, has no effect beside the others, or is missing; or the device cannot be used.
     """
-    check_compute_dtype(beside["compute_dtype"])
-    check_dtype(beside["dtype"])
+    check_dtype(dtype)
     if not asked.runs_the_model:
         refuse_idle(
-            _given_of_models(beside),
+            running.given,
             "with a number for `alpha`, no reset and no refit",
             f"pass {USES_OF_CALIBRATION}",
         )
-    if asked.runs_the_model and beside["calibration"] is None:
+    if asked.runs_the_model and running.calibration is None:
         raise ValueError(
             asked.without_calibration(
                 "Pass as `calibration` a JSONL file with prompts and responses as in SFT"
             )
         )
-    if asked.refit is not None and beside["compute_dtype"] == "float16":
+    if asked.refit is not None and running.compute_dtype == "float16":
         raise ValueError(
             'Expected `compute_dtype` to be "float32" or "bfloat16" with `refit` but got "float16", whose gradients '
             "underflow."
         )
     if asked.runs_the_model:
-        check_device(beside["device"])
-
-
-def check_no_model_is_run(beside: Mapping[str, Any]) -> None:
-    """Refuse, of a diagnosis without calibration data, what says how a model is run.
-
-    Args:
-        beside: ``device`` and ``compute_dtype``.
-
-    Raises:
-        ValueError: one was given.
-
-    >>> check_no_model_is_run({"device": "cuda", "compute_dtype": "auto"})
-    Traceback (most recent call last):
-    ...
-    ValueError: Expected no `device` without `calibration`: it would have no effect. Leave it out, or pass ...
-    """
-    refuse_idle(_given_of_models(beside), *WITHOUT_CALIBRATION)
-
-
-def _given_of_models(beside: Mapping[str, Any]) -> list[str]:
-    return [name for name, usual in _OF_MODELS.items() if name in beside and beside[name] != usual]
+        check_device(running.device)
 
 
 def refuse_idle(names: Sequence[str], beside: str, instead: str) -> None:
@@ -234,16 +228,19 @@ def check_seed(asked: Options, dtypes: Iterable[torch.dtype]) -> None:
         )
 
 
-def applied(asked: Options, beside: Mapping[str, Any], dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
+def applied(
+    asked: Options, running: Running, dtype: str | None, dtypes: Iterable[torch.dtype]
+) -> dict[str, Any]:
     """Return the options as the report has them: None for what nothing was done with.
 
     Args:
         asked: the options of the method.
-        beside: as in :func:`check_options`.
+        running: how models were run.
+        dtype: what was asked for; None for the checkpoint's own.
         dtypes: of the output's tensors.
     """
-    options = {**asdict(asked), **beside, "calibration": str(beside["calibration"])}
+    options = {**asdict(asked), "dtype": dtype, **asdict(running), "calibration": str(running.calibration)}
     del options["optimizer_state"]  # a checkpoint on disk has none
-    models = () if asked.runs_the_model else ("calibration", "device", "compute_dtype")
+    models = () if asked.runs_the_model else tuple(field.name for field in fields(running))
     exact = ("rounding",) if HALF_TYPES.isdisjoint(dtypes) else ()
     return {**options, **dict.fromkeys((*models, *exact))}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lightning_rejuv import __version__
 from lightning_rejuv.anchor.files import ADAPTER_CONFIG
-from lightning_rejuv.checkpoints.options import applied, check_options, check_seed, compute_dtype_on
+from lightning_rejuv.checkpoints.options import Running, applied, check_options, check_seed
 from lightning_rejuv.checkpoints.output import check_apart, check_free, check_room, new_directory
 from lightning_rejuv.checkpoints.pairing import Pairing, check_differ, open_both, pair_up
 from lightning_rejuv.checkpoints.reader import Checkpoint
@@ -30,7 +28,8 @@ def rejuvenate(
     sft: PathLike,
     out: PathLike,
     asked: Options,
-    beside: Mapping[str, Any],
+    running: Running,
+    dtype: str | None,
     progress: Listener | None,
 ) -> CheckpointReport:
     """Do what :func:`lightning_rejuv.checkpoints.rejuvenate_checkpoint` says.
@@ -40,14 +39,14 @@ def rejuvenate(
         sft: directory of the SFT model.
         out: directory to write; it must not exist.
         asked: the options of the method.
-        beside: ``calibration``, ``device``, ``dtype`` and ``compute_dtype``.
+        running: how models are run.
+        dtype: the output's; None for the SFT model's.
         progress: called with phases.
     """
-    check_options(asked, beside)
+    check_options(asked, running, dtype)
     loads = asked.runs_the_model
     if loads:
-        beside = {**beside, "compute_dtype": compute_dtype_on(beside["device"], beside["compute_dtype"])}
-    dtype = DTYPES[beside["dtype"]] if beside["dtype"] else None
+        running = replace(running, compute_dtype=running.run_in())
     base, sft, out = (Path(path).expanduser() for path in (base, sft, out))
     check_free(out)
     check_apart(out, base, sft)
@@ -67,7 +66,7 @@ def rejuvenate(
     given = 1.0 if isinstance(asked.alpha, str) else asked.alpha
     edit = Edit(
         alpha_by_name(given, fused),
-        dtype,
+        DTYPES[dtype] if dtype else None,
         asked.rounding == "stochastic",
         asked.seed,
         omega=asked.reset.omega if asked.reset else 0.0,
@@ -90,9 +89,9 @@ def rejuvenate(
             plan = plan_on_disk(
                 pairing,
                 asked,
-                Path(beside["calibration"]).expanduser(),
-                beside["device"],
-                DTYPES[beside["compute_dtype"]],
+                Path(running.calibration or "").expanduser(),  # there is one: it was looked at
+                running.device,
+                DTYPES[running.compute_dtype],
                 scratch,
             )
             shutil.rmtree(scratch)
@@ -111,7 +110,7 @@ def rejuvenate(
             form="model",
             inputs=hasher.report(),
             outputs=writer.digests,
-            options=applied(asked, beside, dtypes),
+            options=applied(asked, running, dtype, dtypes),
             alpha=given,
             tensors=stream.measured,
             vocabulary=_vocabulary(pairing),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_adapter, rejuvenate_checkpoint
-from lightning_rejuv.checkpoints.options import applied, check_options, read_alphas
+from lightning_rejuv.checkpoints.options import Running, applied, check_options, read_alphas
 from lightning_rejuv.config import Options, Reset
 from tests.checkpoints.directories import known_pair, tensors
 from tests.conftest import OF_A_RESET, nested
@@ -177,10 +177,10 @@ def test_options_that_a_directory_has_none_of_are_unknown(name, tmp_path):
 
 def test_a_partial_effect_is_an_effect():
     """Alpha is searched without a reset: models run, and only what the reset has is left out of the report."""
-    beside = {"calibration": "c.jsonl", "device": "cpu", "dtype": None, "compute_dtype": "bfloat16"}
+    running = Running("c.jsonl", compute_dtype="bfloat16")
     searched = Options(alpha="auto", seed=3)
-    check_options(searched, beside)
-    found = applied(searched, beside, [torch.float32])
+    check_options(searched, running, None)
+    found = applied(searched, running, None, [torch.float32])
     assert (found["seed"], found["compute_dtype"], found["reset"]) == (3, "bfloat16", None)
 
 
