@@ -118,8 +118,11 @@ def test_tensors_that_replace_the_bases_keep_alpha_in_bfloat16(tmp_path):
 def test_alpha_by_module(tmp_path):
     base, adapter = write_adapter(tmp_path, "lora")
     rejuvenate_adapter(adapter, tmp_path / "out", alpha={"*layers.0*": 0.0, "*": 1.0})
-    ours, theirs = load(base, adapter), load(base)
-    close(load(base, tmp_path / "out"), {n: theirs[n] if "layers.0" in n else ours[n] for n in ours})
+    sft_tensors, base_tensors = load(base, adapter), load(base)
+    close(
+        load(base, tmp_path / "out"),
+        {n: base_tensors[n] if "layers.0" in n else sft_tensors[n] for n in sft_tensors},
+    )
 
 
 def test_what_is_no_scaled_adapter_is_refused(tmp_path):

@@ -55,9 +55,11 @@ def by_check(diagnosis):
 def test_drift_from_the_files_alone(models):
     base, sft = models
     diagnosis = diagnose(base, sft)
-    ours, theirs = tensors(sft), tensors(base)
-    for name, tensor in ours.items():
-        expected = float((tensor.double() - theirs[name].double()).norm() / theirs[name].double().norm())
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
+    for name, tensor in sft_tensors.items():
+        expected = float(
+            (tensor.double() - base_tensors[name].double()).norm() / base_tensors[name].double().norm()
+        )
         assert diagnosis.tensors[name].drift == pytest.approx(expected, rel=1e-5)
     assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", None, None)
     assert "Nothing is recommended without calibration data" in diagnosis.recommendation
