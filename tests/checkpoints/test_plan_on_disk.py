@@ -146,6 +146,22 @@ def test_random_control_resets_the_same_number(tmp_path):
     assert one.attribution["neurons_reset"] == other.attribution["neurons_reset"]
 
 
+@pytest.mark.parametrize("budget", ["share", "union"])
+def test_only_a_share_of_the_neurons_is_a_number_that_was_asked_for(budget, tmp_path):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    reset = Reset(0.1, positions="entropy_gap", quantity="target_logit", scope="model", budget=budget)
+    report = rejuvenate_checkpoint(
+        base, sft, tmp_path / "out", alpha=0.5, calibration=calibration, reset=reset
+    )
+    found, share = report.attribution, round(0.1 * report.attribution["neurons"])
+    assert found["neurons_asked"] == (share if budget == "share" else None)
+    assert (found["neurons_reset"] > share) == (budget == "union")
+    assert "asked for" not in str(report)
+    written = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
+    assert written["attribution"]["neurons_asked"] == found["neurons_asked"]
+
+
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("beside", [False, True])

@@ -21,6 +21,7 @@ from tests.checkpoints.directories import (
     tensors,
     write_tokenizer,
 )
+from tests.conftest import nested
 
 
 @pytest.fixture
@@ -227,13 +228,16 @@ def test_inputs_are_untouched_and_nothing_is_overwritten(models):
         ({"reset": -0.1}, "argument `reset` to be a `Reset` or None"),
         ({"reset": Reset(fraction=0.01)}, "Expected calibration data"),
         ({"alpha": "auto"}, "Expected calibration data"),
+        ({"reset.rank_by": "luck"}, "argument `rank_by`"),
+        ({"reset.fraction": 0}, "argument `fraction` of `Reset` to be a number above 0"),
         ({"dtype": "int8"}, "argument `dtype`"),
         ({"compute_dtype": None}, "argument `compute_dtype`"),
     ],
 )
 def test_arguments_out_of_range(models, options, message):
     with pytest.raises(ValueError, match=message):
-        fuse(*models, **options)
+        fuse(*models, **nested(options))
+    assert sorted(p.name for p in models[0].parent.iterdir()) == ["base", "sft"]
 
 
 def test_other_rope_settings_are_a_warning(models):
@@ -250,6 +254,19 @@ def test_a_disk_too_small_is_said_before_anything_is_written(models, monkeypatch
     with pytest.raises(OSError, match="GiB free"):
         fuse(base, sft)
     assert sorted(p.name for p in sft.parent.iterdir()) == ["base", "sft"]
+
+
+def test_what_is_copied_beside_the_weights_needs_room_too(models, monkeypatch):
+    base, sft = models
+    beside = [path for path in sft.iterdir() if not path.name.startswith("model")]
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= {path.name for path in beside}
+    free = sum(t.nbytes for t in tensors(sft).values()) + sum(path.stat().st_size for path in beside) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    with pytest.raises(OSError, match="GiB free"):
+        fuse(base, sft)
+    assert sorted(p.name for p in sft.parent.iterdir()) == ["base", "sft"]
+    free += 1
+    fuse(base, sft)
 
 
 @pytest.mark.parametrize("moved", [False, True])

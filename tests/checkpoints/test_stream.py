@@ -144,6 +144,21 @@ def test_rows_are_rounded_independently(tmp_path):
             assert bool(((up > 0) & (up < 1)).all()), name
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_is_rounded_as_its_embedding_only_where_the_two_are_tied(tied, tmp_path):
+    base, sft = pair(tmp_path, tie_word_embeddings=tied, tokenizer=False)
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    for path, value in ((base, 1.0), (sft, 1 + 1 / 128)):
+        table = torch.full((48, 32), value, dtype=torch.bfloat16)
+        resave(path, lambda state, t=table: {**state, embedding: t.clone(), head: t.clone()})
+    out, _ = fuse(base, sft, alpha=0.5)
+    fused = tensors(out)
+    assert set(fused[head].flatten().tolist()) == {1.0, 1 + 1 / 128}
+    alike = float((fused[head] == fused[embedding]).double().mean())
+    # Two independent streams agree in half of the weights.
+    assert alike == 1.0 if tied else abs(alike - 0.5) < 5 * (0.25 / (48 * 32)) ** 0.5
+
+
 def test_statistics_of_pieces_are_those_of_the_whole():
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(64, 8, generator=generator).bfloat16().float()
