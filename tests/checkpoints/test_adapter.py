@@ -30,6 +30,7 @@ KINDS = {
     # PEFT stores one `fan_in_fan_out` for all layers: here that of the head, beside square weights of Conv1D.
     "mixed": ("gpt2", {"target_modules": ["c_attn", "attn.c_proj", "lm_head"]}),
     "bias": ("qwen2", {"bias": "all"}),
+    "bias of B": ("qwen2", {"lora_bias": True, "target_modules": ["q_proj", "v_proj"]}),
     "whole": ("llama", {"modules_to_save": ["lm_head", "norm"]}),
     "dora": ("llama", {"use_dora": True}),
 }
@@ -97,6 +98,16 @@ def test_adapter_out_is_the_fusion_with_the_base(kind, tmp_path):
     assert ("base" in report.inputs) == (given is not None)
 
 
+def test_of_an_update_the_matrix_b_and_its_bias_are_scaled_and_nothing_else(tmp_path):
+    _, adapter = write_adapter(tmp_path, "bias of B")
+    rejuvenate_adapter(adapter, tmp_path / "out", alpha=0.3)
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (adapter, tmp_path / "out"))
+    assert sum(name.endswith("lora_B.bias") for name in before) == 4
+    for name, tensor in after.items():
+        factor = 0.3 if ".lora_B." in name else 1.0
+        torch.testing.assert_close(tensor.double(), factor * before[name].double(), rtol=1e-6, atol=1e-9)
+
+
 def test_tensors_that_replace_the_bases_keep_alpha_in_bfloat16(tmp_path):
     """One step from the base's: to nearest they would be the base's again."""
     base, adapter = write_adapter(tmp_path, "whole")
@@ -118,8 +129,11 @@ def test_tensors_that_replace_the_bases_keep_alpha_in_bfloat16(tmp_path):
 def test_alpha_by_module(tmp_path):
     base, adapter = write_adapter(tmp_path, "lora")
     rejuvenate_adapter(adapter, tmp_path / "out", alpha={"*layers.0*": 0.0, "*": 1.0})
-    ours, theirs = load(base, adapter), load(base)
-    close(load(base, tmp_path / "out"), {n: theirs[n] if "layers.0" in n else ours[n] for n in ours})
+    sft_tensors, base_tensors = load(base, adapter), load(base)
+    close(
+        load(base, tmp_path / "out"),
+        {n: base_tensors[n] if "layers.0" in n else sft_tensors[n] for n in sft_tensors},
+    )
 
 
 def test_what_is_no_scaled_adapter_is_refused(tmp_path):

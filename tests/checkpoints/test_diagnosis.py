@@ -15,7 +15,15 @@ from lightning_rejuv.checkpoints.diagnosis import Diagnosis
 from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
 from lightning_rejuv.checkpoints.stream import TensorStatistics
 from lightning_rejuv.verdict import judge
-from tests.checkpoints.directories import pair, teach, tensors, write_calibration, write_tokenizer
+from tests.checkpoints.directories import (
+    edit_config,
+    pair,
+    resave,
+    teach,
+    tensors,
+    write_calibration,
+    write_tokenizer,
+)
 from tests.checkpoints.families import tiny
 from tests.checkpoints.test_recommendation import ROLLOUTS, behaviour
 from tests.conftest import shifted
@@ -55,9 +63,11 @@ def by_check(diagnosis):
 def test_drift_from_the_files_alone(models):
     base, sft = models
     diagnosis = diagnose(base, sft)
-    ours, theirs = tensors(sft), tensors(base)
-    for name, tensor in ours.items():
-        expected = float((tensor.double() - theirs[name].double()).norm() / theirs[name].double().norm())
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
+    for name, tensor in sft_tensors.items():
+        expected = float(
+            (tensor.double() - base_tensors[name].double()).norm() / base_tensors[name].double().norm()
+        )
         assert diagnosis.tensors[name].drift == pytest.approx(expected, rel=1e-5)
     assert (diagnosis.verdict, diagnosis.alpha, diagnosis.behaviour) == ("unknown", None, None)
     assert "Nothing is recommended without calibration data" in diagnosis.recommendation
@@ -86,6 +96,32 @@ def test_the_base_itself_has_nothing_to_rejuvenate(models):
     diagnosis = diagnose(base, base)
     assert (diagnosis.verdict, diagnosis.alpha, diagnosis.total.drift) == ("unknown", None, 0.0)
     assert "nothing to rejuvenate" in diagnosis.recommendation
+
+
+@pytest.mark.parametrize("added", [0, 16])
+def test_rows_that_sft_added_are_weights_that_differ_from_the_base(added, tmp_path):
+    base, sft = pair(tmp_path, drift=0)
+    tables = ("lm_head.weight", "model.embed_tokens.weight")
+    resave(sft, lambda s: {n: torch.cat([t, t[:added]]) if n in tables else t for n, t in s.items()})
+    edit_config(sft, vocab_size=48 + added)
+    diagnosis = diagnose(base, sft)
+    assert diagnosis.total.drift == 0.0
+    assert ("No weight differs from the base" in diagnosis.recommendation) == (not added)
+    assert ("Nothing is recommended without calibration data" in diagnosis.recommendation) == bool(added)
+
+
+def test_settings_and_files_that_differ_from_the_base_are_findings(models):
+    base, sft = models
+    assert "config" not in by_check(diagnose(base, sft))
+    edit_config(base, rms_norm_eps=1e-3)
+    (sft / "model.fp16.safetensors").write_bytes(b"a variant")
+    diagnosis = diagnose(base, sft)
+    settings, files = (finding for finding in diagnosis.findings if finding.check == "config")
+    assert (settings.ok, files.ok) == (None, None)
+    assert "`rms_norm_eps` is 1e-06 in the SFT model and 0.001 in the base" in settings.detail
+    assert "'model.fp16.safetensors'" in files.detail
+    assert {settings.detail, files.detail} <= {found["detail"] for found in diagnosis.to_dict()["findings"]}
+    assert settings.detail in str(diagnosis)
 
 
 def test_a_sharpened_model_is_judged_as_the_monitor_judges_it(tmp_path):

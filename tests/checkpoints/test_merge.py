@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,13 +21,20 @@ from tests.checkpoints.test_adapter import KINDS, close, load, mean, write_adapt
 peft = pytest.importorskip("peft", reason="peft is not installed (it comes with the dev extra's trl)")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bias of B"])
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_merged_out_is_the_fusion_with_the_base(kind, alpha, tmp_path):
     base, adapter = write_adapter(tmp_path, kind)
     merge_adapter(base, adapter, tmp_path / "out", alpha=alpha)
     close(load(tmp_path / "out"), mean(load(base), load(base, adapter), alpha))
     assert verify(tmp_path / "out"), verify(tmp_path / "out")
+
+
+def test_an_update_with_a_bias_is_left_to_peft(tmp_path):
+    base, adapter = write_adapter(tmp_path, "bias of B")
+    with pytest.raises(ValueError, match="has a bias or is a transposed DoRA: merge it with PEFT"):
+        merge_adapter(base, adapter, tmp_path / "out", alpha=0.3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_merged_in_half_precision_is_rounded_once(tmp_path):
@@ -97,6 +105,19 @@ def test_files_of_the_base_that_were_not_read_are_named(tmp_path):
     (base / "model-00001-of-00002.safetensors").write_bytes((base / "model.safetensors").read_bytes())
     report = merge_adapter(base, adapter, tmp_path / "out")
     assert "'model-00001-of-00002.safetensors'" in "".join(report.warnings)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_disk_too_small_is_said_before_anything_is_written(dtype, tmp_path, monkeypatch):
+    """Too small by a byte, of the dtype that is written."""
+    base, adapter = write_adapter(tmp_path, "lora")
+    free = sum(t.numel() for t in tensors(base).values()) * (2 if dtype else 4) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    with pytest.raises(OSError, match="GiB free"):
+        merge_adapter(base, adapter, tmp_path / "out", dtype=dtype)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+    free += 1
+    merge_adapter(base, adapter, tmp_path / "out", dtype=dtype)
 
 
 def test_an_adapter_in_the_place_of_the_base(tmp_path):

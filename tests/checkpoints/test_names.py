@@ -41,13 +41,13 @@ def test_names_in_memory_and_names_on_the_hub_are_fused_either_way(family, tmp_p
     for model, name in ((base, "base"), (sft, "sft")):
         model.save_pretrained(tmp_path / name)
         save_as_in_memory(model, tmp_path / f"{name}_memory")
-    theirs = dict(base.named_parameters())
+    base_parameters = dict(base.named_parameters())
     for a, b in itertools.product(("base", "base_memory"), ("sft", "sft_memory")):
         rejuvenate_checkpoint(tmp_path / a, tmp_path / b, tmp_path / f"{a}_{b}", alpha=0.5)
         assert tensors(tmp_path / f"{a}_{b}").keys() == tensors(tmp_path / b).keys()
         loaded = dict(type(sft).from_pretrained(tmp_path / f"{a}_{b}").named_parameters())
         for name, parameter in sft.named_parameters():
-            mean = (parameter.double() + theirs[name].double()) / 2
+            mean = (parameter.double() + base_parameters[name].double()) / 2
             assert torch.allclose(loaded[name].double(), mean, rtol=1e-6, atol=1e-7), (a, b, name)
         assert verify(tmp_path / f"{a}_{b}"), verify(tmp_path / f"{a}_{b}")
 

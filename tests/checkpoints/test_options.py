@@ -194,8 +194,8 @@ def test_a_seed_of_any_kind_of_integer_draws_the_same(models, tmp_path):
     for number, seed in enumerate((3, torch.tensor(3))):
         report = rejuvenate_checkpoint(base, sft, tmp_path / str(number), **half, seed=seed)
         assert type(report.options["seed"]) is int
-    ours, theirs = tensors(tmp_path / "0"), tensors(tmp_path / "1")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    of_int, of_tensor = tensors(tmp_path / "0"), tensors(tmp_path / "1")
+    assert all(torch.equal(of_int[name], of_tensor[name]) for name in of_int)
 
 
 @pytest.mark.parametrize(

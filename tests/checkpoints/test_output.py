@@ -196,13 +196,13 @@ def test_a_kill_at_every_write_sync_and_rename(tmp_path):
     rejuvenate_checkpoint(base, sft, out, alpha=0.5)
     expected = tensors(out)
     assert check_nothing_or_everything(out, expected)
-    there = []
+    appeared = []
     for die_at in itertools.count(0, 3):
         _, status = os.waitpid(forked(base, sft, out, die_at), 0)
-        there.append(check_nothing_or_everything(out, expected))
+        appeared.append(check_nothing_or_everything(out, expected))
         if not os.WIFSIGNALED(status):
             break
-    assert len(there) > 10
-    assert there[-1]
-    assert not any(there[:-2])
+    assert len(appeared) > 10
+    assert appeared[-1]
+    assert not any(appeared[:-2])
     assert sorted(os.listdir(tmp_path)) == ["base", "sft"]

@@ -25,11 +25,11 @@ def test_vocabulary_is_fused_by_token_string(tmp_path):
     write_tokenizer(base, old, None)
     write_tokenizer(sft, new)
     with open(base / "tokenizer.json") as f:
-        theirs_ids = {t["content"]: t["id"] for t in json.load(f)["added_tokens"]} | {
+        base_ids = {t["content"]: t["id"] for t in json.load(f)["added_tokens"]} | {
             w: i for i, w in enumerate(old)
         }
     with open(sft / "tokenizer.json") as f:
-        ours_ids = {t["content"]: t["id"] for t in json.load(f)["added_tokens"]} | {
+        sft_ids = {t["content"]: t["id"] for t in json.load(f)["added_tokens"]} | {
             w: i for i, w in enumerate(new)
         }
 
@@ -40,19 +40,19 @@ def test_vocabulary_is_fused_by_token_string(tmp_path):
     resave(sft, grown)
     edit_config(sft, vocab_size=54)
     out, report = fuse(base, sft, rounding="nearest")
-    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
-    token = {i: t for t, i in ours_ids.items()}
+    sft_tensors, base_tensors, fused = tensors(sft), tensors(base), tensors(out)
+    token = {i: t for t, i in sft_ids.items()}
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert fused[name].shape[0] == 54
         for row in range(54):
             if row in token:
-                other = theirs_ids.get(token[row])
+                other = base_ids.get(token[row])
             else:  # padding in both, or in the SFT model alone
-                other = row if row not in theirs_ids.values() and row < 48 else None
+                other = row if row not in base_ids.values() and row < 48 else None
             expected = (
-                ours[name][row]
+                sft_tensors[name][row]
                 if other is None
-                else (ours[name][row].float() + theirs[name][other].float()) / 2
+                else (sft_tensors[name][row].float() + base_tensors[name][other].float()) / 2
             )
             assert torch.equal(fused[name][row], expected.bfloat16()), (name, row, token.get(row))
     assert report.vocabulary["new in the SFT model"] == 6 + len({"<tool>", "e"})
@@ -78,8 +78,8 @@ def test_a_tied_base_and_an_untied_sft_model(tmp_path):
     resave(base, lambda state: {n: t for n, t in state.items() if n != "lm_head.weight"})
     edit_config(base, tie_word_embeddings=True)
     out, _ = fuse(base, sft, rounding="nearest")
-    ours, theirs = tensors(sft), tensors(base)
-    expected = (ours["lm_head.weight"].float() + theirs["model.embed_tokens.weight"].float()) / 2
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
+    expected = (sft_tensors["lm_head.weight"].float() + base_tensors["model.embed_tokens.weight"].float()) / 2
     assert torch.equal(tensors(out)["lm_head.weight"], expected.bfloat16())
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     with pytest.raises(ValueError, match="ties its head to its embedding and the base does not"):

@@ -56,11 +56,11 @@ def test_the_written_model_is_what_the_library_makes_in_memory(family, tmp_path)
     assert report.attribution["neurons_reset"] == memory.neurons_reset > 0
     assert report.attribution["neurons_asked"] == memory.neurons_asked
     out = dict(load(tmp_path / "out").named_parameters())
-    theirs = dict(load(base).named_parameters())
+    base_parameters = dict(load(base).named_parameters())
     back = 0
     for name, parameter in expected.named_parameters():
         assert torch.equal(out[name], parameter), name
-        back += int((parameter == theirs[name]).sum())
+        back += int((parameter == base_parameters[name]).sum())
     assert back >= sum(report.reset.values()) > 0
     assert verify(tmp_path / "out"), verify(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "rejuvenation.json").read_text())["reset"] == report.reset
@@ -78,10 +78,12 @@ def test_a_moved_vocabulary_and_an_automatic_alpha(family, tmp_path):
     report = rejuvenate_checkpoint(base, sft, tmp_path / "out", calibration=calibration, **options)
     assert 0.0 < report.alpha < 1.0
     assert report.attribution["search"].alpha == report.alpha
-    ours, theirs, out = tensors(sft), tensors(base), tensors(tmp_path / "out")
+    sft_tensors, base_tensors, out = tensors(sft), tensors(base), tensors(tmp_path / "out")
     place = {word: words[word] for word in moved}
     rows = torch.tensor([place[word] for word in moved])
-    expected = torch.lerp(ours["lm_head.weight"], theirs["lm_head.weight"][rows], 1 - report.alpha)
+    expected = torch.lerp(
+        sft_tensors["lm_head.weight"], base_tensors["lm_head.weight"][rows], 1 - report.alpha
+    )
     assert torch.equal(out["lm_head.weight"], expected)
     assert report.reset
     assert not (tmp_path / "out" / "scratch").exists()
@@ -96,15 +98,16 @@ def test_a_partial_reset_and_half_precision(tmp_path):
         base, sft, tmp_path / "half", **{**common, "reset": replace(common["reset"], omega=0.5)}
     )
     assert whole.reset == half.reset
-    ours, theirs = tensors(sft), tensors(base)
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
     for name in whole.reset:
-        fused = (ours[name].double() + theirs[name].double()) / 2
+        fused = (sft_tensors[name].double() + base_tensors[name].double()) / 2
         a, b = tensors(tmp_path / "whole")[name], tensors(tmp_path / "half")[name]
-        selected = (a == theirs[name]) & (a != fused.bfloat16())
-        expected = ((fused + theirs[name].double()) / 2).bfloat16()
+        selected = (a == base_tensors[name]) & (a != fused.bfloat16())
+        expected = ((fused + base_tensors[name].double()) / 2).bfloat16()
         assert torch.equal(b[selected], expected[selected])
         assert torch.equal(
-            b[~selected & (ours[name] != theirs[name])], a[~selected & (ours[name] != theirs[name])]
+            b[~selected & (sft_tensors[name] != base_tensors[name])],
+            a[~selected & (sft_tensors[name] != base_tensors[name])],
         )
 
 
@@ -143,6 +146,22 @@ def test_random_control_resets_the_same_number(tmp_path):
     assert one.attribution["neurons_reset"] == other.attribution["neurons_reset"]
 
 
+@pytest.mark.parametrize("budget", ["share", "union"])
+def test_only_a_share_of_the_neurons_is_a_number_that_was_asked_for(budget, tmp_path):
+    base, sft = pair(tmp_path, dtype=torch.float32)
+    calibration = write_calibration(tmp_path / "calibration.jsonl")
+    reset = Reset(0.1, positions="entropy_gap", quantity="target_logit", scope="model", budget=budget)
+    report = rejuvenate_checkpoint(
+        base, sft, tmp_path / "out", alpha=0.5, calibration=calibration, reset=reset
+    )
+    found, share = report.attribution, round(0.1 * report.attribution["neurons"])
+    assert found["neurons_asked"] == (share if budget == "share" else None)
+    assert (found["neurons_reset"] > share) == (budget == "union")
+    assert "asked for" not in str(report)
+    written = json.loads((tmp_path / "out" / "rejuvenation.json").read_text())
+    assert written["attribution"]["neurons_asked"] == found["neurons_asked"]
+
+
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("beside", [False, True])
@@ -158,14 +177,14 @@ def test_the_bases_own_end_is_known_in_the_sft_models_vocabulary(beside, moved, 
     )
     if beside:
         (sft / "generation_config.json").write_text('{"eos_token_id": 2}')
-    ours = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
+    sft_words = sorted(words, key=lambda word: words[word] if words[word] < 6 else 100 - words[word])
     if moved:
-        ours.remove(next(word for word in ours if words[word] == 41))
-        write_tokenizer(sft, [*ours, "new"])
+        sft_words.remove(next(word for word in sft_words if words[word] == 41))
+        write_tokenizer(sft, [*sft_words, "new"])
     opened = [open_checkpoint(path) for path in (sft, base)]
     (tmp_path / "scratch").mkdir()
     anchor = anchor_for(load(sft), pair_up(*opened), torch.float32, tmp_path / "scratch")
-    expected = [ours.index(word) for word in ours if words[word] == 40] if moved else [40, 41]
+    expected = [sft_words.index(word) for word in sft_words if words[word] == 40] if moved else [40, 41]
     assert list(anchor.end_tokens) == expected
 
 

@@ -83,10 +83,10 @@ def test_half_precision_is_rounded_once_after_the_steps(tmp_path):
     assert all(torch.equal(wide[name].bfloat16(), weight) for name, weight in narrow.items())
     assert whole.refit.joint_after == half.refit.joint_after
     # What rounding did is told of what was written, to which the move belongs, in every eighth row.
-    ours, theirs = tensors(sft), tensors(base)
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
     gap = line = 0.0
     for name in narrow:
-        b, s, exact, rounded = (t[name].double()[::8] for t in (theirs, ours, wide, narrow))
+        b, s, exact, rounded = (t[name].double()[::8] for t in (base_tensors, sft_tensors, wide, narrow))
         gap, line = gap + float(((b - s) * (exact - rounded)).sum()), line + float((b - s).square().sum())
     assert half.total.rounding_shift == pytest.approx(gap / line, rel=1e-3)
     assert gap != 0
@@ -174,8 +174,8 @@ def test_the_command(tmp_path, capsys):
     assert "2 steps of AdamW at 0.003, 12 responses each" in capsys.readouterr().out
     options = {"calibration": calibration, "alpha": 0.5, "refit": Refit(2, 3e-3)}
     rejuvenate_checkpoint(base, sft, tmp_path / "python", **options)
-    ours, theirs = tensors(tmp_path / "out"), tensors(tmp_path / "python")
-    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    by_command, by_python = tensors(tmp_path / "out"), tensors(tmp_path / "python")
+    assert all(torch.equal(by_command[name], weight) for name, weight in by_python.items())
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 

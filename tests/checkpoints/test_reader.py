@@ -81,15 +81,15 @@ _KEYS = (
 
 @_fewer
 @given(
-    ours=st.dictionaries(st.sampled_from(_KEYS), any_json, max_size=4),
-    theirs=st.dictionaries(st.sampled_from(_KEYS), any_json, max_size=4),
+    sft_config=st.dictionaries(st.sampled_from(_KEYS), any_json, max_size=4),
+    base_config=st.dictionaries(st.sampled_from(_KEYS), any_json, max_size=4),
 )
-def test_any_config_is_taken_or_refused(tmp_path, ours, theirs):
+def test_any_config_is_taken_or_refused(tmp_path, sft_config, base_config):
     state = {"model.embed_tokens.weight": torch.ones(4, 2), "lm_head.weight": torch.zeros(4, 2)}
-    for name, config in (("base", theirs), ("sft", ours)):
+    for name, content in (("base", base_config), ("sft", sft_config)):
         (tmp_path / name).mkdir(exist_ok=True)
         save_file(state, tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with contextlib.suppress(ValueError):
         rejuvenate_checkpoint(

@@ -7,9 +7,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from lightning_rejuv import rejuvenate
+from lightning_rejuv import Refit, rejuvenate
 from lightning_rejuv.checkpoints import diagnose, merge_adapter, rejuvenate_checkpoint
+from lightning_rejuv.checkpoints.dialogues import read_dialogues, tokenize
+from lightning_rejuv.checkpoints.models import load_tokenizer
 from lightning_rejuv.checkpoints.reader import open_checkpoint
 from lightning_rejuv.checkpoints.record import find_record
 from tests.checkpoints.directories import edit_config, fuse, pair, write_calibration
@@ -94,6 +97,29 @@ def test_a_merged_adapter_is_not_rejuvenated(made, copy, tmp_path):
     record, (finding,) = found(made, tmp_path / "merged")
     assert record is None
     assert "merged" in finding.detail
+
+
+def test_what_an_adapter_was_refitted_with_is_known_once_it_is_merged(made, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base, sft, _ = made
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+    )
+    tokenizer = load_tokenizer(sft)
+    dialogues = read_dialogues(write_calibration(tmp_path / "c.jsonl"), tokenizer)
+    report = rejuvenate(adapted, None, tokenize(dialogues, tokenizer), alpha=0.4, refit=Refit(steps=3))
+    adapted.save_pretrained(tmp_path / "adapter")
+    report.save(tmp_path / "adapter" / "rejuvenation.json")
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", alpha=1.0)
+    said = json.loads((tmp_path / "merged" / "rejuvenation.json").read_text())
+    assert said["refit"] is None  # of the merge itself
+    record, _ = found(made, tmp_path / "merged")
+    assert (record.alpha, record.refit, record.changes_nothing) == (0.4, 3, False)
+    assert "alpha 0.4, 3 steps of refit, from" in str(record)
 
 
 def test_a_second_rejuvenation_is_warned_of(made, tmp_path):

@@ -21,6 +21,7 @@ from tests.checkpoints.directories import (
     tensors,
     write_tokenizer,
 )
+from tests.conftest import nested
 
 
 @pytest.fixture
@@ -33,16 +34,17 @@ def models(tmp_path):
 def test_fusion_is_correctly_rounded(tmp_path, alpha, dtype):
     base, sft = pair(tmp_path, dtype=dtype, tokenizer=False)
     out, _ = fuse(base, sft, alpha=alpha, rounding="nearest")
-    ours, theirs = tensors(sft), tensors(base)
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
     for name, tensor in tensors(out).items():
-        exact = alpha * ours[name].double() + (1 - alpha) * theirs[name].double()
+        exact = alpha * sft_tensors[name].double() + (1 - alpha) * base_tensors[name].double()
         assert tensor.dtype == dtype
         if alpha in (0.0, 1.0) or (alpha == 0.5 and dtype != torch.float32):
             assert torch.equal(tensor, exact.to(dtype)), name
         # Half a step of the dtype, and what float32 arithmetic adds to it.
         size = exact.abs().clamp_min(torch.finfo(dtype).smallest_normal)
         half_step = (
-            size * torch.finfo(dtype).eps / 2 + 2e-7 * (ours[name].abs() + theirs[name].abs()).double()
+            size * torch.finfo(dtype).eps / 2
+            + 2e-7 * (sft_tensors[name].abs() + base_tensors[name].abs()).double()
         )
         assert bool(((tensor.double() - exact).abs() <= 1.01 * half_step).all()), name
 
@@ -71,9 +73,11 @@ def test_half_and_half_in_bfloat16_is_exact_for_every_exponent(tmp_path):
     resave(base, change(0))
     resave(sft, change(1))
     out, _ = fuse(base, sft, rounding="nearest")
-    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    sft_tensors, base_tensors, fused = tensors(sft), tensors(base), tensors(out)
     for name, tensor in fused.items():
-        assert torch.equal(tensor, (0.5 * ours[name].float() + 0.5 * theirs[name].float()).bfloat16()), name
+        assert torch.equal(
+            tensor, (0.5 * sft_tensors[name].float() + 0.5 * base_tensors[name].float()).bfloat16()
+        ), name
 
 
 def test_mixed_dtypes_keep_the_sft_models_and_lose_nothing_on_the_way(tmp_path):
@@ -82,11 +86,14 @@ def test_mixed_dtypes_keep_the_sft_models_and_lose_nothing_on_the_way(tmp_path):
     norm = "model.norm.weight"
     resave(sft, lambda state: {name: t.float() if name == norm else t for name, t in state.items()})
     out, _ = fuse(base, sft, alpha=0.3, rounding="nearest")
-    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    sft_tensors, base_tensors, fused = tensors(sft), tensors(base), tensors(out)
     assert fused[norm].dtype == torch.float32
     for name, tensor in fused.items():
         assert torch.equal(
-            tensor, torch.lerp(ours[name].float(), theirs[name].float(), 0.7).to(ours[name].dtype)
+            tensor,
+            torch.lerp(sft_tensors[name].float(), base_tensors[name].float(), 0.7).to(
+                sft_tensors[name].dtype
+            ),
         )
 
 
@@ -100,9 +107,11 @@ def test_another_dtype_is_said_in_config_and_index(models, to):
     assert {str(t.dtype) for name, t in fused.items() if name != norm} == {f"torch.{to}"}
     assert fused[norm].dtype == torch.float32  # the SFT model's exception stays one
     assert json.loads((out / "config.json").read_text())["dtype"] == to
-    ours, theirs = tensors(sft), tensors(base)
+    sft_tensors, base_tensors = tensors(sft), tensors(base)
     for name, tensor in fused.items():
-        assert torch.equal(tensor, (0.5 * ours[name].double() + 0.5 * theirs[name].double()).to(tensor.dtype))
+        assert torch.equal(
+            tensor, (0.5 * sft_tensors[name].double() + 0.5 * base_tensors[name].double()).to(tensor.dtype)
+        )
     assert verify(out)
 
 
@@ -126,11 +135,11 @@ def test_alpha_by_name(models):
     base, sft = models
     alphas = {"*.layers.0.*": 1.0, "*embed*": 0.0, "*": 0.5}
     out, report = fuse(base, sft, alpha=alphas, rounding="nearest")
-    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
+    sft_tensors, base_tensors, fused = tensors(sft), tensors(base), tensors(out)
     for name, tensor in fused.items():
         alpha = 1.0 if ".layers.0." in name else 0.0 if "embed" in name else 0.5
         assert torch.equal(
-            tensor, (alpha * ours[name].float() + (1 - alpha) * theirs[name].float()).bfloat16()
+            tensor, (alpha * sft_tensors[name].float() + (1 - alpha) * base_tensors[name].float()).bfloat16()
         ), name
     assert report.to_dict()["alpha"]["*"] == 0.5
     with pytest.raises(ValueError, match="no parameter fits"):
@@ -219,13 +228,16 @@ def test_inputs_are_untouched_and_nothing_is_overwritten(models):
         ({"reset": -0.1}, "argument `reset` to be a `Reset` or None"),
         ({"reset": Reset(fraction=0.01)}, "Expected calibration data"),
         ({"alpha": "auto"}, "Expected calibration data"),
+        ({"reset.rank_by": "luck"}, "argument `rank_by`"),
+        ({"reset.fraction": 0}, "argument `fraction` of `Reset` to be a number above 0"),
         ({"dtype": "int8"}, "argument `dtype`"),
         ({"compute_dtype": None}, "argument `compute_dtype`"),
     ],
 )
 def test_arguments_out_of_range(models, options, message):
     with pytest.raises(ValueError, match=message):
-        fuse(*models, **options)
+        fuse(*models, **nested(options))
+    assert sorted(p.name for p in models[0].parent.iterdir()) == ["base", "sft"]
 
 
 def test_other_rope_settings_are_a_warning(models):
@@ -242,6 +254,19 @@ def test_a_disk_too_small_is_said_before_anything_is_written(models, monkeypatch
     with pytest.raises(OSError, match="GiB free"):
         fuse(base, sft)
     assert sorted(p.name for p in sft.parent.iterdir()) == ["base", "sft"]
+
+
+def test_what_is_copied_beside_the_weights_needs_room_too(models, monkeypatch):
+    base, sft = models
+    beside = [path for path in sft.iterdir() if not path.name.startswith("model")]
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= {path.name for path in beside}
+    free = sum(t.nbytes for t in tensors(sft).values()) + sum(path.stat().st_size for path in beside) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    with pytest.raises(OSError, match="GiB free"):
+        fuse(base, sft)
+    assert sorted(p.name for p in sft.parent.iterdir()) == ["base", "sft"]
+    free += 1
+    fuse(base, sft)
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -22,10 +22,10 @@ def test_what_is_measured_is_that_of_the_weights_read_and_written(tmp_path, dtyp
     base, sft = pair(tmp_path, dtype=dtype, tokenizer=False, drift=2e-3)
     kept = "model.layers.0.mlp.up_proj.weight"
     out, report = fuse(base, sft, alpha={kept: 1.0, "*": 0.3}, rounding="nearest")
-    ours, theirs, fused = tensors(sft), tensors(base), tensors(out)
-    assert set(report.tensors) == set(ours)
+    sft_tensors, base_tensors, fused = tensors(sft), tensors(base), tensors(out)
+    assert set(report.tensors) == set(sft_tensors)
     for name, found in report.tensors.items():
-        w, b, f = (t[name].double() for t in (ours, theirs, fused))
+        w, b, f = (t[name].double() for t in (sft_tensors, base_tensors, fused))
         assert found.count == w.numel()
         assert found.difference == pytest.approx(float((w - b).square().sum()), rel=1e-5)
         assert found.base == pytest.approx(float(b.square().sum()), rel=1e-5)
@@ -38,7 +38,7 @@ def test_what_is_measured_is_that_of_the_weights_read_and_written(tmp_path, dtyp
         tolerance = {"rel": 1e-3, "abs": 1e-7 * float(w.square().sum())}
         measured = (found.gap, found.line)
         assert measured == ((0, 0) if name == kept else pytest.approx(expected, **tolerance)), name
-    assert torch.equal(fused[kept], ours[kept])
+    assert torch.equal(fused[kept], sft_tensors[kept])
     assert (abs(report.total.rounding_shift) > 0.01) == (dtype == torch.bfloat16)
 
 
@@ -94,8 +94,8 @@ def test_the_main_dtype_is_that_of_most_weights_not_of_most_tensors(tmp_path):
     base, sft = pair(tmp_path, vocab_size=3000, tokenizer=False)
     tables = ("model.embed_tokens.weight", "lm_head.weight")
     resave(sft, lambda state: {n: t if n in tables else t.float() for n, t in state.items()})
-    ours = tensors(sft)
-    assert sum(n in tables for n in ours) < len(ours) / 2
+    sft_tensors = tensors(sft)
+    assert sum(n in tables for n in sft_tensors) < len(sft_tensors) / 2
     out, _ = fuse(base, sft, dtype="float16")
     kinds = {name: t.dtype for name, t in tensors(out).items()}
     assert {name for name, kind in kinds.items() if kind == torch.float16} == set(tables)
@@ -142,6 +142,21 @@ def test_rows_are_rounded_independently(tmp_path):
         if tensor.dim() == 2:
             up = (tensor > 1).double().mean(0)
             assert bool(((up > 0) & (up < 1)).all()), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_is_rounded_as_its_embedding_only_where_the_two_are_tied(tied, tmp_path):
+    base, sft = pair(tmp_path, tie_word_embeddings=tied, tokenizer=False)
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    for path, value in ((base, 1.0), (sft, 1 + 1 / 128)):
+        table = torch.full((48, 32), value, dtype=torch.bfloat16)
+        resave(path, lambda state, t=table: {**state, embedding: t.clone(), head: t.clone()})
+    out, _ = fuse(base, sft, alpha=0.5)
+    fused = tensors(out)
+    assert set(fused[head].flatten().tolist()) == {1.0, 1 + 1 / 128}
+    alike = float((fused[head] == fused[embedding]).double().mean())
+    # Two independent streams agree in half of the weights.
+    assert alike == 1.0 if tied else abs(alike - 0.5) < 5 * (0.25 / (48 * 32)) ** 0.5
 
 
 def test_statistics_of_pieces_are_those_of_the_whole():

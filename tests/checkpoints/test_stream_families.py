@@ -37,10 +37,10 @@ def test_every_parameter_of_the_loaded_fusion_is_the_mean_rounded_once(family, t
         for which in ("base", "sft", "out")
     )
     assert len(list(out.parameters())) > 8
-    ours, theirs = dict(sft.named_parameters()), dict(base.named_parameters())
+    sft_parameters, base_parameters = dict(sft.named_parameters()), dict(base.named_parameters())
     for name, parameter in out.named_parameters():
         # Some families hold a few parameters in float32 in memory; on disk all are bfloat16 here.
-        mean = (0.5 * ours[name].double() + 0.5 * theirs[name].double()).bfloat16()
+        mean = (0.5 * sft_parameters[name].double() + 0.5 * base_parameters[name].double()).bfloat16()
         assert torch.equal(parameter.bfloat16(), mean), name
     assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == sorted(
         p.name for p in (tmp_path / "sft").glob("*.safetensors")

@@ -89,9 +89,9 @@ def test_trl_sft_output_is_taken_and_its_adapter_too(tmp_path):
         trainer.train()
         trainer.save_model()
     rejuvenate_checkpoint(base, tmp_path / "full", tmp_path / "out", alpha=0.5)
-    ours, theirs = tensors(tmp_path / "full"), tensors(base)
+    sft_tensors, base_tensors = tensors(tmp_path / "full"), tensors(base)
     for name, tensor in tensors(tmp_path / "out").items():
-        assert torch.equal(tensor, torch.lerp(ours[name], theirs[name], 0.5)), name
+        assert torch.equal(tensor, torch.lerp(sft_tensors[name], base_tensors[name], 0.5)), name
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
     rejuvenate_adapter(tmp_path / "adapter", tmp_path / "adapter-out", alpha=0.5)
     before, after = tensors(tmp_path / "adapter"), tensors(tmp_path / "adapter-out")

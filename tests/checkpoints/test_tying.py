@@ -64,13 +64,15 @@ def test_a_head_that_stays_the_embedding_is_fused_with_it(settings, tmp_path):
     model = write(tmp_path, settings)
     merge_adapter(tmp_path / "base", tmp_path / "sft", tmp_path / "out", alpha=0.5)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    theirs = base.model.embed_tokens.weight.detach().double()
+    base_embedding = base.model.embed_tokens.weight.detach().double()
     plain = peft.PeftModel.from_pretrained(base, tmp_path / "sft")
     inputs = torch.arange(48)
-    ours = plain.base_model.model.model.embed_tokens(inputs).detach().double()
+    sft_embedding = plain.base_model.model.model.embed_tokens(inputs).detach().double()
     out = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert out.lm_head.weight is out.model.embed_tokens.weight
-    assert torch.allclose(out.lm_head.weight.double(), (ours + theirs) / 2, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        out.lm_head.weight.double(), (sft_embedding + base_embedding) / 2, rtol=1e-5, atol=1e-6
+    )
     assert model is not None
 
 
@@ -87,7 +89,7 @@ def test_what_the_message_says_leads_to_the_fusion(kind, tmp_path):
 
     write(tmp_path, APART[kind])
     tied = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    theirs = tied.get_input_embeddings().weight.detach().double()
+    base_embedding = tied.get_input_embeddings().weight.detach().double()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model.lm_head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
     model.config.tie_word_embeddings = False
@@ -98,7 +100,7 @@ def test_what_the_message_says_leads_to_the_fusion(kind, tmp_path):
     merged.save_pretrained(tmp_path / "merged")
     rejuvenate_checkpoint(tmp_path / "base", tmp_path / "merged", tmp_path / "out", alpha=0.5)
     out = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    want = (merged.lm_head.weight.detach().double() + theirs) / 2
+    want = (merged.lm_head.weight.detach().double() + base_embedding) / 2
     assert torch.allclose(out.lm_head.weight.double(), want, rtol=1e-5, atol=1e-6)
 
 
@@ -108,6 +110,6 @@ def test_an_adapter_out_takes_the_base_of_its_head_from_the_embedding(tmp_path):
     model = write(tmp_path, APART["whole head"])
     rejuvenate_adapter(tmp_path / "sft", tmp_path / "out", base=tmp_path / "base", alpha=0.25)
     got = load_file(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
-    ours = model.base_model.model.lm_head.modules_to_save["default"].weight.detach().double()
-    theirs = load_file(tmp_path / "base" / "model.safetensors")["model.embed_tokens.weight"].double()
-    assert torch.allclose(got.double(), 0.25 * ours + 0.75 * theirs, rtol=1e-5, atol=1e-6)
+    sft_head = model.base_model.model.lm_head.modules_to_save["default"].weight.detach().double()
+    base_embedding = load_file(tmp_path / "base" / "model.safetensors")["model.embed_tokens.weight"].double()
+    assert torch.allclose(got.double(), 0.25 * sft_head + 0.75 * base_embedding, rtol=1e-5, atol=1e-6)

@@ -33,26 +33,28 @@ def test_every_row_is_fused_with_the_base_row_of_its_token(seed, tmp_path):
     draw.shuffle(old)
     kept = draw.sample(old, 40)
     new = [f"new{i}" for i in range(8)]
-    ours = draw.sample([*kept, *new], 48)
-    at = ours.index(old[0]) if old[0] in ours else 0
-    ours.insert(at, "new token") if old[0] in ours else ours.insert(0, old[0])
-    ours = ours[:48] if old[0] in ours[:48] else [old[0], *ours[:47]]
+    sft_words = draw.sample([*kept, *new], 48)
+    at = sft_words.index(old[0]) if old[0] in sft_words else 0
+    sft_words.insert(at, "new token") if old[0] in sft_words else sft_words.insert(0, old[0])
+    sft_words = sft_words[:48] if old[0] in sft_words[:48] else [old[0], *sft_words[:47]]
     for missing in _SPECIAL:
-        if missing not in ours:
-            ours[
-                next(i for i, token in enumerate(ours) if token.startswith("new") and token != "new token")
+        if missing not in sft_words:
+            sft_words[
+                next(
+                    i for i, token in enumerate(sft_words) if token.startswith("new") and token != "new token"
+                )
             ] = missing
     write_tokenizer(base, old)
-    write_tokenizer(sft, ours)
+    write_tokenizer(sft, sft_words)
     out, _ = fuse(base, sft, alpha=0.25)
-    tokens, theirs = vocabulary(sft), {token: i for i, token in vocabulary(base).items()}
+    tokens, base_ids = vocabulary(sft), {token: i for i, token in vocabulary(base).items()}
     before, anchor, after = tensors(sft), tensors(base), tensors(out)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         for row in range(48):
-            there = theirs.get(tokens[row])
+            base_row = base_ids.get(tokens[row])
             want = before[name][row].double()
-            if there is not None:
-                want = 0.25 * want + 0.75 * anchor[name][there].double()
+            if base_row is not None:
+                want = 0.25 * want + 0.75 * anchor[name][base_row].double()
             assert torch.allclose(after[name][row].double(), want, rtol=1e-6, atol=1e-7), (name, row)
 
 
@@ -154,9 +156,9 @@ def test_a_resized_vocabulary_of_a_model_of_several_parts(family, tmp_path):
     assert report.vocabulary == {"shared": 48, "moved": 0, "new in the SFT model": 3}
     assert verify(out), verify(out)
     got = type(sft).from_pretrained(out).get_input_embeddings().weight.detach().double()
-    ours, theirs = (m.get_input_embeddings().weight.detach().double() for m in (sft, base))
-    assert torch.allclose(got[:48], (ours[:48] + theirs) / 2, rtol=1e-6, atol=1e-7)
-    assert torch.equal(got[48:], ours[48:])
+    sft_embedding, base_embedding = (m.get_input_embeddings().weight.detach().double() for m in (sft, base))
+    assert torch.allclose(got[:48], (sft_embedding[:48] + base_embedding) / 2, rtol=1e-6, atol=1e-7)
+    assert torch.equal(got[48:], sft_embedding[48:])
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,11 +168,11 @@ def test_a_resized_vocabulary_of_a_model_of_several_parts(family, tmp_path):
     extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
 def test_row_map_against_brute_force(sft, base, extra):
-    ours, theirs = {t: i for i, t in enumerate(sft)}, {t: i for i, t in enumerate(base)}
-    rows = row_map(ours, theirs, len(sft) + extra[0], len(base) + extra[1])
+    sft_ids, base_ids = {t: i for i, t in enumerate(sft)}, {t: i for i, t in enumerate(base)}
+    rows = row_map(sft_ids, base_ids, len(sft) + extra[0], len(base) + extra[1])
     for row in range(len(sft) + extra[0]):
         if row < len(sft):
-            expected = theirs.get(sft[row], -1)
+            expected = base_ids.get(sft[row], -1)
         else:
             expected = row if len(base) <= row < len(base) + extra[1] else -1
         assert rows.rows[row] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import queue
 import random
@@ -135,6 +136,21 @@ def test_the_hasher_stops_with_an_error(tmp_path, monkeypatch):
             time.sleep(0.001)
         raise KeyboardInterrupt
     wait_for_the_threads()
+
+
+def test_the_hasher_names_what_tells_a_checkpoint_from_another_and_the_weights(tmp_path):
+    names = {
+        *("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"),
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja"),
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+    }
+    for name in {*names, "README.md", "model-00003-of-00002.safetensors"}:
+        (tmp_path / name).write_text(f"the content of {name}")
+    weights = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    with Hasher({"sft": (tmp_path, weights)}) as hasher:
+        found = hasher.report()
+    digests = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
+    assert found == {"sft": {"path": str(tmp_path), "sha256": digests}}
 
 
 def forked(base, sft, out):
