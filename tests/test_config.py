@@ -65,7 +65,9 @@ class Kind(str, Enum):
 @pytest.mark.parametrize("value", REAL, ids=repr)
 @pytest.mark.parametrize("name", ["alpha", "fraction", "omega"])
 def test_every_real_number_becomes_the_same_float(name, value):
-    if name == "fraction" and value == 0:
+    if name == "fraction" and value == 0:  # no reset at all is `reset=None`
+        with pytest.raises(ValueError, match="`fraction` of `Reset` to be a number above 0 .* but got"):
+            Reset(fraction=value)
         return
     got = getattr(Options(alpha=value) if name == "alpha" else Reset(**{name: value}), name)
     assert type(got) is float
