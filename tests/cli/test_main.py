@@ -353,11 +353,29 @@ def test_a_signal_stops_it_even_where_a_library_swallows_it(number, models, tmp_
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
+def test_an_interrupt_after_the_output_is_whole_does_not_say_that_nothing_is_left(
+    models, tmp_path, capsys, monkeypatch
+):
+    def interrupted(_report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_rejuv.checkpoints.report.CheckpointReport.__str__", interrupted)
+    fuse = ["rejuvenate", "--base", str(models[0]), "--sft", str(models[1]), "--alpha", "0.5"]
+    assert main([*fuse, "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.endswith("lightning-rejuv: error: interrupted\n")
+    assert (tmp_path / "out" / "rejuvenation.json").exists()
+
+
 # A flag, what it is given, and what it is given beside.
 _FUSION = ("--alpha", "0.5", "--reset-fraction", "0")
 _IDLE = {
     "fusion alone": [("--calibration", "c.jsonl"), ("--compute-dtype", "bfloat16"), ("--seed", "1")],
-    "diagnose": [("--device", "cpu"), ("--compute-dtype", "float32"), ("--verifier", "a:b")],
+    "diagnose": [
+        ("--device", "cpu"),
+        ("--compute-dtype", "float32"),
+        ("--compute-dtype", "auto"),
+        ("--verifier", "a:b"),
+    ],
 }
 
 
