@@ -78,13 +78,6 @@ def fast_dev_run(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def weight_averaging() -> tuple[type[Callback], ...]:
-    """Return the class of Lightning's callback that averages weights, if there is one: since 2.6."""
-    from lightning.pytorch import callbacks
-
-    return tuple(getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name))
-
-
 def average_of(callback: Any) -> Any:
     """Return a ``WeightAveraging`` callback's ``AveragedModel``, a copy of the LightningModule; None before the fit."""
     return callback._average_model

@@ -1,7 +1,7 @@
 """One way to write scalars, figures, text and histograms, whatever loggers a Trainer has.
 
 TensorBoard, CSV (files beside ``metrics.csv``), Weights & Biases and MLflow are known; any other logger gets scalars
-alone, which is said once.
+alone, and one message says so.
 """
 
 from __future__ import annotations

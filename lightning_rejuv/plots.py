@@ -43,6 +43,8 @@ STYLES = {
     "effective_rank": Style("effective rank", "dimensions"),
     "stable_rank": Style("stable rank ‖Φ‖²_F / ‖Φ‖²_2", "dimensions"),
     "srank": Style("srank (δ = 0.01)", "dimensions"),
+    "sharpness": Style("sharpness λ_max", "nats / ‖θ‖²"),
+    "sam_gap": Style("SAM gap", "nats"),
 }
 
 #: Measures that the figure before/after leaves out: 0 or 1 on smooth activations, or one more view of another.

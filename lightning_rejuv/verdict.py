@@ -27,7 +27,7 @@ ENOUGH_GROUPS = 8
 #: Rollouts that are right less than so many times as often as answers to another prompt would be may be guesses, which
 #: differ within a group whatever the model has lost. They speak for a model only if its entropy is close to the base's.
 GUESSED, ENTROPY_KEPT = 1.5, 0.9
-#: Share of groups without a learning signal, where no pass@k of k > 1 is known: .63 in the worst start of a real
+#: Share of groups without a learning signal, used if no pass@k of k > 1 is known: .63 in the worst start of a real
 #: model that RL rescued, .91 in the best that it did not.
 ZERO_VARIANCE_AT_RISK = 0.75
 #: Token entropy over the base's. A base that does not know the format is unsure of it, so that what SFT has rightly

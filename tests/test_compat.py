@@ -26,7 +26,6 @@ from lightning_rejuv._compat import (
     logged_step,
     mark_updated,
     reshard,
-    weight_averaging,
 )
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, tiny_llama
@@ -121,9 +120,7 @@ def test_fast_dev_run_is_known_to_the_trainer():
 
 
 def test_callbacks_that_average_weights():
-    (average,) = weight_averaging()
     callback, module = EMAWeightAveraging(), BoringModel()
-    assert isinstance(callback, average)
     assert average_of(callback) is None
     callback.setup(Trainer(logger=False), module, "fit")
     assert isinstance(average_of(callback).module, BoringModel)

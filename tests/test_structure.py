@@ -16,7 +16,7 @@ BESIDE = {"_compat", "__init__", "__main__"}
 # `Anchor.open` is the one door for users, and what it opens are anchors themselves.
 FACTORIES = {("lightning_rejuv.anchor.anchor", "lightning_rejuv.anchor.sources")}
 # Only these may import what training needs, and only they and nothing else is loaded with it.
-OF_LIGHTNING = {"callbacks", "loggers", "metrics", "plasticity_probe", "plots"}
+OF_LIGHTNING = {"callbacks", "loggers", "metrics", "plasticity_probe"}
 
 
 def _floors() -> dict[str, int]:

@@ -19,7 +19,8 @@ _PACKAGE = "lightning_rejuv"
 
 def markdown(docstring: str) -> str:
     """Convert one docstring."""
-    lines = re.sub(r"(?m)^( *)Example::$", r"\1Examples:", docstring).splitlines()
+    titled = re.sub(r"(?m)^( *)Example: (.+)$", r"\1Examples:\n\1    \2", docstring)
+    lines = re.sub(r"(?m)^( *)Example::$", r"\1Examples:", titled).splitlines()
     lines = list(_fenced_doctests(_formulas(_tables(lines))))
     return _ROLE.sub(_reference, "\n".join(lines))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_rejuv._compat import callbacks_of, weight_averaging
+from lightning_rejuv._compat import callbacks_of
 from lightning_rejuv.apply_plan import find_copies
 from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
@@ -131,7 +131,7 @@ def check_neighbours(trainer: Trainer, callback: Callback, trigger: Trigger, *, 
                 f"Do without {kind} in this fit and use it in the next, or use `EMAWeightAveraging`, whose average is "
                 "rejuvenated as well."
             )
-        if ends_fit and isinstance(other, weight_averaging()) and number > own:
+        if ends_fit and isinstance(other, WeightAveraging) and number > own:
             raise MisconfigurationException(
                 f"Expected {kind} before {type(callback).__name__} in the Trainer's callbacks: at the end of the fit "
                 "it puts its average into the model, and this is what is to be rejuvenated. List it first."
@@ -139,7 +139,7 @@ def check_neighbours(trainer: Trainer, callback: Callback, trigger: Trigger, *, 
     first = not ends_fit and not trainer.global_step and trigger.due(trainer, trainer.current_epoch)
     if not (first or ends_fit) and any(isinstance(other, EarlyStopping) for other in callbacks):
         rank_zero_warn(
-            "The loss rises where a model is rejuvenated and takes a while to come down again; EarlyStopping counts "
+            "The loss rises when a model is rejuvenated and takes a while to come down again; EarlyStopping counts "
             "this as no improvement. Give it enough `patience`, or stop with the rejuvenation: `stop_after=True`."
         )
     looks = isinstance(trigger, WhenMetric) and trigger.every_n_steps is not None

@@ -40,7 +40,7 @@ def log_values(trainer: Trainer, values: Mapping[str, Tensor], step: int) -> lis
 
 
 def log_event(trainer: Trainer, name: str, text: str, step: int) -> None:
-    """Write what happened."""
+    """Write a text about an event to the loggers."""
     log_text(trainer.loggers, PREFIX + name, text, step)
 
 
@@ -171,7 +171,9 @@ def announce(
     if trainer.is_global_zero and not fast_dev_run(trainer):
         try:
             _write(report, path)
-        except Exception as error:  # of any file system; the weights are edited, and the fit goes on
+        except (
+            Exception
+        ) as error:  # a file system may raise anything; the weights are edited, so the fit goes on
             rank_zero_warn(
                 f"The report of the rejuvenation could not be written to {path!r}: {type(error).__name__}: {error}. "
                 "It is in the callback's attribute `report`."

@@ -65,7 +65,7 @@ class RunRecord:
         if state["editing"]:
             raise RuntimeError(
                 "Expected a checkpoint from before or after a rejuvenation but this one was written in the middle of "
-                "it, where it failed or was interrupted. Resume from the checkpoint before it."
+                "it, which failed or was interrupted. Resume from the checkpoint before it."
             )
         armed: bool = state["armed"]
         if state["trigger"]["class"] == type(trigger).__name__:

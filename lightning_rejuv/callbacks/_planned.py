@@ -1,4 +1,4 @@
-"""How long a fit will be at most: how many updates and looks it makes, and which share of the updates is done."""
+"""How many updates a fit makes at most, how often a trigger looks at its metric, and which share of them is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What an edit meets in a fit: half accumulated gradients, averages of the weights, and who writes old weights back."""
+"""What an edit meets in a fit.
+
+Gradients are half accumulated, weights are averaged, and callbacks or optimizers may write old weights back.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_rejuv._compat import average_of, callbacks_of, language_model, weight_averaging
+from lightning_rejuv._compat import average_of, callbacks_of, language_model
 from lightning_rejuv.callbacks._once_per_run import OncePerRun
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.progress import Listener, reporting
@@ -129,7 +132,7 @@ def _bar(trainer: Trainer) -> Iterator[Listener | None]:
 
 def averaged_models(trainer: Trainer) -> list[nn.Module]:
     """Return the language models that Lightning's ``WeightAveraging`` keeps averages in."""
-    found = (average_of(other) for other in callbacks_of(trainer) if isinstance(other, weight_averaging()))
+    found = (average_of(other) for other in callbacks_of(trainer) if isinstance(other, WeightAveraging))
     return [language_model(average.module) for average in found if average is not None]
 
 
@@ -157,7 +160,7 @@ def _copies(trainer: Trainer, module: LightningModule) -> Iterator[str]:
     if not wanted:
         return
     for callback in callbacks_of(trainer):
-        if isinstance(callback, (OncePerRun, PlasticityCallback, *weight_averaging())):
+        if isinstance(callback, (OncePerRun, PlasticityCallback, WeightAveraging)):
             continue
         for name, value in vars(callback).items():
             held = Counter(t.shape for t in _tensors(value) if id(t) not in own)

@@ -34,25 +34,25 @@ from lightning_rejuv.metrics.weights import StepMeasures
 class PlasticityCallback(Callback):
     """Drive a :class:`PlasticityMonitor`: measure at the start, every n steps and at the end; log it.
 
-    Values go to every logger under ``plasticity/…`` and into ``trainer.callback_metrics``, where
-    ``ModelCheckpoint`` or ``EarlyStopping`` can watch them; one layer × module map for each measure goes to
-    ``plasticity_map/…``. The language model is the only Hugging Face model inside the LightningModule, or
-    else the LightningModule itself. Training is not touched: weights come out bit for bit as without the callback
-    (except if a compiled model is recorded without a probe: that step runs eagerly).
+    Values go to every logger under ``plasticity/…`` and into ``trainer.callback_metrics``, where ``ModelCheckpoint``
+    or ``EarlyStopping`` can watch them; one layer × module map for each measure goes to ``plasticity_map/…``. The
+    language model is the only Hugging Face model inside the LightningModule, the only one that is trained, or the
+    attribute ``language_model``; else the LightningModule itself. Training is not touched: weights come out bit for
+    bit as without the callback (except if a compiled model is recorded without a probe: that step runs eagerly).
 
     With a probe the model is run on it. Without one, activations and entropy are recorded from the training step
     itself, on whatever batch it has: this is cheaper, but no fixed yardstick.
 
-    Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on
-    every rank or on none; their measures are averaged over, and logged every, ``trainer.log_every_n_steps``
-    steps. The monitor's verdict after the fit goes by what was logged last. With rollouts the two alarms of arXiv
-    2606.18487 watch ``entropy`` of the same dict, one number, or the probe's; checkpoints carry what they have seen
-    and raised. Rewards and entropy may be tensors, arrays of NumPy or lists of numbers; anything else, or of another
+    Rollouts are taken from the key ``rewards`` ``[prompts, group]`` of what ``training_step`` returns, on every rank
+    or on none; their measures are averaged over ``trainer.log_every_n_steps`` steps and logged as often. After the
+    fit the monitor's verdict uses the values that were logged last. With rollouts the two alarms of arXiv 2606.18487
+    watch ``entropy`` of the same dict, one number, or the probe's; checkpoints carry what the alarms have seen and
+    raised. Rewards and entropy may be tensors, arrays of NumPy or lists of numbers; anything else, or of another
     shape, is left out, with one warning.
 
     Args:
         monitor: what to measure.
-        every_n_steps: optimizer steps between two measurements of the model.
+        every_n_steps: steps between two measurements of the model: batches after which an optimizer has stepped.
         figure_every_n_steps: steps between two sets of maps; they are drawn at the end and at a
             rejuvenation as well. 0 stands for no figures at all.
         per_layer: also write every layer's scalars and the histograms of the neurons' scores.
@@ -189,10 +189,12 @@ class PlasticityCallback(Callback):
             entropy = self._rollouts.take(outputs, self.monitor)
             if entropy is not None:
                 self._watch(trainer, "rollouts", entropy, before)
-        interval = log_interval(trainer)
-        if interval and (before + 1) % interval == 0:
+        interval, stepped = log_interval(trainer), trainer.global_step != self._optimizer_steps
+        # Rollouts of batches whose gradients are accumulated belong to the step that these make.
+        whole = stepped or not pl_module.automatic_optimization
+        if interval and whole and (before + 1) % interval == 0:
             self._log_rollouts(trainer, before)
-        if trainer.global_step == self._optimizer_steps:
+        if not stepped:
             return
         due = self._due(trainer)
         self._optimizer_steps = trainer.global_step

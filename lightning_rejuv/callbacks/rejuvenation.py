@@ -65,11 +65,11 @@ class RejuvenationCallback(OncePerRun):
         anchor: the base: its directory, a ``.safetensors`` file or a checkpoint; in Python also a module
             or a state dict. None for a model with LoRA adapters. "init" for the weights at the start of the
             fit, which are then written to the log directory; a resumed run needs their file.
-        at_start: rejuvenate before the first update of the fit: the RL stage that starts from an SFT model.
+        at_start: rejuvenate before the first update of the fit, for an RL stage that starts from an SFT model.
         at_epoch: rejuvenate before the first update of this epoch, counted from 0.
-        at_end: rejuvenate after the last update: the end of SFT. If the Trainer has a ``ModelCheckpoint``,
+        at_end: rejuvenate after the last update, at the end of SFT. If the Trainer has a ``ModelCheckpoint``,
             the edited model is saved as ``rejuvenated.ckpt`` beside its files, which hold the weights before.
-        when: any other moment: a trigger of :mod:`lightning_rejuv.callbacks.triggers`, such as
+        when: any other moment: a trigger of :mod:`lightning_rejuv.callbacks`, such as
             ``WhenMetric("plasticity/token_entropy", threshold=0.1)`` or ``Every(epochs=8)``.
         stop_after: end the fit with the rejuvenation: no update follows, and as with ``at_end`` the edited model
             is what the fit ends with. It reaches ``min_epochs`` and ``min_steps`` first, as with EarlyStopping.

@@ -200,7 +200,7 @@ class Every(Trigger):
 
     @override
     def reason(self) -> str:
-        return f"as every {self.interval} {self._name}"
+        return f"after every {self.interval} {self._name}"
 
     @override
     def check(self, trainer: Trainer, *, ends_fit: bool) -> None:

@@ -23,11 +23,11 @@ from lightning_rejuv.names import listing
 class WhenMetric(Trigger):
     """Fires when a logged metric crosses a threshold, named as in ``EarlyStopping``.
 
-    The trigger looks when a validation or, without one, a training epoch has ended, or else every n steps; what it has
-    seen is acted upon before the next update. Any metric in ``trainer.callback_metrics`` works, those of
-    :class:`PlasticityCallback` among them. If ranks see different values, one that crosses is enough.
-    At a look every n steps the value logged last counts, in a resumed run as well: checkpoints carry it. A look
-    that comes before the first value of a metric that the sanity check has logged is passed over.
+    The trigger looks when a validation or, without one, a training epoch has ended, or else every n steps; what it
+    has seen is acted upon before the next update. Any metric in ``trainer.callback_metrics`` works, those of
+    :class:`PlasticityCallback` among them. If ranks see different values, the trigger counts a look if the value of
+    any rank crosses. At a look every n steps the value logged last counts, in a resumed run as well: checkpoints
+    carry it. A look that comes before the first value of a metric that the sanity check has logged is passed over.
 
     Args:
         monitor: the metric's name, for example "plasticity/token_entropy".
@@ -99,7 +99,7 @@ class WhenMetric(Trigger):
         if self.patience - self._crossed > looks:
             raise MisconfigurationException(
                 f"Expected the fit to look at {self.monitor!r} at least {self.patience} times before its last update "
-                f"but it does so {looks:.0f} times, so that it can never be rejuvenated. Look more often, with "
+                f"but it does so {looks:.0f} times, so that the model can never be rejuvenated. Look more often, with "
                 "`WhenMetric(every_n_steps=…)` or `Trainer(val_check_interval=…)`, or lower `patience`."
             )
 
@@ -204,11 +204,7 @@ class WhenMetric(Trigger):
             measured = sorted(name for name in known if name.startswith(PREFIX))
             later = next((w for w in _watchers(trainer) if self._comes_later(w)), None)
             if later is not None:
-                every = (
-                    "a validation or an epoch"
-                    if self.every_n_steps is None
-                    else f"{self.every_n_steps} steps"
-                )
+                every = "validation or epoch" if self.every_n_steps is None else f"{self.every_n_steps} steps"
                 return (
                     f"{expected} at this look, after step {trainer.global_step}, `PlasticityCallback` has not measured "
                     f"it yet: it measures the model every {later.every_n_steps} steps and rollouts every "

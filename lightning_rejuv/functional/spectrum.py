@@ -44,7 +44,7 @@ def _spectrum_update(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Ten
 def _spectrum_compute(gram: Tensor, total: Tensor, count: Tensor, center: bool) -> Tensor:
     """Return the singular values [d] in descending order, float64; NaN if the features were not finite.
 
-    What lies below the rounding error of the Gram matrix, 1e-8 of the largest times sqrt(d), is set to zero:
+    What lies below the rounding error of the Gram matrix, 1.5e-8 of ``‖Φ‖_F`` times sqrt(d), is set to zero:
     otherwise a rank-deficient matrix would get a tail of noise.
     """
     if center:

@@ -241,8 +241,8 @@ def _without_adapters_names(model: nn.Module, layout: Layout) -> tuple[nn.Module
     """Return the base's own parameters, under the names that they have without adapters, and their layout."""
     if layout.sharded:
         raise ValueError(
-            "Expected a model without adapters where parameters are sharded but got one with LoRA or the like. Pass "
-            "`anchor=None`, or measure the checkpoint on one device."
+            "Expected a model without adapters, since its parameters are sharded, but got one with LoRA or "
+            "another kind. Pass `anchor=None`, or measure the checkpoint on one device."
         )
     view = plain_view(model)
     return view, Layout(dict(view.named_parameters()))

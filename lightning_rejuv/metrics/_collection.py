@@ -33,7 +33,7 @@ class MeasureCollection(MetricCollection):
     Args:
         of_model: measures of the model as a whole.
         of_rollouts: measures of rollouts.
-        sites: where neurons are recorded; None for nowhere.
+        sites: where neurons are recorded; None to record no neurons.
         tau: dormancy threshold.
         prefix: put before every key.
         postfix: put after every key.

@@ -1,6 +1,6 @@
 """Where in a model activations are recorded, and the forward hooks that reduce them on the spot.
 
-Nothing of a model outlives its hooks.
+No reference to the model is kept once its hooks are removed.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class PlasticityMonitor(MeasureCollection):
         base_samples: batches of the same form whose responses the base sampled, best with the wrong ones
             left out.
         sites: where neurons are recorded: "auto" for the inputs of the MLPs' last projections, or the outputs
-            of activation modules; a regular expression on module names; None for nowhere.
+            of activation modules; a regular expression on module names; None to record no neurons.
         rank_sites: where features' ranks are taken: "auto" for the input of the output embedding; otherwise as
             ``sites``.
         tau: dormancy threshold.
@@ -232,7 +232,7 @@ class PlasticityMonitor(MeasureCollection):
 
     @torch.inference_mode(False)
     def measure_base(self, model: nn.Module) -> None:
-        """Measure the base itself, with which ratios, gaps and the verdict compare.
+        """Measure the base itself; ratios, gaps and the verdict compare with it.
 
         :meth:`measure` does it by itself if there is an anchor.
 

@@ -112,13 +112,13 @@ class RejuvenationReport:
         rounding: how parameters of half types were rounded, ``"stochastic"`` or ``"nearest"``.
         rounding_shift: by how much rounding the fusion to half types shifted alpha: how far the rounded weights lie
             from the exact fusion along the line between model and anchor, in parts of that line, positive toward the
-            model; of large parameters by every eighth row. None if nothing of a half type was fused. See
+            model; for large parameters every eighth row is measured. None if nothing of a half type was fused. See
             :func:`lightning_rejuv.weights.edit.rounding_sums`.
         optimizer_state_left: parameters whose optimizer state does not have their shape and was not edited.
         buffers_fused: floating buffers that were fused like the parameters.
         buffers_kept: floating buffers that stay the model's, since the anchor does not hold them.
-        running_statistics: layers with running statistics of their input (BatchNorm): those of edited weights are
-            others, and can be computed anew (``torch.optim.swa_utils.update_bn``).
+        running_statistics: layers with running statistics of their input (BatchNorm): edited weights have
+            other statistics, which can be computed anew (``torch.optim.swa_utils.update_bn``).
         seconds: wall time.
         peak_memory: most memory that the process has held so far, on the model's device, bytes.
     """
