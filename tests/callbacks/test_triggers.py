@@ -169,6 +169,6 @@ def test_reasons():
         "at the end of the fit",
         "at epoch 2",
         "at step 3",
-        "as every 4 epochs",
-        "as every 5 steps",
+        "after every 4 epochs",
+        "after every 5 steps",
     ]

@@ -292,7 +292,7 @@ def test_a_look_before_the_first_measurement_names_both_intervals(every, tmp_pat
     callback = RejuvenationCallback(base, when=trigger, alpha=0.5)
     with pytest.raises(RuntimeError, match="has not measured it yet") as caught:
         fit(Calibrated(sharpened(base), base), watching, callback, tmp_path=tmp_path)
-    looks = "a validation or an epoch" if every is None else "1 steps"
+    looks = "validation or epoch" if every is None else "1 steps"
     message = str(caught.value)
     assert "the model every 7 steps and rollouts every 50 batches" in message
     assert f"the trigger looks after every {looks}" in message
