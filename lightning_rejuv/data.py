@@ -77,7 +77,7 @@ class Data:
                 models alone.
         """
         if self.loss is not None:
-            self._check_beside_loss(options)
+            self._check_beside_loss(options, options.reset)
         if options.samples_the_base and self.sampler is None and not hasattr(model, "generate"):
             what = f"`alpha={options.alpha!r}`" if options.searches_alpha else "`refit`"
             raise ValueError(
@@ -94,7 +94,7 @@ class Data:
                 )
             )
 
-    def _check_beside_loss(self, options: Options) -> None:
+    def _check_beside_loss(self, options: Options, reset: Reset | None) -> None:
         if options.refit is not None:
             raise ValueError(
                 "Expected no `refit` with `loss`: it trains on the responses of a language model. Leave it out."
@@ -107,7 +107,7 @@ class Data:
         # The paper's union would take no neuron at all.
         usual = Reset()
         of_language_models = ("positions", "positions_per_response", "quantity", "budget")
-        idle = [name for name in of_language_models if getattr(options.reset, name) != getattr(usual, name)]
+        idle = [name for name in of_language_models if reset and getattr(reset, name) != getattr(usual, name)]
         if idle:
             raise ValueError(
                 f"Expected no {', '.join(f'`{name}`' for name in idle)} with `loss`, which has neither positions of "

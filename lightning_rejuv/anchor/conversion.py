@@ -58,8 +58,6 @@ class Source:
                 f"Expected {list(self.names[:4])} … to make up {self.target!r} but putting them together ended with: "
                 f"{error}"
             ) from error
-        if isinstance(found, tuple):  # transformers 5.0 returns what went wrong beside it
-            found = found[0]
         return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Everything that is learned from the calibration set before a weight changes."""
+"""Entropies of model and base on the calibration set, and the positions that they select."""
 
 from __future__ import annotations
 

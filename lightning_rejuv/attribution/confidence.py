@@ -41,10 +41,11 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
     """
     logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
     targets = batch.targets[batch.response]
-    if int(targets.max()) >= logits.shape[-1]:
+    least, largest = (int(token) for token in targets.aminmax())
+    if least < 0 or largest >= logits.shape[-1]:
         raise TypeError(
             f"Expected {type(model).__name__} to be a language model, with a logit for each token of its vocabulary, "
-            f"but it returns {logits.shape[-1]} for token {int(targets.max())}. For another model pass "
+            f"but it returns {logits.shape[-1]} for token {least if least < 0 else largest}. For another model pass "
             f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
     stats = token_stats(logits, targets)

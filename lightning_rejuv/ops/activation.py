@@ -109,8 +109,8 @@ def grad_activation_stats(
 ) -> GradActivationStats:
     """Add Σ|g·h|, Σ|g|, Σg·h and the number of tokens to an accumulator, g being the gradient at h.
 
-    The sum suits a score that is updated while a model trains. The neurons of a reset are scored at single positions
-    instead, by ``lightning_rejuv.attribution``. The formula is ``ops.reference.grad_activation_stats``.
+    The sum suits a score that is updated while a model trains. The neurons of a reset are scored by
+    ``lightning_rejuv.attribution`` instead. The formula is ``ops.reference.grad_activation_stats``.
 
     Args:
         h: Activations ``[..., N]``, any floating point dtype.

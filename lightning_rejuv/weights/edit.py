@@ -1,4 +1,4 @@
-"""The one place where weights change: a lerp toward the anchor, of a tensor or of some rows or columns; a shift."""
+"""How weights are edited: a lerp toward the anchor, of a tensor or of some rows or columns; a shift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the issue asks of rejuvenation, held against the results."""
+"""What was to be reached, set before the study, held against the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the issue asks of rejuvenation: tables and sentences about whether it is met."""
+"""What was to be reached, set before the study: tables and sentences about whether it was."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def met(rows: Iterable[Row]) -> tuple[int, int]:
 
 
 def checks_table(summary: Summary, ours: str, fresh: bool = False) -> str:
-    """What the issue asks of one rejuvenated arm: paired differences of end points, and whether they pass."""
+    """What was to be reached by one rejuvenated arm: paired differences of end points, and whether they pass."""
     columns = [(name, split) for name in summary["tasks"] for split in SPLITS]
     header = ["minus", *[f"{summary['tasks'][name]['title']}, {SPLITS[split]}" for name, split in columns]]
     found: dict[str, dict[tuple[str, str], Row]] = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_rejuv.attribution.confidence import Confidence, confidence, mean_entropy, nll_per_response
-from lightning_rejuv.calibration.batches import as_batches
+from lightning_rejuv.calibration.batches import Batch, as_batches
 from tests.conftest import batch, tiny_llama
 
 NAN = float("nan")
@@ -32,3 +32,19 @@ def test_half_precision_logits_are_taken_through_float32(dtype):
     for got, exact in ((found.entropy, entropy), (found.log_prob, target)):
         torch.testing.assert_close(got[data.response].double(), exact[data.response], rtol=1e-5, atol=1e-6)
         assert bool(got[~data.response].isnan().all())
+
+
+@pytest.mark.parametrize("token", [-3, 5, 9])
+def test_a_token_without_a_logit_is_refused(token):
+    """Of such a token `token_stats` gives NaN, which the means would leave out."""
+
+    class FiveTokens(torch.nn.Module):
+        def forward(self, input_ids):
+            return torch.zeros(*input_ids.shape, 5)
+
+    ids = torch.tensor([[1, 2, token, 4]])
+    batch = Batch({"input_ids": ids}, ids[:, 1:], torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(TypeError, match=f"it returns 5 for token {token}"):
+        confidence(FiveTokens(), batch)
+    ids[0, 2] = 4
+    assert confidence(FiveTokens(), batch).log_prob.isfinite().all()
