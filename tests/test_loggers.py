@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import WarningCache
@@ -155,3 +157,20 @@ def test_only_rank_zero_draws(tmp_path, figure, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     log_figure([CSVLogger(tmp_path)], "a/map", figure, 3)
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_failing_logger_is_warned_of_once_for_each_failure_and_the_others_go_on():
+    class Failing(Other):
+        def log_metrics(self, metrics, step=None):
+            raise OSError("disk full" if step < 3 else "no route")
+
+    other = Other()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in (1, 2, 3, 4):
+            log_scalars([Failing(), other], {"x": 1.0}, step)
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == 2
+    assert messages[0] == "Failing failed with OSError: disk full. The fit goes on without it."
+    assert "no route" in messages[1]
+    assert [step for _, step in other.seen] == [1, 2, 3, 4]

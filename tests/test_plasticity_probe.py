@@ -134,3 +134,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="reward"):
         plasticity_probe(module, Data(), 2, watch="reward")
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("steps", "last"), [(9, 1), (10, 1), (12, 2), (20, 2), (21, 3)])
+def test_the_end_is_the_mean_of_the_last_tenth_of_the_steps_rounded_up(steps, last):
+    curve = plasticity_probe(Regression(), Data(), steps)
+    assert curve.end == pytest.approx(sum(curve.values[steps - last :]) / last)

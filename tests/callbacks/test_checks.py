@@ -144,3 +144,20 @@ def test_numbers_of_any_kind(tmp_path, alpha):
     fit(Line(), callback, tmp_path=tmp_path, max_epochs=1)
     assert callback.report.alpha == float(alpha)
     assert callback.rejuvenated_at == [0]
+
+
+@pytest.mark.parametrize("whose", ["model", "anchor"])
+def test_buffers_that_are_not_finite_are_refused_at_the_start(whose, tmp_path):
+    class Buffered(Line):
+        seen = 0
+
+        def training_step(self, batch, batch_idx):
+            self.seen += 1
+            return super().training_step(batch, batch_idx)
+
+    module, anchor = Buffered(), {**line_anchor(), "scale": torch.ones(2)}
+    module.model.register_buffer("scale", torch.ones(2))
+    (module.model.scale if whose == "model" else anchor["scale"])[1] = float("inf")
+    with pytest.raises(ValueError, match=rf"finite buffers but the {whose}.* in \['model.scale'\]"):
+        fit(module, RejuvenationCallback(anchor, at_end=True, alpha=0.3), tmp_path=tmp_path, max_epochs=1)
+    assert module.seen == 0

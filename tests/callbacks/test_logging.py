@@ -6,6 +6,7 @@ import logging
 import re
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lightning.fabric.utilities.rank_zero import WarningCache
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from lightning_rejuv.callbacks import _logging
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.callbacks.test_plasticity import PROBE, Module, fit, monitor, rows_of
@@ -114,3 +116,58 @@ def test_without_a_logger_it_goes_on_and_says_so_once(monkeypatch, caplog):
         _, trainer = fit([PlasticityCallback(monitor(), 2)])
     assert trainer.callback_metrics["plasticity/relative_drift"] > 0
     assert caplog.text.count("There is no logger") == 1
+
+
+def test_a_measure_with_one_place_has_no_map(tmp_path):
+    logger = CSVLogger(tmp_path)
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[logger])
+    values = {"layers.0.a": 0.5, "layers.1.a": 0.25}
+    _logging.log_maps(trainer, {"two": values, "one": {"layers.0.a": 0.5}, "none": {}}, 3)
+    found = [path.relative_to(logger.log_dir).as_posix() for path in Path(logger.log_dir).rglob("*.png")]
+    assert found == ["plasticity_map/two/step_0000003.png"]
+
+
+@pytest.fixture
+def layouts(monkeypatch):
+    """The titles of the charts, each time that a layout is written."""
+    written = []
+    monkeypatch.setattr(
+        _logging, "log_layout", lambda _, layout: written.append([*layout.get("plasticity", {})])
+    )
+    return written
+
+
+def test_a_layout_is_written_only_when_a_curve_changes_it(layouts):
+    charts, trainer = _logging.ChartLayout(), SimpleNamespace(loggers=[])
+    for names in (
+        ["plasticity/rejuvenated"],  # on its own in no chart
+        ["plasticity/token_entropy"],
+        ["plasticity/entropy_gap", "plasticity/token_entropy"],  # in the chart that is there
+        ["plasticity/token_nll"],  # in no chart
+        ["plasticity/relative_drift"],
+    ):
+        charts.add(trainer, names)
+    assert layouts == [["entropy"], ["entropy", "drift"]]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_no_layout_is_written_unasked(asked, layouts):
+    watched = PlasticityMonitor(Module().model.state_dict(), sites=None, rank_sites=None)
+    callback = PlasticityCallback(watched, 9, figure_every_n_steps=0, per_layer=True, custom_layout=asked)
+    fit([callback], data=4)
+    assert bool(layouts) == asked
+
+
+def test_a_step_after_a_rejuvenation_is_recorded_once():
+    """The callback is told of it before its own hook at the batch's start, and is to hook the model once."""
+    hooks = []
+
+    class Count(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            hooks.append(
+                sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pl_module.model.modules())
+            )
+
+    callback = PlasticityCallback(PlasticityMonitor(), 1, figure_every_n_steps=0)
+    fit([Rejuvenation(), callback, Count()], data=20)
+    assert hooks == 5 * hooks[:1] != [0] * 5

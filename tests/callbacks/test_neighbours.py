@@ -167,3 +167,15 @@ def test_a_repeating_one_keeps_all_reports(tmp_path):
     assert names == {"rejuvenation-step=5.json", "rejuvenation-step=10.json"}
     drifts = [json.loads((tmp_path / name).read_text())["drift_before"] for name in sorted(names)]
     assert drifts[0] != drifts[1]
+
+
+def test_early_stopping_of_a_run_that_is_resumed_where_it_is_rejuvenated_has_counted_already(tmp_path):
+    """The moment comes as the fit starts, but after an epoch whose loss is one to improve on."""
+
+    def callbacks():
+        saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        return rejuvenation(at_epoch=1), EarlyStopping("level", mode="min", patience=9), saver
+
+    fit(Line(), *callbacks(), tmp_path=tmp_path, max_epochs=2)
+    with pytest.warns(UserWarning, match="EarlyStopping counts"):
+        fit(Line(), *callbacks(), tmp_path=tmp_path, ckpt_path=tmp_path / "epoch=0.ckpt", max_epochs=2)

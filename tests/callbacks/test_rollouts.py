@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_rejuv.callbacks._rollouts import Rollouts
 from lightning_rejuv.callbacks.plasticity import PlasticityCallback
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.callbacks.test_plasticity import Module, fit, monitor, rows_of
@@ -133,3 +134,24 @@ def test_entropy_may_be_a_number_of_any_kind(kind, tmp_path):
 def test_an_entropy_that_is_no_number_is_left_out_with_one_hint(entropy):
     watched = PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
     assert left_out(ROLLOUTS, entropy, watched) == ["The entropy of the rollouts is left out of the alarms"]
+
+
+def test_only_rewards_that_could_be_used_are_seen():
+    rollouts, watched = Rollouts(), PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
+    with pytest.warns(UserWarning, match="The rollouts are left out"):
+        assert rollouts.take({"rewards": torch.ones(8), "entropy": 1.0}, watched) is None
+    assert rollouts.take({"entropy": 1.0}, watched) is None
+    assert not rollouts.seen
+    assert rollouts.take({"rewards": torch.ones(2, 4), "entropy": 0.5}, watched) == 0.5
+    assert rollouts.seen
+
+
+def test_rewards_and_entropy_have_a_hint_each():
+    rollouts, watched = Rollouts(), PlasticityMonitor(pass_at=(1,), sites=None, rank_sites=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            for rewards in (torch.ones(8), torch.ones(2, 4)):
+                assert rollouts.take({"rewards": rewards, "entropy": torch.ones(3)}, watched) is None
+    hints = [str(w.message).partition(" left out")[0] for w in caught]
+    assert hints == ["The rollouts are", "The entropy of the rollouts is"]

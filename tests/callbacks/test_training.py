@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_rejuv import RejuvenationCallback, Reset
 from lightning_rejuv.callbacks import AtStep
-from lightning_rejuv.callbacks._training import Accumulation
+from lightning_rejuv.callbacks._training import Accumulation, LastingEdit
 from tests.callbacks.modules import Calibrated, Line, equal, fit, line_anchor
 from tests.callbacks.test_distributed import in_two_ranks
 from tests.conftest import sharpened, tiny_llama
@@ -283,3 +283,35 @@ def test_new_tensors_are_float32_whatever_the_precision(precision, tmp_path):
     fit(module, callback, tmp_path=tmp_path, max_epochs=1, precision=precision)
     assert callback.rejuvenated_at == [2]
     assert set(module.dtypes) == {torch.float32} == {torch.get_default_dtype()}
+
+
+def _said_of_an_edit(share, number):
+    """Whether it is warned of an edit that update `number` after it takes a share of back; all others are small."""
+    weight, trainer = (
+        torch.nn.Parameter(torch.linspace(1, 2, 8)),
+        SimpleNamespace(global_step=3, optimizers=[]),
+    )
+    layout = SimpleNamespace(sharded=False)
+    lasting = LastingEdit(SimpleNamespace(layout=layout, parameters={"weight": weight}))
+    edit = torch.linspace(-1, 1, 8)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        weight.add_(edit)
+        lasting.begin(trainer)
+        for update in range(1, 14):
+            weight.sub_((share if update == number else 1e-3) * edit)
+            trainer.global_step += 1
+            if not lasting.goes_on(trainer):
+                break
+    return [f"The update to step {3 + number} took {share:.0%}" in str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.4, []), (0.6, [True]), (1.0, [True])])
+def test_an_update_that_takes_more_than_half_of_the_edit_back_is_said(share, said):
+    assert _said_of_an_edit(share, 1) == said
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, [True]), (9, [True]), (11, [])])
+def test_the_ten_updates_after_the_edit_are_watched(number, said):
+    """The tenth is what the ninth is compared with."""
+    assert _said_of_an_edit(0.8, number) == said

@@ -170,3 +170,11 @@ def test_counts_do_not_saturate():
     metric.update(torch.zeros(4, 1))
     assert metric.compute().item() == pytest.approx(2**24 / (2**24 + 4), rel=1e-7)
     assert metric.table[-1, 0].item() == 2**24 + 4
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_before_the_first_update_nothing_is_said_of_updates(name):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CASES[name].make().compute()
+    assert not [w for w in caught if "its updates held nothing" in str(w.message)]

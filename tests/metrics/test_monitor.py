@@ -24,6 +24,7 @@ from lightning_rejuv.functional import (
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, shifted, tiny_llama
 from tests.processes import run_in_processes
+from tests.sharding import tensor_parallel
 
 PROBE = [batch(seed=0), batch(rows=2, length=12, seed=1)]
 
@@ -268,3 +269,27 @@ def test_a_rank_without_rollouts_does_not_hang(tmp_path):
         return floats(monitor.compute())
 
     assert run_in_processes(work, tmp_path) == [{"pass_at_1": 0.5, "zero_variance_fraction": 0.0}] * 2
+
+
+def test_what_tensor_parallel_keeps_in_every_process_counts_once(llama, tuned, tmp_path):
+    """Norms and embeddings, of which some have not moved, beside projections that are sharded."""
+    base = clone_of(llama)
+    with torch.no_grad():
+        tuned.model.norm.weight.copy_(base["model.norm.weight"])
+        tuned.model.embed_tokens.weight[3:].copy_(base["model.embed_tokens.weight"][3:])
+    now = clone_of(tuned)
+
+    def work(rank):
+        monitor = PlasticityMonitor(anchor=base, sites=None, rank_sites=None)
+        return floats(monitor.measure(tensor_parallel(tuned))), monitor.layer_values()
+
+    found = run_in_processes(work, tmp_path)
+    moved = [(now[name].double() - there.double(), there.double()) for name, there in base.items()]
+    squares, base_squares = (
+        sum(float(part.square().sum()) for part in parts) for parts in zip(*moved, strict=True)
+    )
+    still = sum(int((part == 0).sum()) for part, _ in moved) / sum(part.numel() for part, _ in moved)
+    for values, layers in found:
+        assert values["relative_drift"] == pytest.approx((squares / base_squares) ** 0.5, rel=1e-5)
+        assert values["drift_sparsity"] == pytest.approx(still, rel=1e-6)
+        assert layers["relative_drift"]["model.norm.weight"] == 0

@@ -51,3 +51,12 @@ def test_one_layer_has_no_range():
 
 def test_experts_of_a_layer_are_added_up():
     assert by_layer([(3, "up", 2), (3, "up", 5), (4, "up", 0)]) == {3: {"up": 7}, 4: {"up": 0}}
+
+
+def test_of_neighbouring_layers_as_few_those_that_hold_more_are_named_and_else_the_first():
+    def named(*numbers):
+        return places_of({layer: {"v": number} for layer, number in enumerate(numbers)})
+
+    assert named(1, 17, 2) == "95 % in layers 1-2 of 3; v (20)"
+    assert named(2, 17, 1) == "95 % in layers 0-1 of 3; v (20)"
+    assert named(3, 34, 3) == "92 % in layers 0-1 of 3; v (40)"

@@ -241,3 +241,21 @@ def test_a_report_that_cannot_be_saved_leaves_nothing(pair, tmp_path):
     with pytest.raises(OSError, match="report.json"):
         report.save(tmp_path / "report.json")
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_papers_union_asks_for_no_number_of_neurons(pair):
+    base, sft = pair
+    reset = Reset(0.1, quantity="target_logit", budget="union", positions_per_response=4)
+    report = rejuvenate(sft, base, calibration(base), alpha=1.0, reset=reset)
+    assert report.neurons_reset > round(0.1 * report.neurons_total)
+    assert report.neurons_asked is None
+    assert report.to_dict()["neurons_asked"] is None
+    assert "asked for" not in report.summary()
+
+
+def test_without_a_fusion_no_buffer_is_said_to_be_left():
+    """At alpha = 1 nothing would have been done to it, had the anchor held it."""
+    base = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    parameters = {name: p.detach() for name, p in base.named_parameters()}
+    kept = [rejuvenate(shifted(base), parameters, alpha=alpha).buffers_kept for alpha in (0.5, 1.0)]
+    assert kept == [["1.running_mean", "1.running_var"], []]
