@@ -311,7 +311,7 @@ def test_an_update_that_takes_more_than_half_of_the_edit_back_is_said(share, sai
     assert _said_of_an_edit(share, 1) == said
 
 
-@pytest.mark.parametrize(("number", "said"), [(1, [True]), (9, [True]), (11, [])])
+@pytest.mark.parametrize(("number", "said"), [(1, [True]), (9, [True]), (10, [True]), (11, [])])
 def test_the_ten_updates_after_the_edit_are_watched(number, said):
-    """The tenth is what the ninth is compared with."""
+    """The tenth too, which is compared with the eleventh."""
     assert _said_of_an_edit(0.8, number) == said
