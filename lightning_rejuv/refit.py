@@ -129,9 +129,9 @@ def try_refit(
 ) -> tuple[dict[str, Tensor], RefitReport]:
     """Train the model as its edit will leave it, note what that moves, and put every weight back.
 
-    In eval mode, so that dropout does not make the few steps noisier. Weights in bfloat16 are trained by copies in
-    float32, which are rounded for each pass as the edit rounds them. The loss after the last step is that of the very
-    weights which the edit leaves.
+    The model is in eval mode, so that dropout does not make the few steps noisier. Weights in bfloat16 are trained by
+    copies in float32, which are rounded for each pass as the edit rounds them. The loss after the last step is that
+    of the very weights which the edit leaves.
 
     Args:
         model: the SFT model.
@@ -178,7 +178,7 @@ def try_refit(
             trained_to = train(model, trained, pool.draws(*order), rate, partial(refit_stream, options))
             moves = {name: value - edited[name] for name, value in trained_to.items()}
             del trained_to
-            # Not those of an adapter that is not active.
+            # Weights of an adapter that is not active have not moved.
             moves = {name: move for name, move in moves.items() if bool(move.any())}
             with torch.no_grad():
                 for name, parameter in trained.items():

@@ -120,7 +120,7 @@ def count(batches: list[Batch]) -> int:
 
 
 def without_float16(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast to float16 off, in which gradients underflow without a scaler; to bfloat16 it stays."""
+    """Switch autocast to float16 off, in which gradients underflow without a scaler; autocast to bfloat16 stays on."""
     kind = device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
     return torch.autocast(kind, enabled=False) if half else nullcontext()

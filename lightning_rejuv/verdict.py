@@ -52,7 +52,7 @@ _ADVICE: dict[Level, str] = {
     "do more SFT, or start with easier prompts.",
     "unknown": "Sample a few rollouts with rewards, 8 to each of 16 prompts or more: they tell.",
 }
-#: Of a model that cannot start, by what its format says.
+#: What a model that cannot start is told to do, by what its format says.
 _MISSING: dict[Level, str] = {
     "cannot start": "The format is missing: if it was rejuvenated, take a larger alpha or a refit; otherwise do more "
     "SFT.",

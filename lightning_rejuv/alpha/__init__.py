@@ -1,4 +1,4 @@
-"""Which alpha: the rule, what it is told of the line between base and SFT model, and what is doubted."""
+"""Which alpha is taken: the rule, what is measured for it between base and SFT model, and what is doubted."""
 
 from lightning_rejuv.alpha.line import Sampler, Verifier, find_alpha
 from lightning_rejuv.alpha.search import USUAL_ALPHA, AlphaPoint, AlphaSearch, choose_alpha

@@ -56,7 +56,7 @@ def doubt_seen(nll: float, entropy: tuple[float, float]) -> tuple[str, ...]:
 
     What a model has memorised costs it less than its entropy, the expected cost of what it samples itself; what is new
     costs an over-confident model more. Lines that hold nothing new, as the toy's, are like those it has memorised.
-    Judged is a model whose entropy is below half of its base's.
+    Only a model whose entropy is below half of its base's is judged.
 
     Args:
         nll: mean negative log-likelihood of the demonstrations' tokens under the SFT model, nats.

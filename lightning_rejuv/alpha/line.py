@@ -166,7 +166,7 @@ def _cut_off(batch: Mapping[str, Any], where: str) -> int:
     if not fits:
         raise ValueError(
             f"Expected `finished` of {where} to be one bool for each of its {rows} rows, which of them came to their "
-            f"end, but got {got:.200}. Leave it out of all batches where the sampler cannot tell."
+            f"end, but got {got:.200}. Leave it out of all batches if the sampler cannot tell."
         )
     return int((finished == 0).sum())
 

@@ -76,7 +76,7 @@ def weight_files(root: Path) -> WeightFiles | None:
     if (root / ADAPTER_CONFIG).is_file():
         raise ValueError(
             f"The directory {str(root)!r} holds a model ({names[0]}) and an adapter ({ADAPTER_CONFIG}), which "
-            "transformers loads together where PEFT is installed. Merge them, or keep them in two directories."
+            "transformers loads together if PEFT is installed. Merge them, or keep them in two directories."
         )
     left = {file.name for file in root.glob("*.safetensors")} - set(names)
     return WeightFiles(tuple(names), index, tuple(sorted(n for n in left if not n.startswith(_OTHER_FORMS))))

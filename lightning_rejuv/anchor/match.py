@@ -161,7 +161,7 @@ def _check_alike(name: str, shape: torch.Size, present: list[str], anchor: Ancho
     if wrong:
         raise ValueError(
             f"Expected the anchor's tensor for {name!r} to have shape {tuple(shape)} but got {wrong} from "
-            f"{anchor.description}. Where SFT resized the vocabulary, pass `resize_vocabulary=True`."
+            f"{anchor.description}. If SFT resized the vocabulary, pass `resize_vocabulary=True`."
         )
     for other in present[1:]:
         if not torch.equal(anchor.tensor(present[0]), anchor.tensor(other)):

@@ -215,7 +215,9 @@ class LastingEdit:
 
     def goes_on(self, trainer: Trainer) -> bool:
         """Look after a batch; return whether to look again."""
-        last = _STEPS + (self._suspected is not None)  # the step after is what a suspected one is compared with
+        last = _STEPS + (
+            self._suspected is not None
+        )  # the step after is what a suspected one is compared with
         if trainer.global_step - self._steps > last or not self._edit.any():
             return False
         before, self._now = self._now, self._sample()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # second copy of a large tensor is ever held; on a CPU in pieces that its cache holds.
 _PIECE, _PIECE_ON_CPU = 1 << 20, 1 << 16
 
-# What rounding does is added up of every how many rows, of tensors with more than so many elements.
+# Rounding is measured in one row of so many, in tensors with more than so many elements.
 SAMPLED_ROWS, _SAMPLED = 8, 1 << 16
 
 

@@ -40,8 +40,8 @@ class Layout:
 
         Args:
             names: which parameters; all by default.
-            write: whether what is written into a part has to reach the parameter. It has by the time the
-                next one is asked for.
+            write: whether what is written into a part has to reach the parameter. It has reached it by the
+                time the next one is asked for.
         """
         wanted = self.parameters if names is None else set(names)
         for name, parameter in self.parameters.items():

@@ -39,7 +39,7 @@ def open_targets(
     if is_adapted(model):
         if layout.sharded:
             raise ValueError(
-                "Expected a model without adapters where parameters are sharded but got one with LoRA. Fuse the "
+                "Expected a model without adapters, since its parameters are sharded, but got one with LoRA. Fuse the "
                 "saved adapter instead (it is small): `lightning-rejuv`, or `rejuvenate` on one device."
             )
         source = None if anchor is None else Anchor.open(anchor).read_as(model)

@@ -64,8 +64,8 @@ class WeightCopies:
 
     Float32 masters, the slow weights of Lookahead, the average of ASGD, the start ``p0`` of Prodigy and ``x0``
     of dual averaging, the sequence ``z`` of schedule-free optimizers: all of these are points beside the
-    parameter, and affine combinations of such points stay what they are where each goes through the same
-    lerp. Where weights are ``x0`` minus a sum ``s``, the sum is scaled as the distances are.
+    parameter, and affine combinations of such points stay what they are if each goes through the same
+    lerp. If weights are ``x0`` minus a sum ``s``, the sum is scaled as the distances are.
 
     Attributes:
         layout: the parameters.
@@ -85,7 +85,9 @@ class WeightCopies:
     @classmethod
     @torch.no_grad()
     def find(cls, optimizers: Iterable[Optimizer], layout: Layout) -> WeightCopies:
-        """Look for them, before the edit: by their names and by their values. A collective where it is sharded.
+        """Look for them, before the edit: by their names and by their values.
+
+        This is a collective if parameters are sharded.
 
         Raises:
             ValueError: one does not have its parameter's shape and cannot be edited.
@@ -106,7 +108,7 @@ class WeightCopies:
         """Go through the copies of some parameters, to be written to.
 
         Yields:
-            Name of the parameter, the copy, and whether it is a displacement: then it is pulled toward zero where
+            Name of the parameter, the copy, and whether it is a displacement: then it is pulled toward zero if
             weights are pulled toward the anchor.
         """
         wanted = set(names)

@@ -45,7 +45,7 @@ def blank(model: nn.Module, layout: Layout) -> nn.Module:
         model = model.module
     if not is_hugging_face(model):
         raise ValueError(
-            "Expected a Hugging Face model for the neuron reset or a search for alpha where parameters are sharded, "
+            "Expected a Hugging Face model for the neuron reset or a search for alpha if parameters are sharded, "
             f"but got {type(model).__name__}, which cannot be built again from a config. {advice}"
         )
     with torch.device("meta"):
