@@ -207,7 +207,7 @@ def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(bias, 
     base = tiny_llama(attention_bias=True)
     trained = adapted(base, bias=bias, target_modules=["q_proj", "v_proj"])
     trained.save_pretrained(tmp_path / "adapter")
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter")
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").requires_grad_(False)
     whole = merged(model)
     with pytest.raises(ValueError, match="trained in place"):
         rejuvenate(model, None, alpha=0.3)
