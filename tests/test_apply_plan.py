@@ -13,7 +13,7 @@ from lightning_rejuv.config import Options
 from lightning_rejuv.weights.open_targets import open_targets
 from tests.conftest import shifted
 
-COUNT = 1024
+COUNT = 512
 STEP = torch.finfo(torch.bfloat16).eps  # from 1 to the next number
 
 

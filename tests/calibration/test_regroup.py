@@ -59,7 +59,7 @@ def test_rows_stay_what_they_were_whatever_they_are_put_together_with():
 
 
 def test_long_and_short_rows_that_alternate_are_put_together_by_length():
-    """Four of 12 tokens and four of 3, 24 at a time: two parts of long ones and one of the short, whatever their order."""
+    """Four of 12 tokens and four of 3, 24 at a time: two parts of long ones and one of short, in any order."""
     data = [
         batch(rows=2, length=12, seed=1),
         batch(rows=4, length=3, seed=2),
