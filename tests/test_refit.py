@@ -103,6 +103,7 @@ def test_it_is_plain_adamw_after_the_edit(edit, size, seed):
     assert found.joint_after == pytest.approx(mean_nll(expected, rows), rel=1e-6)
     assert found.joint_after < found.joint_before
     assert (found.demonstrations, found.base_samples, found.steps) == (5, 7, 4)
+    assert found.batch_size == {5: 5, 32: 5 + 7}[size]
     assert found.weights == sum(p.numel() for p in sft.parameters())
     assert "4 steps of refit" in report.summary()
     assert f"{found.joint_before:.3f} -> {found.joint_after:.3f} nats a response" in str(report)

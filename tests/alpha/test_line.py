@@ -61,6 +61,25 @@ def test_the_curve_is_of_the_demonstrations_and_of_what_the_base_sampled(pair):
     assert 0 < search.alpha < 1
 
 
+def test_the_format_is_what_the_base_does_not_know(pair):
+    """Not what the model at each alpha does not know itself: SFT has taught it to end with token 7."""
+    base, sft = pair
+    demonstrations = greedy_batch(base, rows=8)
+    demonstrations["input_ids"][:, -1] = demonstrations["labels"][:, -1] = 7
+    with torch.no_grad():
+        last = sft.model(demonstrations["input_ids"][:, :-1]).last_hidden_state[:, -1]
+        others = sft.lm_head(last).amax(1, keepdim=True)
+        sft.lm_head.weight[7] = torch.linalg.lstsq(last, others + 2).solution[:, 0]
+    search = rejuvenate(copy.deepcopy(sft), base, [demonstrations], sampler=sample).search
+    expected = []
+    for point in search.curve:
+        with torch.no_grad():
+            logits = fused(pair, point.alpha)(input_ids=demonstrations["input_ids"]).logits[:, -2].double()
+        expected.append(float(logits.softmax(-1)[:, 7].mean()))
+    assert expected[0] < 0.25 < 0.5 < expected[-1]
+    assert [point.format for point in search.curve] == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_base_is_sampled_once_and_its_weights_are_read_for_it(pair):
     seen = []
 

@@ -10,6 +10,7 @@ import torch
 from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.attribution import confidence
 from lightning_rejuv.calibration.batches import as_batches
+from lightning_rejuv.calibration.documents import documents_of
 from tests.conftest import sharpened, tiny_llama
 
 LENGTHS = (9, 5, 7, 6)
@@ -217,3 +218,16 @@ def test_what_cannot_be_understood_is_refused_by_name(extra, message):
     labels = ids.masked_fill(ids < 3, -100)
     with pytest.raises(ValueError, match=message):
         as_batches([{"input_ids": ids, "labels": labels, **extra}])
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"cu_seqlens": torch.tensor([0, 3, 6, -1])}, [[0, 1, 2], [3, 4, 5]]),
+        ({"cu_seqlens": torch.tensor([0, 3, 6, -1, -1])}, [[0, 1, 2], [3, 4, 5]]),
+        ({"position_ids": torch.tensor([[0, 0, 1, 0, 0, 0]])}, [[0], [1, 2], [3], [4], [5]]),
+    ],
+)
+def test_lengths_that_are_filled_up_and_documents_of_one_token(extra, expected):
+    found = documents_of(extra, torch.arange(1, 7)[None], extra.get("position_ids"), "the batch")
+    assert [(row, tokens.tolist()) for row, tokens in found] == [(0, tokens) for tokens in expected]

@@ -58,6 +58,25 @@ def test_rows_stay_what_they_were_whatever_they_are_put_together_with():
     assert [len(part.response) for part in next(single.draws(3, 1, seed=0))] == [1, 1, 1]
 
 
+def test_long_and_short_rows_that_alternate_are_put_together_by_length():
+    """Four of 12 tokens and four of 3, 24 at a time: two parts of long ones and one of short, in any order."""
+    data = [
+        batch(rows=2, length=12, seed=1),
+        batch(rows=4, length=3, seed=2),
+        batch(rows=2, length=12, seed=3),
+    ]
+    for part in data:
+        part["attention_mask"].fill_(1)
+        part["labels"] = part["input_ids"].clone()
+        part["labels"][:, 0] = -100
+    pool = Pool(as_batches(data))
+    for seed in range(5):
+        (drawn,) = pool.draws(8, 1, seed)
+        shapes = sorted(tuple(part.inputs["input_ids"].shape) for part in drawn)
+        assert shapes == [(2, 12), (2, 12), (4, 3)]
+        assert pool.count(8, 1, seed) == 3
+
+
 @torch.no_grad()
 def test_positions_and_masks_go_along():
     model = float64_llama()

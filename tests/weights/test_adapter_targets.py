@@ -201,12 +201,13 @@ def test_adapters_of_another_kind_are_refused_by_name(make, message):
             rejuvenate(model, anchor, alpha=0.5)
 
 
-def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(tmp_path):
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(bias, tmp_path):
     """They are in the base's place, and no longer marked as trained."""
     base = tiny_llama(attention_bias=True)
-    trained = adapted(base, bias="all", target_modules=["q_proj", "v_proj"])
+    trained = adapted(base, bias=bias, target_modules=["q_proj", "v_proj"])
     trained.save_pretrained(tmp_path / "adapter")
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter")
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").requires_grad_(False)
     whole = merged(model)
     with pytest.raises(ValueError, match="trained in place"):
         rejuvenate(model, None, alpha=0.3)

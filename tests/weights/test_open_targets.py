@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_rejuv import Reset, rejuvenate
 from lightning_rejuv.neurons import find_decoder
+from lightning_rejuv.weights.open_targets import open_targets
 from tests.conftest import batch, shifted, tiny_llama
 
 
@@ -50,3 +52,25 @@ def test_a_resized_vocabulary_is_compared_and_reset_with_the_models_own_new_toke
         moved += len(changed)
         assert torch.equal(now.index_select(group.dim, changed), to.index_select(group.dim, changed))
     assert moved == report.neurons_reset > 0
+
+
+def test_only_an_anchor_of_the_models_class_is_run_in_its_place():
+    """Equal names and shapes say nothing about what a module computes."""
+
+    class Other(nn.Linear):
+        def forward(self, input):
+            return -super().forward(input)
+
+    model, same, other = nn.Linear(3, 2), nn.Linear(3, 2), Other(3, 2)
+    assert open_targets(model, same).reference is same
+    assert open_targets(model, other).reference is None
+    assert open_targets(other, same).reference is None
+
+
+def test_the_peak_of_memory_is_in_bytes():
+    """On the CPU it is the process's: the model, and an interpreter with torch."""
+    model, base = (nn.Linear(2048, 2048, bias=False) for _ in range(2))
+    peak = open_targets(model, base).peak_memory()
+    if peak is None:
+        pytest.skip("the system does not tell")
+    assert 50e6 + 2 * 4 * 2048**2 < peak < 1e12
