@@ -12,7 +12,7 @@ from torch import nn
 from lightning_rejuv import RejuvenationCallback, Reset, rejuvenate
 from lightning_rejuv.calibration.checks import batches_for, context_length
 from lightning_rejuv.cli.main import main
-from tests.alpha.test_sampling import gpt2
+from tests.alpha.test_sampling_batches import gpt2
 from tests.callbacks.modules import Module, fit
 from tests.checkpoints.directories import edit_config, known_pair
 from tests.conftest import batch, greedy_batch, sharpened, shifted, tiny_llama
