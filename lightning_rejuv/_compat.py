@@ -240,7 +240,7 @@ def fsdp1_interval(unit: nn.Module, parameter: nn.Parameter) -> tuple[int, int]:
     return 0, 0
 
 
-def is_wrapper(tensor: Tensor) -> bool:
+def wraps_others(tensor: Tensor) -> bool:
     """Whether a tensor is made of others, as DTensors and quantised weights are."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 

@@ -36,6 +36,11 @@ def is_wrapper(module: nn.Module) -> bool:
     return hasattr(module, "active_adapters") and hasattr(module, "original_module")
 
 
+def is_saved_module(module: nn.Module) -> bool:
+    """Whether PEFT trains a module as a whole (``modules_to_save``), beside the original."""
+    return hasattr(module, "modules_to_save") and hasattr(module, "original_module")
+
+
 def is_adapted(model: nn.Module) -> bool:
     """Whether a model has adapters in its layers (PEFT)."""
     return any(is_tuner(module) or is_wrapper(module) for module in model.modules())
@@ -179,7 +184,7 @@ def parameters_of_adapters(model: nn.Module) -> Iterator[nn.Parameter]:
         if is_lora(module):
             for table in module.adapter_layer_names:  # type: ignore[union-attr]
                 yield from _parameters(getattr(module, table, None))
-        elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+        elif is_saved_module(module):
             yield from _parameters(module.modules_to_save)
 
 

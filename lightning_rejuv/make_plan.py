@@ -20,6 +20,7 @@ from lightning_rejuv.attribution import (
     compare,
     select_neurons,
 )
+from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.config import WITHOUT_CALIBRATION, Options, Reset, alpha_by_name
@@ -154,7 +155,7 @@ def _attribute(
         blend.at(alphas)
         return attribute_entropy(model, decoder.groups, batches, comparison.positions, targets.base_of)
     total = sum(group.count for group in decoder.groups)
-    top = max(1, round(reset.fraction * total)) if reset.budget == "union" else 0
+    top = max(1, count_of(reset.fraction, total)) if reset.budget == "union" else 0
     attribution = attribute(model, decoder, batches, comparison.positions, top)
     check_reconstruction(attribution, next(model.parameters()).dtype)
     return attribution

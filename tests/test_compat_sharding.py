@@ -11,8 +11,8 @@ from lightning_rejuv._compat import (
     fsdp1_interval,
     is_fsdp1_parameter,
     is_hugging_face,
-    is_wrapper,
     local_offset,
+    wraps_others,
 )
 from tests.conftest import tiny_llama
 from tests.processes import run_in_processes
@@ -27,7 +27,7 @@ def test_offsets_say_where_a_local_shard_lies(tmp_path):
             first = local_offset(p)[0]
             local = p.to_local()
             assert torch.equal(local, wholes[name][first : first + len(local)])
-            assert is_wrapper(p)
+            assert wraps_others(p)
         return class_before_fsdp2(model) is type(tiny_llama())
 
     assert run_in_processes(look, tmp_path, 3) == [True] * 3
@@ -54,7 +54,7 @@ def test_intervals_say_which_elements_a_flat_shard_holds(tmp_path):
 def test_plain_modules_are_none_of_it():
     net = nn.Linear(2, 2)
     assert not is_fsdp1_parameter(net.weight)
-    assert not is_wrapper(net.weight)
+    assert not wraps_others(net.weight)
     assert not is_hugging_face(net)
     assert is_hugging_face(tiny_llama())
     assert class_before_fsdp2(net) is nn.Linear

@@ -61,7 +61,7 @@ class Source:
         return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
 
 
-def blank(model: nn.Module) -> nn.Module:
+def without_memory(model: nn.Module) -> nn.Module:
     """Build a transformers model again without memory for its weights, and without wrappers around its modules."""
     with torch.device("meta"):
         built: nn.Module = class_before_fsdp2(model)(copy.deepcopy(model.config))
@@ -126,7 +126,7 @@ def as_loaded(anchor: Anchor, model: nn.Module) -> Anchor:
     if not is_hugging_face(inner):
         return anchor
     try:
-        skeleton = blank(inner)
+        skeleton = without_memory(inner)
     except Exception:  # a model of the user's own class, built from more than a config
         return anchor
     found = sources(skeleton, anchor.names())

@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from torch import nn
 
-from lightning_rejuv.adapters import adapter_of, holds_adapter, is_tuner
+from lightning_rejuv.adapters import adapter_of, holds_adapter, is_saved_module, is_tuner
 from lightning_rejuv.neurons.group import NeuronGroup
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -36,7 +36,7 @@ def output_rows(module: nn.Module, edited: Container[str] | None = None) -> tupl
     groups: dict[str, NeuronGroup] = {}
     inside: list[str] = []  # beginnings of the names of what belongs to a layer of PEFT's
     for name, layer in module.named_modules():
-        if hasattr(layer, "modules_to_save") and hasattr(layer, "original_module"):
+        if is_saved_module(layer):
             inside.append(f"{name}.original_module.")
         if is_tuner(layer):
             inside.append(f"{name}.lora_")

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv.adapters import adapter_of, check_adapters, config_of, parameters_of_adapters
+from lightning_rejuv.adapters import (
+    adapter_of,
+    check_adapters,
+    config_of,
+    is_saved_module,
+    parameters_of_adapters,
+)
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.functional.weights import _relative_drift_update
 from lightning_rejuv.names import listing
@@ -132,7 +138,7 @@ def adapter_targets(model: nn.Module, anchor: Anchor | None, layout: Layout) -> 
 def _saved_modules(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Modules that PEFT trains as a whole (``modules_to_save``), and the originals beside them."""
     for module in model.modules():
-        if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+        if is_saved_module(module):
             for adapter in module.active_adapters:  # type: ignore[union-attr]
                 if adapter in module.modules_to_save:  # type: ignore[operator]
                     yield module.modules_to_save[adapter], module.original_module  # type: ignore[index, misc]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv._compat import is_wrapper, persistent_buffers
+from lightning_rejuv._compat import persistent_buffers, wraps_others
 from lightning_rejuv.anchor import Anchor
 from lightning_rejuv.names import canonical_name, listing
 
@@ -55,7 +55,7 @@ def find_buffers(model: nn.Module, anchor: Anchor | None, name_there: Callable[[
         name = canonical_name(wrapped_name)
         other = name_there(name)
         fits = anchor is not None and other in available and anchor.shape(other) == buffer.shape
-        if fits and not is_wrapper(buffer):
+        if fits and not wraps_others(buffer):
             fused[name], anchor_names[name] = buffer, other
         else:
             kept.append(name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_rejuv._compat import is_fsdp1_parameter, is_wrapper, reshard
+from lightning_rejuv._compat import is_fsdp1_parameter, reshard, wraps_others
 from lightning_rejuv.names import listing
 from lightning_rejuv.weights.layout import Layout
 
@@ -26,7 +26,7 @@ def open_layout(model: nn.Module, root: nn.Module | None = None) -> Layout:
     reshard(outermost)
     reshard(model)
     parameters = dict(model.named_parameters())
-    unknown = {n: type(p).__name__ for n, p in parameters.items() if is_wrapper(p) and not _is_dtensor(p)}
+    unknown = {n: type(p).__name__ for n, p in parameters.items() if wraps_others(p) and not _is_dtensor(p)}
     if unknown:
         raise ValueError(
             "Expected plain parameters, DTensors (FSDP2, tensor parallel), or those of FSDP or DeepSpeed, but got "

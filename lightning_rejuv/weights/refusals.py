@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_rejuv._compat import is_wrapper
+from lightning_rejuv._compat import wraps_others
 from lightning_rejuv.anchor import Anchor, AnchorSource
 from lightning_rejuv.names import canonical_name, listing
 
@@ -44,7 +44,7 @@ def check_apart(parameters: Mapping[str, Tensor]) -> None:
     at: dict[tuple[torch.device, int], list[str]] = {}
     for name, parameter in parameters.items():
         # Parts of one buffer, as those of FSDP, begin at different places.
-        if not is_wrapper(parameter) and (place := parameter.data_ptr()) and parameter.numel():
+        if not wraps_others(parameter) and (place := parameter.data_ptr()) and parameter.numel():
             at.setdefault((parameter.device, place), []).append(canonical_name(name))
     shared = [" and ".join(names) for names in at.values() if len(names) > 1]
     if shared:
@@ -115,7 +115,7 @@ def check_anchor(model: nn.Module, source: AnchorSource, anchor: Anchor, used: I
 
 def _storage(tensor: Tensor) -> tuple[torch.device, int] | None:
     """Return where a tensor's memory begins; None if it has none of its own on this process."""
-    if is_wrapper(tensor) or tensor.is_meta:
+    if wraps_others(tensor) or tensor.is_meta:
         return None
     place = tensor.untyped_storage().data_ptr()
     return (tensor.device, place) if place else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-from lightning_rejuv._compat import class_before_fsdp2, is_hugging_face
+from lightning_rejuv._compat import is_hugging_face
+from lightning_rejuv.anchor.conversion import without_memory
 from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.names import canonical_name, listing
 from lightning_rejuv.weights.layout import Layout
@@ -48,8 +48,7 @@ def blank(model: nn.Module, layout: Layout) -> nn.Module:
             "Expected a Hugging Face model for the neuron reset or a search for alpha if parameters are sharded, "
             f"but got {type(model).__name__}, which cannot be built again from a config. {advice}"
         )
-    with torch.device("meta"):
-        built: nn.Module = class_before_fsdp2(model)(copy.deepcopy(model.config))
+    built = without_memory(model)
     shapes = {name: parameter.shape for name, parameter in built.named_parameters()}
     if shapes != layout.shapes:
         differing = {
