@@ -270,7 +270,7 @@ def test_no_base(tmp_path, monkeypatch):
             ["--trainer.callbacks.help=RejuvenationCallback"],
             ["before the first update", "(required, type:", "default: auto"],
         ),
-        (["--trainer.callbacks.help=PlasticityCallback"], ["optimizer steps between two measurements"]),
+        (["--trainer.callbacks.help=PlasticityCallback"], ["steps between two measurements of the model"]),
         (["--model.help=RLStage"], ["directory of the model to start from", "{retail_desk,running_total}"]),
         (["--help"], ["stages.SFTStage", "--trainer.callbacks"]),
     ],

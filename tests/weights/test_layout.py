@@ -100,7 +100,8 @@ def test_adapters_are_refused_where_parameters_are_sharded(tmp_path):
         rejuvenate(fsdp2(model.base_model.model), None, alpha=0.5)
 
     assert all(
-        "model without adapters where parameters are sharded" in text for text in refusals(tmp_path, make)
+        "model without adapters, since its parameters are sharded," in text
+        for text in refusals(tmp_path, make)
     )
 
 
