@@ -9,7 +9,16 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from lightning_rejuv.cli.parser import COMMANDS, USAGE, build_parser, defaults_of, help_of, known_options
-from lightning_rejuv.cli.recipe import OBJECTS, SWITCHES, WrongUsage, flag, flags_of, load_yaml, object_flags
+from lightning_rejuv.cli.recipe import (
+    OBJECTS,
+    SHOWN,
+    SWITCHES,
+    WrongUsage,
+    flag,
+    flags_of,
+    load_yaml,
+    object_flags,
+)
 
 _WITHOUT_VALUE = (*SWITCHES, "help", "version", "print_config", "reset.help", "refit.help")
 
@@ -75,7 +84,7 @@ def parse(arguments: Sequence[str] | None = None) -> Parsed:
         parser.exit(USAGE)
     found = namespace[command].as_dict()
     found.pop("config", None)
-    shown = {name: found.pop(name, False) for name in ("json", "quiet", "traceback")}
+    shown = {name: found.pop(name, False) for name in SHOWN}
     # What a recipe says in full, `--print_config` prints every default, is not asked for; but for alpha, which is not
     # searched for an adapter.
     if any(flag.startswith("--alpha=") for flag in recipes):

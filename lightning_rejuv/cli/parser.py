@@ -17,7 +17,7 @@ import jsonargparse
 from typing_extensions import override
 
 from lightning_rejuv.checkpoints import commands
-from lightning_rejuv.cli.recipe import OBJECTS, flag, load_yaml
+from lightning_rejuv.cli.recipe import OBJECTS, SHOWN, flag, load_yaml
 from lightning_rejuv.names import printable
 
 USAGE = 2
@@ -224,14 +224,14 @@ def _without_result(function: Any) -> Any:
 
 def options_of(command: str) -> set[str]:
     """Return the names of a command's options, those of a reset as ``reset.scope``."""
-    return set(known_options(command)) - {"json", "quiet", "traceback"}
+    return set(known_options(command)).difference(SHOWN)
 
 
 def known_options(command: str) -> dict[str, bool]:
     """Return the names of all that a command takes as an option, and of each whether it is text alone."""
-    switches = ("json", "quiet", "traceback")
+    shown = dict.fromkeys(SHOWN, False)
     if command not in COMMANDS:
-        return dict.fromkeys(switches, False)
+        return shown
     kinds = _without_result(COMMANDS[command]).__annotations__
     known = {
         name: not {int, float}.intersection(get_args(kind) or (kind,))
@@ -241,7 +241,7 @@ def known_options(command: str) -> dict[str, bool]:
     if command == "rejuvenate":
         inside = {f"{name}.{field.name}": False for name, kind in OBJECTS.items() for field in fields(kind)}
         known |= {**inside, "merge": False, "reset_fraction": False}
-    return known | dict.fromkeys(switches, False)
+    return known | shown
 
 
 def defaults_of(command: str) -> dict[str, Any]:

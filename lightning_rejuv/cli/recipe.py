@@ -13,7 +13,8 @@ import jsonargparse
 from lightning_rejuv.config import Refit, Reset
 
 OBJECTS = {"reset": Reset, "refit": Refit}
-SWITCHES = ("merge", "json", "quiet", "traceback")
+SHOWN = ("json", "quiet", "traceback")  # how every command shows what it does
+SWITCHES = ("merge", *SHOWN)
 
 
 class WrongUsage(ValueError):

@@ -201,13 +201,17 @@ def test_adapters_of_another_kind_are_refused_by_name(make, message):
             rejuvenate(model, anchor, alpha=0.5)
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["trained", "loaded for inference"])
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_biases_of_an_adapter_that_was_loaded_for_inference_need_the_base(bias, tmp_path):
-    """They are in the base's place, and no longer marked as trained."""
+def test_biases_that_were_trained_along_need_the_base(bias, loaded, tmp_path):
+    """They are in the base's place; of an adapter that was loaded they are no longer marked as trained."""
     base = tiny_llama(attention_bias=True)
-    trained = adapted(base, bias=bias, target_modules=["q_proj", "v_proj"])
-    trained.save_pretrained(tmp_path / "adapter")
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").requires_grad_(False)
+    model = adapted(base, bias=bias, target_modules=["q_proj", "v_proj"])
+    if loaded:
+        model.save_pretrained(tmp_path / "adapter")
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").requires_grad_(
+            False
+        )
     whole = merged(model)
     with pytest.raises(ValueError, match="trained in place"):
         rejuvenate(model, None, alpha=0.3)

@@ -99,17 +99,6 @@ def test_reset_of_the_adapter_is_reset_of_the_merged_weights(options, quantity):
     assert moved == report.neurons_reset > 0
 
 
-def test_trained_biases_need_the_base():
-    base = tiny_llama(attention_bias=True)
-    model = adapted(base, bias="all", target_modules=["q_proj", "v_proj"])
-    whole = merged(model)
-    with pytest.raises(ValueError, match="trained in place"):
-        rejuvenate(model, None, alpha=0.3)
-    rejuvenate(whole, base, alpha=0.3)
-    rejuvenate(model, base, alpha=0.3)
-    _close(merged(model), whole)
-
-
 def test_what_scaling_the_adapter_cannot_do_is_refused():
     base = tiny_llama()
     dora = adapted(base, use_dora=True)
