@@ -66,7 +66,7 @@ def apply_plan(
     resets = plan.parts()
     omega = options.reset.omega if options.reset else 0.0
     fused = {name for name, share in plan.alphas.items() if share < 1}
-    gap = line = 0.0
+    sums: dict[torch.device, Tensor] = {}
     done: list[str] = []
     try:
         for name, shard in targets.layout.walk(fused.union(resets), write=True):
@@ -74,8 +74,10 @@ def apply_plan(
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
                 generator = _generator(options, name, shard.values.device, shard.offset)
-                sums = lerp_measuring_(shard.values, shard.of(anchor), weight, generator)
-                gap, line = gap + sums[0] / shard.copies, line + sums[1] / shard.copies
+                rounding = lerp_measuring_(shard.values, shard.of(anchor), weight, generator) / shard.copies
+                sums[rounding.device] = (
+                    sums.get(rounding.device, 0) + rounding
+                )  # read at the end: nothing waits
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, omega, generator)
             done.append(name)
@@ -93,7 +95,7 @@ def apply_plan(
                 reset_neurons(copy, anchor, group, dim, index, omega, generator)
         shift_all(targets, plan.moves, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
-        total = targets.layout.total(torch.tensor([gap, line], dtype=torch.float64))
+        total = targets.layout.total(sum((s.cpu().double() for s in sums.values()), torch.zeros(2).double()))
     except (Exception, KeyboardInterrupt) as error:
         said = f": {error}" if str(error) else ""
         stopped = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RejuvenationError

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.apply_plan import shift_all
-from lightning_rejuv.config import Options
+from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, shift_all
+from lightning_rejuv.config import Options, Reset
+from lightning_rejuv.neurons import NeuronGroup
+from lightning_rejuv.plan import GroupReset, Plan
 from lightning_rejuv.weights.open_targets import open_targets
 from tests.conftest import shifted
 
@@ -50,3 +53,15 @@ def test_a_compiled_submodule_is_rounded_as_the_plain_one_is():
     for (name, ours), theirs, other in pairs:
         assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16)), name
         assert not torch.equal(theirs, other), name
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_nothing_waits_for_the_device_until_all_is_edited(rounding):
+    """Parameters on ``meta``, which have no numbers to be waited for: the first look at one is after the last edit."""
+    base = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
+    sft = shifted(base).bfloat16()
+    targets = open_targets(sft, base).of_copy(copy.deepcopy(sft).to("meta"))
+    group = NeuronGroup("0.weight", "0", "out", 0, dim=0, count=16, bias="0.bias")
+    plan = Plan(0.4, dict.fromkeys(targets.fused, 0.4), [GroupReset(group, torch.tensor([1, 2]))])
+    with pytest.raises(RejuvenationError, match=r"copy out of meta.*Edited by then: 8 of 8 parameters"):
+        apply_plan(targets, plan, Options(alpha=0.4, reset=Reset(fraction=0.1), rounding=rounding))

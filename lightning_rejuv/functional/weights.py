@@ -14,7 +14,7 @@ from lightning_rejuv.functional._checks import (
     check_same_shape,
 )
 from lightning_rejuv.ops import weight_drift
-from lightning_rejuv.ops.drift_sums import blocked_sums, drift_sums
+from lightning_rejuv.ops.drift_sums import drift_sums
 
 Per = Literal["tensor", "row", "column"]
 
@@ -31,7 +31,7 @@ def _relative_drift_check(weight: Tensor, base: Tensor, per: str) -> None:
 def _relative_drift_update(weight: Tensor, base: Tensor, per: str = "tensor") -> tuple[Tensor, Tensor]:
     """Return the sums of squares (float64) of the difference and of the base."""
     if per == "tensor":
-        return drift_sums(weight, base)
+        return drift_sums(weight, base)[:2]
     drift = weight_drift(weight, base.to(weight.device))
     stats = drift.columns if per == "column" else drift.rows
     return stats.drift_square, stats.base_square
@@ -93,7 +93,7 @@ def update_ratio(weight: Tensor, previous: Tensor) -> Tensor:
 
 def _drift_sparsity_update(weight: Tensor, base: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Return the number of unmoved weights and of all weights."""
-    unmoved = blocked_sums(weight, base, tolerance)[2]
+    unmoved = drift_sums(weight, base, tolerance)[2]
     return unmoved, torch.full((), weight.numel(), device=weight.device)
 
 

@@ -21,7 +21,7 @@ from lightning_rejuv.metrics._adapters import (
     without_adapters,
 )
 from lightning_rejuv.metrics._probe import Substituted
-from lightning_rejuv.ops.drift_sums import all_drift_sums
+from lightning_rejuv.ops.drift_sums import drift_sums
 from lightning_rejuv.weights.layout import Layout
 from lightning_rejuv.weights.open_layout import open_layout
 
@@ -112,7 +112,7 @@ class Base:
         sums: dict[str, Tensor] = {}
         for name, shard in layout.walk(write=False):
             base = shard.of(base_of(name, shard.values))
-            parts = torch.stack([part.double() for part in all_drift_sums(shard.values, base, 0.0)])
+            parts = torch.stack([part.double() for part in drift_sums(shard.values, base, 0.0)])
             sums[name] = parts / shard.copies
         device = next(iter(sums.values())).device
         totals = layout.total(torch.stack([parts.to(device) for parts in sums.values()]))
@@ -232,7 +232,7 @@ def merged_drift(model: nn.Module, base_of: Callable[[Tensor], Tensor]) -> Drift
             if merged is under and id(under) in seen:
                 continue
             seen.add(id(under))
-            squares, base_squares, unmoved = all_drift_sums(merged, base_of(under), 0.0)
+            squares, base_squares, unmoved = drift_sums(merged, base_of(under), 0.0)
             sums[name] = (squares.to(device), base_squares.to(device), unmoved.to(device), under.numel())
     return sums
 

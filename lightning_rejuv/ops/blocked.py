@@ -7,6 +7,9 @@ kernel of its own, float64 inputs, and CUDA if Triton is not installed. Blocks a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,17 @@ DEVICE_BLOCK = 1 << 24
 LOWEST_EXPONENT = -1.0e4
 #: Logits whose common maximum is taken before any index is looked for.
 SEGMENT = 128
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: small blocks are not worth splitting, and threads that wait for each other spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows_per_block(x: Tensor) -> int:

@@ -40,11 +40,11 @@ def measure_drift(layout: Layout, anchor_of: Callable[[str], Tensor]) -> dict[st
     >>> round(drift["weight"].relative, 3)
     1.0
     """
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}  # on the devices of the parameters: nothing waits until all are measured
     for name, shard in layout.walk(write=False):
         parts = torch.stack(_relative_drift_update(shard.values, shard.of(anchor_of(name))))
-        sums[name] = parts.double().cpu() / shard.copies
-    total = layout.total(torch.stack(list(sums.values())))
+        sums[name] = parts / shard.copies
+    total = layout.total(torch.stack([parts.cpu().double() for parts in sums.values()]))
     return {name: Drift(float(row[0]), float(row[1])) for name, row in zip(sums, total, strict=True)}
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_rejuv.forward import without_autocast_cache
+from lightning_rejuv.ops import lerp
+from lightning_rejuv.ops.blocked import one_thread
 from lightning_rejuv.weights.rounding import HALF_TYPES, random_stream, round_stochastically
 from lightning_rejuv.weights.shard import Shard
 
 if TYPE_CHECKING:
     from lightning_rejuv.neurons import NeuronGroup
 
-# Tensors whose dtypes differ or that are rounded stochastically are lerped through float32 in pieces, so that no
-# second copy of a large tensor is ever held; on a CPU in pieces that its cache holds.
-_PIECE, _PIECE_ON_CPU = 1 << 20, 1 << 16
+# Where no kernel does it, tensors whose dtypes differ or that are rounded stochastically are lerped through float32 in
+# pieces, so that no second copy of a large tensor is ever held; on a CPU in pieces that its cache holds.
+_PIECE, _PIECE_ON_CPU = 1 << 24, 1 << 16
 
 # Rounding is measured in one row of so many, in tensors with more than so many elements.
 SAMPLED_ROWS, _SAMPLED = 8, 1 << 16
@@ -132,24 +134,33 @@ def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Gen
     stochastic = generator is not None and param.dtype in HALF_TYPES
     if weight == 1.0 and (param.dtype == base.dtype or not stochastic):
         param.copy_(base)
+    elif lerp.can_lerp(param, base):
+        lerp.lerp_(param, base, weight, generator)
     elif param.dtype == base.dtype and not stochastic:
         param.lerp_(base.to(param.device), weight)  # PyTorch computes half types in float32 here
     else:
-        if not param.dim():
-            param, base = param[None], base[None]
-        rows = _rows_of_a_piece(param)
-        for piece, base_piece in zip(param.split(rows), base.split(rows), strict=True):
-            exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
+        exact = torch.promote_types(torch.promote_types(param.dtype, base.dtype), torch.float32)
+        for piece, base_piece in _pieces(param, base):
             value = torch.lerp(piece.to(exact), base_piece.to(param.device, exact), weight)
             if stochastic and generator is not None:
                 value = round_stochastically(value, param.dtype, generator)
             piece.copy_(value)
 
 
-def _rows_of_a_piece(param: Tensor) -> int:
-    """Return how many rows are computed with at a time, so that no wide copy of the whole is made."""
-    size = _PIECE_ON_CPU if param.device.type == "cpu" else _PIECE
-    return max(1, size // max(1, param[:1].numel()))
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Go through tensors of one shape piece by piece, so that no wide copy of a whole one is made.
+
+    A piece is as many elements wherever memory has them in order, and as many rows as fit elsewhere. On a CPU one
+    thread works on it.
+    """
+    first = tensors[0]
+    size = _PIECE_ON_CPU if first.device.type == "cpu" else _PIECE
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(tensor.view(-1) for tensor in tensors)
+    else:
+        size = max(1, size // max(1, first[:1].numel()))
+    with one_thread() if first.device.type == "cpu" else nullcontext():
+        yield from zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
@@ -174,18 +185,24 @@ def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -
     >>> round(gap / line, 3)
     -0.4
     """
+    gap, length = _rounding_sums(param, base, exact, rounded).tolist()
+    return gap, length
+
+
+def _rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> Tensor:
     wide = torch.float32 if param.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
     line = base.to(param.device, wide) - param.to(wide)
     error = exact.to(wide) - rounded.to(wide)
-    gap, length = torch.stack([(line * error).sum(), (line * line).sum()]).tolist()
-    return gap, length
+    return torch.stack([(line * error).sum(), (line * line).sum()])
 
 
 @torch.no_grad()
 def lerp_measuring_(
     param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None = None
-) -> tuple[float, float]:
-    """Fuse a parameter as :func:`lerp_` does, and add up what rounding did to it; of a large one to every eighth row.
+) -> Tensor:
+    """Fuse a parameter as :func:`lerp_` does, and add up what rounding did to it; nothing waits for the device.
+
+    Where no kernel does both in one read, every eighth row of a large parameter is looked at.
 
     Args:
         param: the parameter, fused in place.
@@ -194,23 +211,22 @@ def lerp_measuring_(
         generator: of stochastic rounding.
 
     Returns:
-        The numbers of :func:`rounding_sums`; zeros if rounding does next to nothing: in float32 and wider, and if
-        ``weight`` is 0 or 1.
+        The numbers of :func:`rounding_sums`, ``[2]`` on the device; zeros if rounding does next to nothing: in float32
+        and wider, and if ``weight`` is 0 or 1.
     """
     if param.dtype.itemsize >= 4 or weight in (0.0, 1.0) or param.dim() == 0:
         lerp_(param, base, weight, generator=generator)
-        return 0.0, 0.0
+        return torch.zeros(2, device=param.device)
+    if lerp.can_lerp(param, base):
+        return lerp.lerp_(param, base, weight, generator)
     step = SAMPLED_ROWS if param.numel() > _SAMPLED else 1
     before = param[::step].clone()
     lerp_(param, base, weight, generator=generator)
-    gap = line = 0.0
-    rows = _rows_of_a_piece(param)
-    pieces = (tensor.split(rows) for tensor in (before, base[::step], param[::step]))
-    for sft, anchor, rounded in zip(*pieces, strict=True):
+    total = torch.zeros(2, device=param.device)
+    for sft, anchor, rounded in _pieces(before, base[::step], param[::step]):
         exact = torch.lerp(sft.float(), anchor.to(sft.device, torch.float32), weight)
-        sums = rounding_sums(sft, anchor, exact, rounded)
-        gap, line = gap + sums[0], line + sums[1]
-    return gap, line
+        total = total + _rounding_sums(sft, anchor, exact, rounded)
+    return total
 
 
 def reset_neurons(

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from lightning_rejuv.ops.lerp import kernels_on
+
 # How many of the low bits of a float32 each half type drops.
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 HALF_TYPES = frozenset(_DROPPED)
@@ -17,14 +19,14 @@ def random_stream(key: str, device: torch.device | str = "cpu") -> torch.Generat
 
     Args:
         key: whatever tells this stream from the others.
-        device: where it is drawn if that is a CUDA device; other streams are drawn on the CPU.
+        device: where it is drawn if that is a CUDA device without kernels; other streams are drawn on the CPU.
 
     >>> first, second = (torch.rand(1, generator=random_stream("0 layer.weight")) for _ in range(2))
     >>> torch.equal(first, second)
     True
     """
     device = torch.device(device)
-    generator = torch.Generator(device if device.type == "cuda" else "cpu")
+    generator = torch.Generator(device if device.type == "cuda" and not kernels_on(device) else "cpu")
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
     return generator.manual_seed(seed)
 
@@ -57,9 +59,13 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Gen
     bits = _random_bits(value.numel(), generator).to(value.device, torch.int32).view(value.shape)
     rounded = _add_and_cut(value, bits, dtype).to(dtype)
     largest = torch.finfo(dtype).max
-    if value.numel() and not all(abs(end) <= largest for end in torch.stack(value.aminmax()).tolist()):
-        return torch.where(value.abs() <= largest, rounded, value.to(dtype))
-    return rounded
+    if value.device.type == "cpu" and (not value.numel() or _within(value, largest)):
+        return rounded  # on another device the answer would have to be waited for
+    return torch.where(value.abs() <= largest, rounded, value.to(dtype))
+
+
+def _within(value: Tensor, largest: float) -> bool:
+    return all(abs(end) <= largest for end in torch.stack(value.aminmax()).tolist())
 
 
 def _add_and_cut(value: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:

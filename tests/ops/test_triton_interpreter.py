@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SUITES = ["test_conformance.py", "test_conformance_tokens.py"]
+SUITES = ["test_conformance.py", "test_conformance_tokens.py", "test_conformance_lerp.py"]
+EDITS = ["../weights/test_edit.py", "../test_stochastic_rounding.py", "../test_apply_plan.py"]
 
 
 def release(package: str) -> tuple[int, int]:
@@ -42,9 +43,9 @@ pytestmark = [
 ]
 
 
-def run_interpreted(*options: str) -> str:
+def run_interpreted(*options: str, suites: list[str] = SUITES) -> str:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *SUITES]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *suites]
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -57,3 +58,10 @@ def test_kernels_conform_in_the_interpreter():
 @pytest.mark.slow
 def test_kernels_conform_in_the_interpreter_on_every_combination():
     assert "triton interpreter" in run_interpreted("-v", "-m", "slow")
+
+
+@pytest.mark.slow
+def test_edits_by_the_kernels_are_what_they_are_without():
+    """A kernel measures every row, PyTorch's code every eighth."""
+    all_rows = ("--deselect", f"{EDITS[0]}::test_of_a_large_tensor_every_eighth_row_is_looked_at")
+    assert " passed" in run_interpreted("-p", "tests.ops.interpreted_edits", *all_rows, suites=EDITS)

@@ -179,7 +179,7 @@ def test_what_rounding_did_is_that_of_float64(monkeypatch, base_dtype, piece):
     whole = lerp_(param.clone(), base, 0.3)
     w, b, r = (t.double() for t in (param, base, whole))
     expected = float(((b - w) * (0.7 * w + 0.3 * b - r)).sum()), float((b - w).square().sum())
-    monkeypatch.setattr(edit, "_PIECE", piece)
+    monkeypatch.setattr(edit, "_PIECE_ON_CPU", piece)
     fused = param.clone()
     found = lerp_measuring_(fused, base, 0.3)
     assert found == pytest.approx(expected, rel=1e-3)
@@ -239,12 +239,65 @@ def test_a_blend_in_bfloat16_has_the_alpha_that_it_is_at(alpha):
 
 @pytest.mark.parametrize("edited", [lerp_, lerp_measuring_])
 def test_large_tensors_are_rounded_stochastically_too(monkeypatch, edited):
-    monkeypatch.setattr(edit, "_PIECE", 100)
+    monkeypatch.setattr(edit, "_PIECE_ON_CPU", 100)
     param = torch.full((40, 1000), 1.0, dtype=torch.bfloat16)
     base = torch.full((40, 1000), 1.0078125, dtype=torch.bfloat16)
     edited(param, base, 0.25, generator=torch.Generator().manual_seed(0))
     share = float((param == base).float().mean())
     assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 40000) ** 0.5
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_pieces_are_neither_rows_nor_copies(monkeypatch, contiguous):
+    """Long rows are split, short ones are put together; where memory has them in another order, whole rows go."""
+    monkeypatch.setattr(edit, "_PIECE_ON_CPU", 100)
+    for shape in ((3, 250), (500, 2), (7,), ()):
+        param, base = _pair(shape, torch.float32, torch.bfloat16)
+        if not contiguous and len(shape) == 2:
+            param, base = param.t().contiguous().t(), base.t().contiguous().t()
+        expected = torch.lerp(param.double(), base.double(), 0.3)
+        sizes = [piece.numel() for piece, _ in edit._pieces(param, base)]
+        assert sum(sizes) == param.numel()
+        assert max(sizes) <= (250 if shape == (3, 250) and not contiguous else 100)
+        pointer = param.data_ptr()
+        assert lerp_(param, base, 0.3).data_ptr() == pointer
+        torch.testing.assert_close(param.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_small_pieces_are_computed_in_one_thread(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = set()
+    original = torch.lerp
+    monkeypatch.setattr(torch, "lerp", lambda *args: seen.add(torch.get_num_threads()) or original(*args))
+    try:
+        lerp_(torch.ones(1 << 17), torch.ones(1 << 17, dtype=torch.bfloat16), 0.5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == {1}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that a device is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 12), (torch.bfloat16, 32)])
+def test_a_matrix_whose_dtype_differs_takes_a_few_operations(dtype, most):
+    """On a device without kernels, views counted too; nothing is read back, which ``meta`` would refuse."""
+    param = torch.empty(4096, 4096, dtype=dtype, device="meta")
+    base = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta")
+    with Operations() as operations:
+        lerp_(param, base, 0.3, generator=torch.Generator())
+    assert operations.count <= most
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
