@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
+from lightning_rejuv.apply_plan import apply_plan
 from lightning_rejuv.callbacks import RejuvenationCallback
+from lightning_rejuv.config import Options
 from lightning_rejuv.metrics import PlasticityMonitor
+from lightning_rejuv.neurons import NeuronGroup
+from lightning_rejuv.plan import GroupReset, Plan
+from lightning_rejuv.weights import edit
+from lightning_rejuv.weights.open_targets import open_targets
 from tests.callbacks.modules import Calibrated
 from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
 from tests.gpu import DEVICE, on_gpu
@@ -66,6 +73,60 @@ def test_fusion_in_bfloat16_rounds_to_one_of_two_neighbours(rounding):
         assert torch.equal(value, repeated[name])
     assert report.rounding_shift == again.rounding_shift
     assert abs(report.rounding_shift) < 0.01
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA tells who waits for it")
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_edit_waits_for_the_device_as_often_as_it_reads_a_result(rounding, dtype):
+    """Once, for what rounding did, however many parameters there are; a reset's rows are sent without waiting."""
+    base = tiny_llama(dtype=dtype).to(DEVICE)
+    sft = sharpened(base)
+    targets = open_targets(sft, base)
+    group = NeuronGroup("model.layers.0.mlp.up_proj.weight", "", "mlp", 0, dim=0, count=8)
+    plan = Plan(0.4, dict.fromkeys(targets.fused, 0.4), [GroupReset(group, torch.tensor([1, 2]))])
+    options = Options(alpha=0.4, reset=Reset(fraction=0.1), rounding=rounding)
+    apply_plan(targets, plan, options)  # compiles
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            apply_plan(targets, plan, options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([wait for wait in waits if "synchroniz" in str(wait.message)]) <= 1, [
+        str(w.message) for w in waits
+    ]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only there the copy and the anchor may lie elsewhere")
+@pytest.mark.parametrize("room", [True, False])
+def test_an_anchor_from_files_is_read_once_where_there_is_room(monkeypatch, room):
+    monkeypatch.setattr(edit, "has_room", lambda device, size: room)
+    base = tiny_llama(dtype=torch.bfloat16)
+    sft = sharpened(base).to(DEVICE)
+    before, read = weights(sft), []
+
+    def base_of(name):
+        read.append(name)
+        return base.get_parameter(name).detach()
+
+    fusions = []
+    with edit.Blend(dict(sft.named_parameters()), base_of) as blend:
+        for alpha in (0.0, 0.5, 0.0, 1.0):
+            blend.at(alpha)
+            fusions.append(weights(sft))
+        assert {kept.device.type for kept in blend._kept.values()} == {DEVICE if room else "cpu"}
+    count = len(dict(sft.named_parameters()))
+    assert len(read) == (count if room else 3 * count)
+    for name, value in weights(sft).items():
+        assert torch.equal(value, before[name])
+        assert torch.equal(fusions[3][name], before[name])
+        assert torch.equal(fusions[0][name], fusions[2][name])
+        assert torch.equal(fusions[0][name], weights(base)[name])
+        torch.testing.assert_close(
+            fusions[1][name], 0.5 * before[name] + 0.5 * weights(base)[name], rtol=1e-2, atol=1e-4
+        )
 
 
 def test_a_reset_forgets_the_momentum_of_the_rows_that_it_resets():

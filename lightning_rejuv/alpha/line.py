@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lightning_rejuv.alpha.doubts import doubt_few, doubt_seen, doubt_swapped, doubt_unfinished
 from lightning_rejuv.alpha.search import (
+    FIRST,
     GRID,
     AlphaPoint,
     AlphaSearch,
     choose_alpha,
+    is_clear,
     with_rollouts,
 )
 from lightning_rejuv.attribution import (
@@ -50,9 +52,9 @@ def find_alpha(
 ) -> AlphaSearch:
     """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.choose_alpha`.
 
-    The model is evaluated at each alpha of :data:`lightning_rejuv.alpha.search.GRID`, on the demonstrations and on
-    what the anchor sampled. With a judge responses are sampled at the alpha that was found; if it judges at least 32
-    and none is right, alpha is raised.
+    The model is evaluated on the demonstrations and on what the anchor sampled, at the alphas of
+    :data:`lightning_rejuv.alpha.search.FIRST`, and at the others of ``GRID`` if those leave a doubt. With a judge
+    responses are sampled at the alpha that was found; if it judges at least 32 and none is right, alpha is raised.
 
     Args:
         model: the SFT model in eval mode.
@@ -70,16 +72,27 @@ def find_alpha(
     """
     batches, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
     base: list[Confidence] = []
-    found: list[Confidence] = []
-    curve = []
-    with phase("searching for alpha", len(GRID) * (len(demonstrations) + len(batches))):
-        for alpha in GRID:
+    sft: list[Confidence] = []
+    curve: list[AlphaPoint] = []
+
+    def look_at(alphas: Sequence[float]) -> None:
+        nonlocal base, sft
+        for alpha in alphas:
             blend.at(alpha)
             found = [confidence(model, batch) for batch in demonstrations]
-            base = base or found
+            base, sft = base or found, found if alpha == 1.0 else sft
             sampled = nll_per_response([confidence(model, batch) for batch in batches])
             form = format_probability(demonstrations, found, base)
             curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form, mean_entropy(found)))
+        curve.sort(key=lambda point: point.alpha)
+
+    passes = len(demonstrations) + len(batches)
+    with phase("searching for alpha", len(FIRST) * passes):
+        look_at(FIRST)
+    if not is_clear(curve):
+        between = [alpha for alpha in GRID if alpha not in FIRST]
+        with phase("looking closer for alpha", len(between) * passes):
+            look_at(between)
     taught, responses = (sum(len(batch.response) for batch in some) for some in (demonstrations, batches))
     search = replace(choose_alpha(curve), responses=responses, unfinished=unfinished)
     if judge is not None and sampler is not None:
@@ -100,7 +113,7 @@ def find_alpha(
     nll, entropy = (first.demonstrations, last.demonstrations), (first.entropy, last.entropy)
     doubts = (
         *doubt_swapped(nll, entropy),
-        *doubt_seen(mean_nll(found), entropy),
+        *doubt_seen(mean_nll(sft), entropy),
         *doubt_few(taught, responses),
         *doubt_unfinished(responses, unfinished),
         *search.doubts,

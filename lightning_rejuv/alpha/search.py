@@ -13,9 +13,14 @@ from lightning_rejuv.verdict import FORMAT_AT_RISK
 USUAL_ALPHA = 0.4
 #: It is taken if the product of the shares that are kept is at least so much of the largest on the line.
 _GOOD = 0.75
-#: Where the line is looked at; between these points the shares are interpolated in such steps.
+#: Where the line is looked at, and where it is looked at first; between the points the shares are interpolated in such
+#: steps.
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+FIRST = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _STEP = 0.001
+#: If the product at the usual alpha is so much of the largest at FIRST, a closer look would hardly take another alpha:
+#: on no measured line did GRID lower that share by as much as the difference (docs/alpha.md).
+_CLEAR = _GOOD + 0.1
 #: Below such a product of the shares that are kept, no alpha keeps both: the root of it is 0.71.
 _KEPT = 0.5
 #: By how much alpha is raised if no rollout is right, and how often at most.
@@ -147,6 +152,23 @@ def choose_alpha(curve: Sequence[AlphaPoint]) -> AlphaSearch:
     alpha = _nearest(curve, _GOOD * values[best])
     search = AlphaSearch("auto", alpha, bargain, *shares_at(curve, alpha), list(curve))
     return replace(search, doubts=tuple(_doubts(search)))
+
+
+def is_clear(curve: Sequence[AlphaPoint]) -> bool:
+    """Tell whether a few points of a line, those at ``FIRST``, leave no doubt that alpha is the usual one.
+
+    Raises:
+        NoAlpha: a value is not finite.
+
+    >>> line = [AlphaPoint(a, 20 * (1 - a) ** 2, 5 + 20 * a**2, 1.0) for a in FIRST]
+    >>> is_clear(line)
+    True
+    """
+    _check_finite(curve)
+    if not all(_most(curve)):
+        return False
+    largest = max(math.prod(shares) for shares in _shares(curve))
+    return math.prod(shares_at(curve, USUAL_ALPHA)) >= _CLEAR * largest
 
 
 def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:

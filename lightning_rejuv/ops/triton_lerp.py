@@ -1,7 +1,7 @@
 """The lerp toward an anchor (op E) as a Triton kernel: two reads and one write, rounded stochastically on the way.
 
 Random bits are a function of a key and of the element's place alone (Philox 4x32-10; Salmon et al. 2011, "Parallel
-random numbers: as easy as 1, 2, 3"): the same on every device and in any order of the programs. The four words of a call
+random numbers: as easy as 1, 2, 3"): the same on every device, in any order of the programs. The four words of a call
 make the 16 bits of each of eight elements.
 """
 

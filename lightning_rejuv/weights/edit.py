@@ -70,9 +70,10 @@ def lerp_(
     if index is None:
         _lerp_whole(param, base, weight, generator)
     elif index.numel():
-        rows = param.index_select(dim, index.to(param.device))
+        index = index.to(param.device, non_blocking=True)
+        rows = param.index_select(dim, index)
         _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight, generator)
-        param.index_copy_(dim, index.to(param.device), rows)
+        param.index_copy_(dim, index, rows)
     return param
 
 
@@ -255,6 +256,20 @@ def reset_neurons(
         lerp_(piece.values, base, omega, dim=dim, index=local, generator=generator)
 
 
+def has_room(device: torch.device, size: int) -> bool:
+    """Tell whether a GPU has so much memory that half of all of it stays free beside something; any other device has.
+
+    Args:
+        device: where it would be put.
+        size: its bytes.
+    """
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held, and not used
+    return free - size >= total / 2
+
+
 class Blend:
     """Puts other weights into a model for a while: the anchor's, or a fusion with it.
 
@@ -264,6 +279,10 @@ class Blend:
 
     A context manager. From the first other weights on it holds one copy of the model's parameters, and on
     exit, also after an error, puts them back bit for bit. Meanwhile autocast caches no weights.
+
+    The copy is in the GPU's memory if half of that stays free beside it, for running the model, and in the host's
+    otherwise; an anchor that lies elsewhere (in files) is read once and kept on the GPU on the same condition, and read
+    anew for every fusion otherwise.
 
     Args:
         parameters: the parameters and buffers that fusion edits, by name.
@@ -283,6 +302,8 @@ class Blend:
         self._parameters = parameters
         self._base_of = base_of
         self._kept: dict[str, Tensor] = {}
+        self._anchors: dict[str, Tensor] = {}
+        self._keeps_anchors: dict[torch.device, bool] = {}
         self._uncached = ExitStack()
 
     def __enter__(self) -> Blend:
@@ -294,7 +315,7 @@ class Blend:
         """Put ``alpha * model + (1 - alpha) * anchor`` into the model; alpha is one, or one a parameter."""
         if alpha == 1.0 and not self._kept:
             return  # the model's own weights are in it
-        self._kept = self._kept or {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._keep()
         generators: dict[torch.device, torch.Generator] = {}
         for name, parameter in self._parameters.items():
             share = alpha[name] if isinstance(alpha, Mapping) else alpha
@@ -304,12 +325,39 @@ class Blend:
             if 0 < share < 1 and parameter.dtype in HALF_TYPES:
                 device = parameter.device
                 generator = generators.setdefault(device, random_stream("blend", device))
-            lerp_(parameter, self._base_of(name), 1.0 - share, generator=generator)
+            if share < 1:
+                lerp_(parameter, self._anchor(name, parameter.device), 1.0 - share, generator=generator)
         torch.clear_autocast_cache()  # what a model that enters autocast itself has cached
+
+    def _keep(self) -> None:
+        """Copy the model's weights, once, and decide whether there is room for the anchor's beside the copy."""
+        if self._kept:
+            return
+        sizes: dict[torch.device, int] = {}
+        for parameter in self._parameters.values():
+            sizes[parameter.device] = sizes.get(parameter.device, 0) + parameter.nbytes
+        places = {
+            device: device if has_room(device, size) else torch.device("cpu")
+            for device, size in sizes.items()
+        }
+        self._kept = {
+            name: parameter.detach().to(places[parameter.device], copy=True)
+            for name, parameter in self._parameters.items()
+        }
+        self._keeps_anchors = {device: has_room(device, size) for device, size in sizes.items()}
+
+    def _anchor(self, name: str, device: torch.device) -> Tensor:
+        """Return the anchor's tensor, and keep it if it had to be brought to a GPU that has room for it."""
+        if name in self._anchors:
+            return self._anchors[name]
+        anchor = self._base_of(name)
+        if anchor.device != device and device.type == "cuda" and self._keeps_anchors[device]:
+            anchor = self._anchors[name] = anchor.to(device)
+        return anchor
 
     def __exit__(self, *_: object) -> None:
         try:
             _put_back(self._parameters, self._kept)
         finally:
-            self._kept = {}
+            self._kept, self._anchors = {}, {}
             self._uncached.close()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_rejuv import Reset, rejuvenate
-from lightning_rejuv.alpha.search import GRID
+from lightning_rejuv.alpha import line
+from lightning_rejuv.alpha.search import FIRST, GRID
 from tests.conftest import greedy_batch, sharpened, tiny_llama
 
 
@@ -52,13 +53,22 @@ def search_of(pair, **options):
 def test_the_curve_is_of_the_demonstrations_and_of_what_the_base_sampled(pair):
     search = search_of(pair)
     [own], demonstrations = sample(pair[0]), greedy_batch(pair[1], rows=8)
-    assert [point.alpha for point in search.curve] == list(GRID)
+    assert [point.alpha for point in search.curve] in (list(FIRST), list(GRID))
     for point in search.curve:
         model = fused(pair, point.alpha)
         assert point.demonstrations == pytest.approx(nll(model, demonstrations), abs=1e-4)
         assert point.base_samples == pytest.approx(nll(model, own), abs=1e-4)
     assert (search.responses, search.unfinished, search.right, search.judged) == (48, None, None, None)
     assert 0 < search.alpha < 1
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_the_line_is_looked_at_closer_only_if_that_may_change_the_answer(pair, monkeypatch, clear):
+    monkeypatch.setattr(line, "is_clear", lambda curve: clear)
+    search = search_of(pair)
+    assert [point.alpha for point in search.curve] == list(FIRST if clear else GRID)
+    own = nll(pair[1], greedy_batch(pair[1], rows=8))
+    assert search.curve[-1].demonstrations == pytest.approx(own, abs=1e-4)
 
 
 def test_the_format_is_what_the_base_does_not_know(pair):

@@ -7,10 +7,13 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from lightning_rejuv.alpha.search import (
+    FIRST,
     GRID,
     USUAL_ALPHA,
     AlphaPoint,
+    NoAlpha,
     choose_alpha,
+    is_clear,
     with_rollouts,
 )
 
@@ -245,3 +248,29 @@ def test_at_the_end_of_the_line_there_is_no_larger_alpha():
     assert found.doubts[-1].startswith(
         "None of 32 rollouts is right at alpha 1.00: RL will have nothing to reward"
     )
+
+
+@pytest.mark.parametrize("taught_power", [1, 2, 4, 8])
+@pytest.mark.parametrize("known_power", [1, 2, 4, 8])
+def test_where_six_points_are_clear_ten_say_the_same(taught_power, known_power):
+    def taught(alpha):
+        return 20 * (1 - alpha) ** taught_power
+
+    def known(alpha):
+        return 5 + 20 * alpha**known_power
+
+    first, whole = line(taught, known, grid=FIRST), line(taught, known)
+    products = [(20 - taught(a)) * (known(1) - known(a)) for a in FIRST]
+    assert is_clear(first) == ((20 - taught(0.4)) * (known(1) - known(0.4)) >= 0.85 * max(products))
+    if is_clear(first):
+        assert choose_alpha(first).alpha == choose_alpha(whole).alpha == USUAL_ALPHA
+
+
+def test_a_line_on_which_only_one_side_can_lose_is_looked_at_closer():
+    assert not is_clear(line(lambda alpha: 8 - 7 * alpha, lambda alpha: 3.0, grid=FIRST))
+    assert not is_clear(line(lambda alpha: 8.0, lambda alpha: 3 + alpha, grid=FIRST))
+
+
+def test_a_line_with_a_value_that_is_not_finite_is_not_looked_at_any_closer():
+    with pytest.raises(NoAlpha, match="at alpha 0.2 the demonstrations cost nan"):
+        is_clear(line(lambda alpha: math.nan if alpha == 0.2 else 1 - alpha, base_samples, grid=FIRST))

@@ -365,3 +365,26 @@ def test_an_interrupt_while_weights_are_put_back_waits_until_all_are(how, number
     mode.__exit__(None, None, None)
     assert mode.left <= 0
     assert all(torch.equal(tensors[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("unused", "room"), [(40, True), (10, False)])
+def test_a_gpu_has_room_for_what_leaves_half_of_it_free(monkeypatch, unused, room):
+    """Of 100 bytes 30 are free for all, and what this process holds without using it, too; 15 are asked for."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 + unused)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5)
+    assert edit.has_room(torch.device("cuda"), 15) is room
+    assert edit.has_room(torch.device("cpu"), 1 << 60)
+
+
+def test_a_copy_for_which_there_is_no_room_is_kept_elsewhere(monkeypatch):
+    monkeypatch.setattr(edit, "has_room", lambda device, size: False)
+    net = torch.nn.Linear(3, 3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with Blend(dict(net.named_parameters()), lambda name: torch.zeros_like(before[name])) as blend:
+        blend.at(0.25)
+        torch.testing.assert_close(net.weight.detach(), 0.25 * before["weight"])
+        assert all(
+            kept.data_ptr() != net.get_parameter(name).data_ptr() for name, kept in blend._kept.items()
+        )
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
