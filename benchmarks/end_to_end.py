@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from models import LLAMA_3_8B, Batch, Shape, demonstrations, llama, moved
+from models import LLAMA_3_8B, Batch, Shape, demonstrations, llama, moved, prompts, responses
 from transformers import LlamaForCausalLM
 
 from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
@@ -152,18 +152,51 @@ def fusion(record: Record, base: LlamaForCausalLM, batch: Batch) -> None:
 
 def reset(record: Record, base: LlamaForCausalLM, batch: Batch, name: str, **options: Any) -> None:
     """Fusion and reset of a fresh copy, with the base on the device."""
-    record.case(name, partial(rejuvenate, fine_tuned(base), base, [batch], **options))
+    if not record.spent(name):
+        record.case(name, partial(rejuvenate, fine_tuned(base), base, [batch], **options))
 
 
-def rejuvenation(record: Record, size: str) -> None:
-    """All that `rejuvenate` does to one model."""
+def rejuvenation(record: Record, size: str, rows: int, length: int, longest: int) -> None:
+    """All that `rejuvenate` does to one model.
+
+    Args:
+        record: what is written.
+        size: of the model.
+        rows: how many demonstrations, and responses that the base samples.
+        length: tokens of each response.
+        longest: tokens of eight sequences whose peak memory is measured.
+    """
     base = sure(size, record.device)
     batch = demonstrations(base, rows=16, length=64)
     fusion(record, base, batch)
-    reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4, reset=Reset(fraction=0.02))
-    reset(record, base, batch, "alpha auto and reset of 2 %", alpha="auto", reset=Reset(fraction=0.02))
-    paper = {"quantity": "target_logit", "positions": "entropy_gap", "budget": "union"}
-    reset(record, base, batch, "alpha 0.4 and the paper's reset", alpha=0.4, reset=Reset(0.01, **paper))
+    two = Reset(fraction=0.02)
+    reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4, reset=two)
+    asked = prompts(base, rows, length)
+    record.case(
+        f"sampling of {rows} responses of {length} tokens", lambda: responses(base, asked, length, True)
+    )
+    reset(
+        record,
+        base,
+        responses(base, asked, length),
+        f"alpha auto and reset of 2 %, {rows} responses of {length} tokens, sampling included",
+        alpha="auto",
+        reset=two,
+        sampler=lambda model: [responses(model, asked, length, sampled=True)],
+    )
+    ids = prompts(base, 8, longest)
+    long = {"input_ids": ids, "labels": ids.clone()}
+    long["labels"][:, : longest // 2] = -100
+    reset(
+        record,
+        base,
+        long,
+        f"alpha 0.4 and reset of 2 %, 8 sequences of {longest} tokens",
+        alpha=0.4,
+        reset=two,
+    )
+    paper = Reset(0.01, quantity="target_logit", positions="entropy_gap", budget="union")
+    reset(record, base, batch, "alpha 0.4 and the paper's reset", alpha=0.4, reset=paper)
 
 
 def anchor_elsewhere(record: Record, size: str) -> None:
@@ -254,7 +287,9 @@ def main() -> None:
     device = "cuda" if cuda else "cpu"
     record = Record(device, options.out / f"end_to_end_{device}.jsonl", options.budget)
     parts: dict[str, Callable[[], None]] = {
-        "rejuvenation": lambda: rejuvenation(record, "8B" if cuda else "tiny"),
+        "rejuvenation": lambda: rejuvenation(
+            record, *(("8B", 64, 256, 4096) if cuda else ("tiny", 8, 16, 64))
+        ),
         "monitor": lambda: monitor(record, *(("1.3B", 4, 1024, 8) if cuda else ("tiny", 2, 64, 2))),
         "anchor elsewhere": lambda: anchor_elsewhere(record, "0.5B" if cuda else "tiny"),
     }

@@ -1,4 +1,4 @@
-# One measurement of one GPU, 330 s at most: versions, all tests that need one, benchmarks/ops.py, benchmarks/end_to_end.py.
+# One measurement of one GPU, 480 s at most: versions, all tests that need one, benchmarks/ops.py, benchmarks/end_to_end.py.
 #
 #   OUT=results [WHEELS=dir] [KERNELS=dir] bash benchmarks/gpu.sh
 #
@@ -32,14 +32,15 @@ names = "torch triton lightning torchmetrics transformers numpy pytest liger-ker
 print(sys.version.split()[0], *(f"{name} {of(name)}" for name in names.split()))
 P
 lap tests
-timeout -k 5 90 python3 -m pytest -v -n 10 --maxfail=30 -p no:cacheprovider -m "slow or not slow" -k cuda \
+timeout -k 5 110 python3 -m pytest -v -n 10 --maxfail=30 -p no:cacheprovider -m "slow or not slow" -k cuda \
   tests/ops/test_cuda.py tests/ops/test_cuda_ops.py tests/ops/test_conformance.py tests/ops/test_conformance_tokens.py \
+  tests/ops/test_conformance_lerp.py \
   tests/test_cuda.py tests/studies/real/test_miniature.py tests/studies/real/test_resets.py --durations=15 >"$OUT/tests.txt" 2>&1
 lap "tests ended with $?"
 tail -20 "$OUT/tests.txt" | cut -c1-300
-timeout -k 5 95 python3 benchmarks/ops.py --out "$OUT" --budget 78 ${KERNELS:+--kernels "$KERNELS"} >"$OUT/ops.txt" 2>&1
+timeout -k 5 130 python3 benchmarks/ops.py --out "$OUT" --budget 110 ${KERNELS:+--kernels "$KERNELS"} >"$OUT/ops.txt" 2>&1
 lap "ops ended with $?"
 tail -80 "$OUT/ops.txt" | cut -c1-150
-timeout -k 5 85 python3 benchmarks/end_to_end.py --out "$OUT" --budget 60 >"$OUT/end_to_end.txt" 2>&1
+timeout -k 5 200 python3 benchmarks/end_to_end.py --out "$OUT" --budget 160 >"$OUT/end_to_end.txt" 2>&1
 lap "end_to_end ended with $?"
 tail -30 "$OUT/end_to_end.txt" | cut -c1-420

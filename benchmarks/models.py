@@ -71,12 +71,27 @@ def moved(base: LlamaForCausalLM, noise: float, sharper: float) -> LlamaForCausa
     return sft
 
 
-@torch.no_grad()
+def prompts(base: LlamaForCausalLM, rows: int, length: int) -> Tensor:
+    """Return random tokens."""
+    return torch.randint(3, base.config.vocab_size, (rows, length), device=base.device)
+
+
+def responses(model: LlamaForCausalLM, asked: Tensor, length: int, sampled: bool = False) -> Batch:
+    """Return prompts with responses of so many tokens: the model's most likely ones, or sampled."""
+    ids = model.generate(
+        asked,
+        attention_mask=torch.ones_like(asked),
+        max_new_tokens=length,
+        min_new_tokens=length,
+        do_sample=sampled,
+        top_k=0,
+        pad_token_id=0,
+    )
+    labels = ids.clone()
+    labels[:, : asked.shape[1]] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
 def demonstrations(base: LlamaForCausalLM, rows: int, length: int) -> Batch:
     """Return random tokens whose second halves are responses of the base's most likely next tokens."""
-    ids = torch.randint(3, base.config.vocab_size, (rows, length), device=base.device)
-    for position in range(length // 2, length):
-        ids[:, position] = base(ids[:, :position]).logits[:, -1].argmax(-1)
-    labels = ids.clone()
-    labels[:, : length // 2] = -100
-    return {"input_ids": ids, "labels": labels}
+    return responses(base, prompts(base, rows, length // 2), length - length // 2)

@@ -1,6 +1,6 @@
 """Times the fused statistics against eager, torch.compile and other people's kernels, in % of the roofline.
 
-``python benchmarks/ops.py --out DIR`` checks ops A to D against their float64 references before they are timed;
+``python benchmarks/ops.py --out DIR`` checks every op against float64 before it is timed;
 without a GPU it measures the CPU back end on one thread. Nothing new is started once ``--budget`` seconds are over
 (420 by default): what matters most comes first. ``--tiny`` only shows that it runs. ``ops_kernels.py`` says how
 kernels of TRL, verl and Liger get into the table.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_rejuv import ops
 from lightning_rejuv.ops import reference
+from lightning_rejuv.ops.drift_sums import drift_sums
 from lightning_rejuv.weights import edit
 
 BF16 = torch.bfloat16
@@ -211,19 +212,49 @@ def tokens_from_hidden(bench: Bench, rows: int, hidden: int, vocabulary: int) ->
     bench.case("D hidden", shape, h.nbytes + w.nbytes, variants, flops=2.0 * rows * hidden * vocabulary)
 
 
-def fusion(bench: Bench, matrices: int, size: int, vectors: int) -> None:
-    """E: the lerp of square matrices and vectors."""
+def fusion(bench: Bench, matrices: int, size: int, vectors: int, dtype: torch.dtype = BF16) -> None:
+    """E: the lerp of square matrices and vectors toward bfloat16 anchors."""
     shapes = [(size, size)] * matrices + [(size,)] * vectors
-    weights = [torch.randn(shape, device=bench.device).to(BF16) for shape in shapes]
-    anchors = [weight.clone() for weight in weights]
+    weights = [torch.randn(shape, device=bench.device).to(dtype) for shape in shapes]
+    anchors = [(1.01 * weight).to(BF16) for weight in weights]
     pairs = list(zip(weights, anchors, strict=True))
+    exact, fused = torch.lerp(weights[0].double(), anchors[0].double(), 0.3), weights[0].clone()
+    edit.lerp_(fused, anchors[0], 0.3)
+    check("lerp_", fused, exact, tolerance=torch.finfo(dtype).eps)
+    generator = torch.Generator().manual_seed(0)
+    variants: dict[str, Run] = {"ours, nearest": lambda: [edit.lerp_(w, b, 1e-3) for w, b in pairs]}
+    if dtype == BF16:
+        edit.lerp_(fused.copy_(weights[0]), anchors[0], 0.3, generator=generator)
+        check("lerp_, stochastic, on average", fused.double().mean(0), exact.mean(0), tolerance=1e-2)
+        variants |= {
+            "ours, stochastic": lambda: [edit.lerp_(w, b, 1e-3, generator=generator) for w, b in pairs],
+            "ours, stochastic and measured": lambda: [
+                edit.lerp_measuring_(w, b, 1e-3, generator) for w, b in pairs
+            ],
+            "torch._foreach_lerp_": lambda: torch._foreach_lerp_(weights, anchors, 1e-3),
+        }
+    variants["out of place"] = lambda: [0.999 * w + 0.001 * b for w, b in pairs]
+    moved = sum(2 * weight.nbytes + anchor.nbytes for weight, anchor in pairs)
+    bench.case("E fuse", f"{matrices}x{size}^2+{vectors}x{size} {str(dtype)[6:]}", moved, variants)
+
+
+def sums(bench: Bench, matrices: int, size: int) -> None:
+    """The two sums of a drift, of matrices."""
+    weights = [normal(bench, size, size) for _ in range(matrices)]
+    pairs = [(weight, (1.01 * weight).to(BF16)) for weight in weights]
+    weight, base = (tensor.double() for tensor in pairs[0])
+    for found, want in zip(
+        drift_sums(*pairs[0]), ((weight - base).square().sum(), base.square().sum()), strict=False
+    ):
+        check("drift_sums", found[None], want[None])
     variants: dict[str, Run] = {
-        "edit.lerp_": lambda: [edit.lerp_(w, b, 0.5) for w, b in pairs],
-        "torch._foreach_lerp_": lambda: torch._foreach_lerp_(weights, anchors, 0.5),
-        "out of place": lambda: [0.5 * w + 0.5 * b for w, b in pairs],
+        "ours": lambda: [drift_sums(w, b) for w, b in pairs],
+        "rows and columns (op C)": lambda: [ops.weight_drift(w, b) for w, b in pairs],
+        "careless eager": lambda: [
+            ((w.float() - b.float()).square().sum(), b.float().square().sum()) for w, b in pairs
+        ],
     }
-    read = 3 * sum(weight.nbytes for weight in weights)
-    bench.case("E fuse", f"{matrices}x{size}^2+{vectors}x{size}", read, variants)
+    bench.case("drift sums", f"{matrices}x{size}^2 bfloat16", 2 * sum(w.nbytes for w in weights), variants)
 
 
 def training_step(bench: Bench, layers: int, width: int, rows: int) -> None:
@@ -275,6 +306,8 @@ def cases_cuda(bench: Bench) -> list[Run]:
         lambda: tokens_from_hidden(bench, 8192, 4096, 151936),
         lambda: grad_activation(bench, 8192, 14336, BF16),
         lambda: fusion(bench, 24, 4096, 300),
+        lambda: fusion(bench, 24, 4096, 300, torch.float32),
+        lambda: sums(bench, 24, 4096),
         lambda: training_step(bench, 24, 1024, 8192),
         lambda: tokens(bench, 64, 151936, BF16),
         lambda: tokens(bench, 512, 151936, BF16),
@@ -303,6 +336,8 @@ def cases_cpu(bench: Bench, shrink: int) -> list[Run]:
     cases += [
         lambda: tokens_from_hidden(bench, rows, 512 // shrink, vocabulary),
         lambda: fusion(bench, 4, 2048 // shrink, 16),
+        lambda: fusion(bench, 4, 2048 // shrink, 16, torch.float32),
+        lambda: sums(bench, 4, 2048 // shrink),
     ]
     return [*cases, lambda: training_step(bench, 2, 64, 64)] if shrink > 1 else cases
 
