@@ -66,7 +66,7 @@ def apply_plan(
     resets = plan.parts()
     omega = options.reset.omega if options.reset else 0.0
     fused = {name for name, share in plan.alphas.items() if share < 1}
-    sums: dict[torch.device, Tensor] = {}
+    sums: list[Tensor] = []
     done: list[str] = []
     try:
         for name, shard in targets.layout.walk(fused.union(resets), write=True):
@@ -74,10 +74,8 @@ def apply_plan(
                 weight = 1.0 - plan.alphas.get(name, 1.0)
                 anchor = targets.anchor_of(name)
                 generator = _generator(options, name, shard.values.device, shard.offset)
-                rounding = lerp_measuring_(shard.values, shard.of(anchor), weight, generator) / shard.copies
-                sums[rounding.device] = (
-                    sums.get(rounding.device, 0) + rounding
-                )  # read at the end: nothing waits
+                rounding = lerp_measuring_(shard.values, shard.of(anchor), weight, generator)
+                sums.append(rounding if shard.copies == 1 else rounding / shard.copies)
                 for group, dim, index in resets.get(name, ()):
                     reset_neurons(shard, anchor, group, dim, index, omega, generator)
             done.append(name)
@@ -95,7 +93,7 @@ def apply_plan(
                 reset_neurons(copy, anchor, group, dim, index, omega, generator)
         shift_all(targets, plan.moves, options, copies)
         torch.clear_autocast_cache()  # copies of the weights as they were before the edit
-        total = targets.layout.total(sum((s.cpu().double() for s in sums.values()), torch.zeros(2).double()))
+        total = targets.layout.total(_read(sums))
     except (Exception, KeyboardInterrupt) as error:
         said = f": {error}" if str(error) else ""
         stopped = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RejuvenationError
@@ -104,6 +102,16 @@ def apply_plan(
             f"{len(fused.union(resets))} parameters, the last of them {done[-1:] or None}. Load the model again."
         ) from error
     return float(total[0]), float(total[1])
+
+
+def _read(sums: list[Tensor]) -> Tensor:
+    """Add up ``[2, n]`` of every parameter in float64, on the CPU: until here nothing has waited for a device."""
+    together: dict[torch.device, list[Tensor]] = {}
+    for one in sums:
+        together.setdefault(one.device, []).append(one)
+    return sum(
+        (torch.cat(some, 1).cpu().double().sum(1) for some in together.values()), torch.zeros(2).double()
+    )
 
 
 @torch.no_grad()

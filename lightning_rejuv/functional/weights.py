@@ -31,7 +31,8 @@ def _relative_drift_check(weight: Tensor, base: Tensor, per: str) -> None:
 def _relative_drift_update(weight: Tensor, base: Tensor, per: str = "tensor") -> tuple[Tensor, Tensor]:
     """Return the sums of squares (float64) of the difference and of the base."""
     if per == "tensor":
-        return drift_sums(weight, base)[:2]
+        difference, of_base, _ = drift_sums(weight, base)
+        return difference, of_base
     drift = weight_drift(weight, base.to(weight.device))
     stats = drift.columns if per == "column" else drift.rows
     return stats.drift_square, stats.base_square
@@ -93,7 +94,7 @@ def update_ratio(weight: Tensor, previous: Tensor) -> Tensor:
 
 def _drift_sparsity_update(weight: Tensor, base: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Return the number of unmoved weights and of all weights."""
-    unmoved = drift_sums(weight, base, tolerance)[2]
+    unmoved = drift_sums(weight, base, tolerance)[2].to(torch.int64)
     return unmoved, torch.full((), weight.numel(), device=weight.device)
 
 

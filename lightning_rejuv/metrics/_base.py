@@ -112,8 +112,7 @@ class Base:
         sums: dict[str, Tensor] = {}
         for name, shard in layout.walk(write=False):
             base = shard.of(base_of(name, shard.values))
-            parts = torch.stack([part.double() for part in drift_sums(shard.values, base, 0.0)])
-            sums[name] = parts / shard.copies
+            sums[name] = drift_sums(shard.values, base) / shard.copies
         device = next(iter(sums.values())).device
         totals = layout.total(torch.stack([parts.to(device) for parts in sums.values()]))
         return {
@@ -232,8 +231,8 @@ def merged_drift(model: nn.Module, base_of: Callable[[Tensor], Tensor]) -> Drift
             if merged is under and id(under) in seen:
                 continue
             seen.add(id(under))
-            squares, base_squares, unmoved = drift_sums(merged, base_of(under), 0.0)
-            sums[name] = (squares.to(device), base_squares.to(device), unmoved.to(device), under.numel())
+            squares, base_squares, unmoved = drift_sums(merged, base_of(under)).to(device)
+            sums[name] = (squares, base_squares, unmoved.long(), under.numel())
     return sums
 
 

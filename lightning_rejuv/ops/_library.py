@@ -43,12 +43,13 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _has_kernel(*inputs: Tensor) -> bool:
+def has_kernel(*inputs: Tensor) -> bool:
+    """Whether Triton is there and its kernels read the inputs' dtypes."""
     return triton_installed() and all(x.dtype in KERNEL_DTYPES for x in inputs)
 
 
 def _activation_stats_cuda(accumulator: Tensor, h: Tensor, mask: Tensor | None, eps: float) -> None:
-    if not _has_kernel(h):
+    if not has_kernel(h):
         return blocked.activation_stats_(accumulator, h, mask, eps)
     from lightning_rejuv.ops import triton_activation
 
@@ -56,7 +57,7 @@ def _activation_stats_cuda(accumulator: Tensor, h: Tensor, mask: Tensor | None, 
 
 
 def _grad_activation_stats_cuda(accumulator: Tensor, h: Tensor, grad: Tensor, mask: Tensor | None) -> None:
-    if not _has_kernel(h, grad):
+    if not has_kernel(h, grad):
         return blocked.grad_activation_stats_(accumulator, h, grad, mask)
     from lightning_rejuv.ops import triton_activation
 
@@ -64,7 +65,7 @@ def _grad_activation_stats_cuda(accumulator: Tensor, h: Tensor, grad: Tensor, ma
 
 
 def _weight_drift_cuda(weight: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    if not _has_kernel(weight, base):
+    if not has_kernel(weight, base):
         return blocked.weight_drift(weight, base)
     from lightning_rejuv.ops import triton_drift
 
@@ -78,7 +79,7 @@ def _token_partials_cuda(
     row_temperature: Tensor | None,
     vocab_start: int,
 ) -> tuple[Tensor, Tensor]:
-    if not _has_kernel(logits):
+    if not has_kernel(logits):
         return blocked.token_partials(logits, target, temperature, row_temperature, vocab_start)
     from lightning_rejuv.ops import triton_tokens
 

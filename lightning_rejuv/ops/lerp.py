@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rejuv.ops._library import KERNEL_DTYPES, triton_installed
+from lightning_rejuv.ops._library import has_kernel, triton_installed
 
 
 def kernels_on(device: torch.device) -> bool:
@@ -23,7 +23,7 @@ def can_lerp(param: Tensor, base: Tensor) -> bool:
     PyTorch's own lerp of two float32 tensors reads and writes as little.
     """
     wide = param.dtype == base.dtype == torch.float32
-    fits = param.is_contiguous() and param.numel() > 0 and {param.dtype, base.dtype} <= KERNEL_DTYPES
+    fits = param.is_contiguous() and param.numel() > 0 and has_kernel(param, base)
     return kernels_on(param.device) and fits and not wide
 
 
@@ -40,8 +40,8 @@ def lerp_(param: Tensor, base: Tensor, weight: float, generator: torch.Generator
         generator: with one, a half type is rounded stochastically; otherwise to nearest.
 
     Returns:
-        What rounding did, ``[2]`` float64 on the device: ⟨base - param, exact - rounded⟩ and ‖base - param‖², with
-        ``param`` as it was; zeros for float32.
+        What rounding did, ``[2, n]`` float32 on the device, partial sums that are to be added up in float64:
+        ⟨base - param, exact - rounded⟩ and ‖base - param‖², with ``param`` as it was; zeros for float32.
     """
     from lightning_rejuv.ops import triton_lerp
 

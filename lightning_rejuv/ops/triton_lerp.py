@@ -147,7 +147,8 @@ def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor
         key: of the random bits; None rounds to nearest.
 
     Returns:
-        ``[2]`` float64, ⟨base - param, exact - rounded⟩ and ‖base - param‖²; zeros for float32.
+        Partial sums ``[2, programs]`` float32 of ⟨base - param, exact - rounded⟩ and ‖base - param‖²; zeros for
+        float32.
     """
     count = param.numel()
     tiles = ceil_div(count, LERP_TILE["L"] * NEIGHBOURS.value)
@@ -171,4 +172,4 @@ def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor
             MEASURE=half,
             **LERP_TILE,
         )
-    return sums.sum(1, dtype=torch.float64) if half else sums.new_zeros(2, dtype=torch.float64)
+    return sums if half else sums.zero_()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_rejuv.functional.weights import _relative_drift_compute, _relative_drift_update
+from lightning_rejuv.functional.weights import _relative_drift_compute
 from lightning_rejuv.names import listing
+from lightning_rejuv.ops.drift_sums import drift_sums
 from lightning_rejuv.weights.layout import Layout
 
 
@@ -42,10 +43,11 @@ def measure_drift(layout: Layout, anchor_of: Callable[[str], Tensor]) -> dict[st
     """
     sums: dict[str, Tensor] = {}  # on the devices of the parameters: nothing waits until all are measured
     for name, shard in layout.walk(write=False):
-        parts = torch.stack(_relative_drift_update(shard.values, shard.of(anchor_of(name))))
-        sums[name] = parts / shard.copies
-    total = layout.total(torch.stack([parts.cpu().double() for parts in sums.values()]))
-    return {name: Drift(float(row[0]), float(row[1])) for name, row in zip(sums, total, strict=True)}
+        parts = drift_sums(shard.values, shard.of(anchor_of(name)))
+        sums[name] = parts if shard.copies == 1 else parts / shard.copies
+    device = next(iter(sums.values())).device
+    total = layout.total(torch.stack([parts.to(device) for parts in sums.values()]).cpu()).tolist()
+    return {name: Drift(difference, base) for name, (difference, base, _) in zip(sums, total, strict=True)}
 
 
 def pooled(drift: Mapping[str, Drift]) -> float:

@@ -70,10 +70,10 @@ def lerp_(
     if index is None:
         _lerp_whole(param, base, weight, generator)
     elif index.numel():
-        index = index.to(param.device, non_blocking=True)
-        rows = param.index_select(dim, index)
-        _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight, generator)
-        param.index_copy_(dim, index, rows)
+        at = index.to(param.device, non_blocking=True)
+        rows = param.index_select(dim, at)
+        _lerp_whole(rows, base.index_select(dim, index.to(base.device, non_blocking=True)), weight, generator)
+        param.index_copy_(dim, at, rows)
     return param
 
 
@@ -212,22 +212,22 @@ def lerp_measuring_(
         generator: of stochastic rounding.
 
     Returns:
-        The numbers of :func:`rounding_sums`, ``[2]`` on the device; zeros if rounding does next to nothing: in float32
-        and wider, and if ``weight`` is 0 or 1.
+        The numbers of :func:`rounding_sums`, ``[2, n]`` on the device, to be added up in float64; zeros if rounding
+        does next to nothing: in float32 and wider, and if ``weight`` is 0 or 1.
     """
     if param.dtype.itemsize >= 4 or weight in (0.0, 1.0) or param.dim() == 0:
         lerp_(param, base, weight, generator=generator)
-        return torch.zeros(2, device=param.device)
+        return torch.zeros(2, 1, device=param.device)
     if lerp.can_lerp(param, base):
         return lerp.lerp_(param, base, weight, generator)
     step = SAMPLED_ROWS if param.numel() > _SAMPLED else 1
     before = param[::step].clone()
     lerp_(param, base, weight, generator=generator)
-    total = torch.zeros(2, device=param.device)
+    sums = [torch.zeros(2, device=param.device)]
     for sft, anchor, rounded in _pieces(before, base[::step], param[::step]):
         exact = torch.lerp(sft.float(), anchor.to(sft.device, torch.float32), weight)
-        total = total + _rounding_sums(sft, anchor, exact, rounded)
-    return total
+        sums.append(_rounding_sums(sft, anchor, exact, rounded))
+    return torch.stack(sums, 1)
 
 
 def reset_neurons(
