@@ -90,9 +90,9 @@ def stats_at(
 
         def summarise(head: Any, hidden: Tensor) -> Tensor:
             weight, bias = head.weight, head.bias
-            # Of sharded tensors statistics are not taken here; of what inference mode makes it is not known whether it
-            # has been changed.
-            if hidden.is_inference() or wraps_others(hidden) or wraps_others(weight):
+            # A sharded weight is none to compute with here; of what inference mode makes nobody knows whether it has
+            # been changed since.
+            if hidden.is_inference() or wraps_others(weight):
                 return hidden
             _check_targets(model, targets, len(weight))
             made.append(token_stats_from_hidden(hidden, weight, targets, temperature, bias=bias))
@@ -161,6 +161,8 @@ def _narrowed(
     def before(module: nn.Module, args: tuple[object, ...]) -> tuple[Tensor] | None:
         hidden = args[0] if len(args) == 1 else None
         if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != where.shape:
+            return None
+        if wraps_others(hidden):  # under tensor parallelism the head is given all, or its own part
             return None
         given.append(change(module, hidden[where.to(hidden.device)])[None])
         return (given[-1],)

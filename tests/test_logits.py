@@ -7,6 +7,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from lightning_rejuv import PlasticityMonitor
 from lightning_rejuv.forward import evaluation_mode, forward_logits
@@ -15,6 +18,8 @@ from lightning_rejuv.metrics import _probe
 from lightning_rejuv.ops import token_stats
 from tests.conftest import batch, tiny_llama
 from tests.families import tiny
+from tests.processes import run_in_processes
+from tests.sharding import fsdp1, fsdp2, tensor_parallel
 
 IDS = torch.randint(3, 23, (3, 7), generator=torch.Generator().manual_seed(0))
 WHERE = torch.tensor([[0, 0, 1, 1, 0, 1, 0], [0] * 7, [1, 0, 0, 0, 0, 1, 1]]).bool()
@@ -354,3 +359,26 @@ def test_a_monitor_records_a_pass_that_is_made_again_once(forward, monkeypatch):
         tables = monitor._of_sites()[0]
         values[-1]["tokens"] = float(next(iter(tables.values())).sum())
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def sharded_head(model):
+    """The head's columns are spread over processes, whose logits are put together."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    plan = {"lm_head": ColwiseParallel(output_layouts=Replicate())}
+    return parallelize_module(tensor_parallel(model, mesh), mesh, plan)
+
+
+@pytest.mark.parametrize("shard", [fsdp2, fsdp1, tensor_parallel, sharded_head])
+def test_statistics_of_a_sharded_model_are_those_of_the_whole(shard, tmp_path):
+    expected = stats_at(llama(), {"input_ids": IDS}, WHERE, TARGETS)
+
+    def work(rank):
+        model = shard(llama())
+        with evaluation_mode(model):
+            passes = [stats_at(model, {"input_ids": IDS}, WHERE, TARGETS) for _ in range(2)]
+        return [(stats.entropy.tolist(), stats.logprob.tolist()) for stats in passes]
+
+    for passes in run_in_processes(work, tmp_path):
+        for entropy, logprob in passes:
+            assert entropy == pytest.approx(expected.entropy.tolist(), rel=1e-5, abs=1e-5)
+            assert logprob == pytest.approx(expected.logprob.tolist(), rel=1e-5, abs=1e-5)

@@ -18,7 +18,7 @@ from lightning_rejuv.warned import warn
 IGNORED = -100
 
 # How many tokens go through a model at a time, padding included, one row at least. An estimate: with gradients a layer
-# of an 8B model in bfloat16 keeps 200 KB a token, 32 layers of 4096 tokens 26 GB, which fit 80 GB beside two of them.
+# of an 8B model in bfloat16 keeps 200 KB a token, 32 layers of 4096 tokens 26 GB, which fit 80 GB beside three.
 TOKENS_A_PASS = 4096
 
 T = TypeVar("T")
