@@ -28,8 +28,8 @@ from lightning_rejuv.progress import advance
 # From a head and its input at the chosen positions [P, d] to what it is given in place of all of its input.
 _Change = Callable[[Any, Tensor], Tensor]
 
-# Heads whose models were seen to run on all positions alone, and those whose models were seen to make something else of
-# the logits. Both only save a pass that would come to nothing: whether it does is checked each time.
+# Heads whose models were seen to run with all positions alone, and those whose models were seen to make something else
+# of the logits: they save the next passes that would come to nothing.
 _of_all_positions: WeakSet[nn.Module] = WeakSet()
 _reworked: WeakSet[nn.Module] = WeakSet()
 
@@ -90,9 +90,10 @@ def stats_at(
 
         def summarise(head: Any, hidden: Tensor) -> Tensor:
             weight, bias = head.weight, head.bias
-            # A sharded weight is none to compute with here; of what inference mode makes nobody knows whether it has
-            # been changed since.
-            if hidden.is_inference() or wraps_others(weight):
+            # Sharded and quantised weights are of types of their own; of what inference mode makes nobody knows whether
+            # it has been changed since.
+            plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (hidden, weight))
+            if not plain or hidden.is_inference():
                 return hidden
             _check_targets(model, targets, len(weight))
             made.append(token_stats_from_hidden(hidden, weight, targets, temperature, bias=bias))
