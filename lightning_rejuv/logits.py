@@ -71,8 +71,8 @@ def stats_at(
 
     Where the model returns what its head makes, and the head is a plain ``nn.Linear``, they are taken from the head's
     input, in float32 or better whatever the model's dtype and also under autocast, block by block: then no logits are
-    held at all, and half types do not round them. The head itself is run on one position. Otherwise they are those of
-    :func:`logits_at`.
+    held at all, and half types do not round them. The head itself is run on one position. Otherwise, or if the type of
+    its logits cannot hold them, they are those of :func:`logits_at`.
 
     Args:
         model: the model in eval mode.
@@ -100,11 +100,17 @@ def stats_at(
             return hidden[:1]
 
         found = _narrowed(model, inputs, where, summarise)
-        if found is not None and (found.unchanged or not made):
+        if found is not None and not made:
             advance()
-            return made[0] if made else _stats(model, found.logits, targets, temperature)
-        if found is not None:
+            return _stats(model, found.logits, targets, temperature)
+        if found is not None and not found.unchanged:
             _reworked.add(head)
+        elif found is not None:
+            largest = made[0].logsumexp * (1.0 if temperature is None else temperature)
+            # Where float16 overflows nothing can be sampled: the statistics are those of infinities, and are refused.
+            if not bool((largest > torch.finfo(found.logits.dtype).max).any()):
+                advance()
+                return made[0]
     return _stats(model, logits_at(model, inputs, where), targets, temperature)
 
 

@@ -308,6 +308,16 @@ def test_half_types_do_not_round_what_is_taken_from_the_heads_input(dtype):
         assert (rounded - right).abs().max() > 100 * (ours - right).abs().max()
 
 
+def test_logits_that_overflow_are_not_taken_in_float32():
+    model = tiny_llama(dtype=torch.float16)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(6e4 / model.lm_head.weight.abs().max())
+        expected = token_stats(forward_logits(model, {"input_ids": IDS})[WHERE], TARGETS)
+    assert expected.entropy.isnan().any()
+    found = stats_at(model, {"input_ids": IDS}, WHERE, TARGETS)
+    torch.testing.assert_close(found.entropy, expected.entropy, equal_nan=True)
+
+
 def test_under_autocast_the_head_is_taken_in_float32():
     model = llama()
     hidden = []
