@@ -257,6 +257,16 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}".lstrip("."), buffer
 
 
+def is_run_as_it_is(module: nn.Module) -> bool:
+    """Whether what a module returns is what its class's ``forward`` makes: nothing else can change it."""
+    return not module._forward_hooks and "forward" not in vars(module)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor has been changed in place; of one from inference mode nobody knows."""
+    return tensor._version
+
+
 def is_hugging_face(module: nn.Module) -> bool:
     """Whether a module is a transformers model, without importing transformers."""
     transformers = sys.modules.get("transformers")

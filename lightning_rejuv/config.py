@@ -54,8 +54,9 @@ class Reset:
             logit.
         rank_by: ``"signed"`` or ``"absolute"`` mean contribution; None for signed with the entropy gradient and
             absolute otherwise. With the entropy gradient the absolute values are those of each batch, so that they
-            depend on how the data are batched. ``"random"`` is the control: as many neurons of each matrix as the
-            quantity's own ranking takes, drawn at random.
+            depend on how the data are batched, but not on the parts that a batch goes through the model in.
+            ``"random"`` is the control: as many neurons of each matrix as the quantity's own ranking takes, drawn at
+            random.
         scope: what neurons compete in: the ``"model"``, each ``"layer"`` or each ``"module"``.
         budget: ``"share"``, ``fraction`` of the neurons; or ``"union"``, the paper's: the union over positions of
             the top ``fraction`` at each, which needs ``quantity="target_logit"`` and ``scope="model"``.

@@ -168,6 +168,23 @@ def _without_cache(model: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if told else {}
 
 
+def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return what a model says for logits, of whatever shape; the pass is no step of a phase.
+
+    Raises:
+        TypeError: the model returns no tensor.
+    """
+    torch.clear_autocast_cache()  # a model that enters autocast itself may have filled it with other weights
+    output = model(**{**_without_cache(model), **taken_inputs(model, inputs)})
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"Expected {type(model).__name__} to return logits, or an output with `logits`, for "
+            f"{sorted(inputs)} but got {type(output).__name__}."
+        )
+    return logits
+
+
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Return a language model's logits [B, T, V], be its output a tensor or a Hugging Face one.
 
@@ -180,15 +197,18 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     Raises:
         TypeError: the model returns neither, or logits that are not one distribution a token.
     """
-    torch.clear_autocast_cache()  # a model that enters autocast itself may have filled it with other weights
-    output = model(**{**_without_cache(model), **taken_inputs(model, inputs)})
+    logits = run(model, inputs)
     advance()
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"Expected {type(model).__name__} to return logits, or an output with `logits`, for "
-            f"{sorted(inputs)} but got {type(output).__name__}."
-        )
+    check_shape(model, inputs, logits)
+    return logits
+
+
+def check_shape(model: nn.Module, inputs: dict[str, Tensor], logits: Tensor) -> None:
+    """Refuse logits that are not one distribution a token.
+
+    Raises:
+        TypeError: with the shape that was expected.
+    """
     batch, time = inputs["input_ids"].shape
     if logits.dim() != 3 or logits.shape[:2] != (batch, time):
         raise TypeError(
@@ -196,7 +216,6 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             f"({batch}, {time}, V) here, but got {tuple(logits.shape)}. For another model pass "
             f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
         )
-    return logits
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.calibration.batches import Batch
-from lightning_rejuv.forward import forward_logits
+from lightning_rejuv.logits import logits_at
 from lightning_rejuv.weights.edit import lerp_
 
 
@@ -70,7 +70,7 @@ def _gradients(
     loss, responses = 0.0, count(batches)
     for batch in batches:
         with torch.enable_grad():
-            logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
+            logits = logits_at(model, batch.inputs, batch.predicting)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             targets = batch.targets[batch.response]
             nll = nn.functional.cross_entropy(logits, targets, reduction="sum") / responses

@@ -21,11 +21,13 @@ from lightning_rejuv._compat import (
     computes_fast_in_bfloat16,
     fast_dev_run,
     first_logged_step,
+    is_run_as_it_is,
     language_model,
     log_interval,
     logged_step,
     mark_updated,
     reshard,
+    version_of,
 )
 from lightning_rejuv.metrics import PlasticityMonitor
 from tests.conftest import batch, tiny_llama
@@ -63,6 +65,31 @@ def test_steps_are_those_of_lightnings_own_logging():
     assert logged_step(trainer) == 2
     assert log_interval(trainer) == 7
     assert steps in callbacks_of(trainer)
+
+
+def test_a_module_with_a_hook_or_another_forward_is_not_run_as_it_is():
+    module = nn.Linear(2, 2)
+    handle = module.register_forward_pre_hook(lambda *_: None)
+    assert is_run_as_it_is(module)  # what comes before it, it does not know
+    handle.remove()
+    handle = module.register_forward_hook(lambda *_: None)
+    assert not is_run_as_it_is(module)
+    handle.remove()
+    assert is_run_as_it_is(module)
+    module.forward = module.forward
+    assert not is_run_as_it_is(module)
+
+
+def test_a_change_in_place_is_another_version_of_a_tensor_and_its_views():
+    tensor = torch.zeros(2, 3)
+    view, first = tensor[:, :2], version_of(tensor)
+    with torch.no_grad():
+        tensor.add_(1)
+    second = version_of(view)
+    assert second > first
+    view.mul_(2)
+    assert version_of(tensor) > second
+    assert version_of(tensor + 1) == 0
 
 
 def test_language_model_is_the_only_outermost_one(monkeypatch):

@@ -30,9 +30,9 @@ def sample_with_generate(batches: list[Batch], seed: int, more_ends: Sequence[in
     the longest calibration response has, or as the model's context allows. Prompts of one length are sampled
     together, so that none is padded.
 
-    Memory is bounded by the calibration batches: no call of ``generate``, and no pass over what it returned, has more
-    rows than the largest of them. Beyond a single row, no batch that is returned has more tokens (rows × length) than
-    the largest of them, and no cache of ``generate`` more than four times as many.
+    Memory is bounded by the calibration batches as the caller made them: no call of ``generate``, and no pass over what
+    it returned, has more rows than the largest of them. Beyond a single row, no batch that is returned has more tokens
+    (rows × length) than the largest of them, and no cache of ``generate`` more than four times as many.
 
     Args:
         batches: calibration batches; a prompt is what comes before the first response token.
@@ -47,8 +47,9 @@ def sample_with_generate(batches: list[Batch], seed: int, more_ends: Sequence[in
         names no such token; without ``finished`` if a ``generate`` of its own stops before its time all the same.
         It raises ValueError if ``generate`` takes or returns something else than that of transformers.
     """
-    rows = max(len(batch.response) for batch in batches)
-    tokens = max(batch.inputs["input_ids"].numel() for batch in batches)
+    # Of whole batches, not of the parts that go through a model at a time: a cache takes far less for a token.
+    sizes = [batch.whole or (len(batch.response), batch.inputs["input_ids"].numel()) for batch in batches]
+    rows, tokens = (max(size) for size in zip(*sizes, strict=True))
     longest = _LONGER * max(int(batch.response.sum(1).max()) for batch in batches)
 
     def sampler(model: nn.Module) -> list[dict[str, Tensor]]:

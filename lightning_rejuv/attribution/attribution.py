@@ -17,7 +17,7 @@ class Attribution:
     Attributes:
         total: for each neuron group [count] float64, the sum of its contributions, in the unit of the quantity.
         absolute: for each group [count] float64, the sum of their absolute values: of those to each position, or, for
-            the entropy and a loss, of those to each batch.
+            the entropy and a loss, of those to each batch of the caller's.
         union: for each group [count] bool, the neurons that are among the ``top`` of any position.
         top: how many neurons of each position join the union; 0 for none.
         positions: how many positions were seen.

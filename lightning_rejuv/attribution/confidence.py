@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rejuv.calibration.batches import Batch
-from lightning_rejuv.config import WITHOUT_CALIBRATION
-from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.functional._checks import check_logits
-from lightning_rejuv.ops import token_stats
+from lightning_rejuv.logits import stats_at
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,10 @@ class Confidence:
     log_prob: Tensor
 
 
-@torch.no_grad()
 def confidence(model: nn.Module, batch: Batch) -> Confidence:
     """Teacher-force a batch and measure entropy and target log-probability on its response.
+
+    They are taken as :func:`lightning_rejuv.logits.stats_at` does.
 
     Args:
         model: in eval mode, on the batch's device.
@@ -39,16 +38,7 @@ def confidence(model: nn.Module, batch: Batch) -> Confidence:
         TypeError: the model returns no logits over a vocabulary that holds the targets.
         ValueError: logits of a response position are NaN or +inf.
     """
-    logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
-    targets = batch.targets[batch.response]
-    least, largest = (int(token) for token in targets.aminmax())
-    if least < 0 or largest >= logits.shape[-1]:
-        raise TypeError(
-            f"Expected {type(model).__name__} to be a language model, with a logit for each token of its vocabulary, "
-            f"but it returns {logits.shape[-1]} for token {least if least < 0 else largest}. For another model pass "
-            f"{WITHOUT_CALIBRATION}; or `loss` for a reset."
-        )
-    stats = token_stats(logits, targets)
+    stats = stats_at(model, batch.inputs, batch.predicting, batch.targets[batch.response])
     check_logits("logits", stats.entropy, None)
     assert stats.logprob is not None
     return Confidence(_spread(stats.entropy, batch.response), _spread(stats.logprob, batch.response))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from lightning_rejuv.attribution.attribution import Attribution
 from lightning_rejuv.attribution.positions import Positions
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.calibration.bounded import bounded, check_batches, most_read
-from lightning_rejuv.forward import forward_logits, lent, requiring_grad
+from lightning_rejuv.forward import lent, requiring_grad
+from lightning_rejuv.logits import logits_at
 from lightning_rejuv.neurons import NeuronGroup
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -75,24 +77,30 @@ def attribute_entropy(
         and ranked by their sign: a reset that lowers the entropy makes things worse, however much it does.
     """
     result = Attribution(ranking="signed")
-    for batch, chosen in zip(batches, positions, strict=True):
-        if not len(chosen):
-            continue
 
-        def entropy(batch: Batch = batch, chosen: Positions = chosen) -> Tensor:
-            logits = forward_logits(model, batch.inputs)[chosen.row, chosen.time]
-            log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            # A token that the model masks out, with a logit of -inf, adds nothing: 0 * -inf would be NaN.
-            finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-            return -(log_probs.exp() * finite).sum()
+    def toward_base(name: str, value: Tensor) -> Tensor:
+        return base_of(name).to(value.device, value.dtype) - value
 
-        def toward_base(name: str, value: Tensor) -> Tensor:
-            return base_of(name).to(value.device, value.dtype) - value
-
-        scores = _scores(model, groups, entropy, toward_base)
-        result.add([score[None] for score in scores], torch.zeros(1))
-        result.positions += len(chosen) - 1
+    # A batch of the caller's counts as one, in however many parts it goes through the model.
+    for _, parts in groupby(zip(batches, positions, strict=True), lambda part: part[0].where):
+        chosen = [(batch, at) for batch, at in parts if len(at)]
+        scores = [
+            _scores(model, groups, partial(_entropy, model, batch, at), toward_base) for batch, at in chosen
+        ]
+        if scores:
+            sums = [torch.stack(of_group).sum(0) for of_group in zip(*scores, strict=True)]
+            result.add([total[None] for total in sums], torch.zeros(1))
+            result.positions += sum(len(at) for _, at in chosen) - 1
     return result
+
+
+def _entropy(model: nn.Module, batch: Batch, chosen: Positions) -> Tensor:
+    """Return the sum of the token entropies at some positions, nats."""
+    logits = logits_at(model, batch.inputs, chosen.mask(batch.inputs["input_ids"]))
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    # A token that the model masks out, with a logit of -inf, adds nothing: 0 * -inf would be NaN.
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(log_probs.exp() * finite).sum()
 
 
 Step = Callable[[str, Tensor], Tensor]

@@ -38,6 +38,12 @@ class Positions:
     def __len__(self) -> int:
         return len(self.row)
 
+    def mask(self, tokens: Tensor) -> Tensor:
+        """[B, T] bool, where they are among the batch's tokens [B, T]."""
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        mask[self.row, self.time] = True
+        return mask
+
 
 def select_positions(
     sft: Confidence, base: Confidence, response: Tensor, rule: PositionRule, count: int = 1

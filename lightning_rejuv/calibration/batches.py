@@ -17,6 +17,10 @@ from lightning_rejuv.warned import warn
 
 IGNORED = -100
 
+# How many tokens go through a model at a time, padding included, one row at least. An estimate: with gradients a layer
+# of an 8B model in bfloat16 keeps 200 KB a token, 32 layers of 4096 tokens 26 GB, which fit 80 GB beside three.
+TOKENS_A_PASS = 4096
+
 T = TypeVar("T")
 
 # What has one number for each token, and goes along with the token.
@@ -35,6 +39,8 @@ class Batch:
         response: [B, T - 1] bool, where ``targets`` is a token of the response.
         where: how messages name the caller's batch.
         rows: for each row, which of the caller's rows it comes from.
+        whole: rows and tokens, padding included, of the batch that this one is a part of, so that a pass has no more
+            tokens than it may have; None if it is no part.
         unused: the names of the caller's other tensors.
     """
 
@@ -43,6 +49,7 @@ class Batch:
     response: Tensor
     where: str = ""
     rows: tuple[int, ...] = ()
+    whole: tuple[int, int] | None = None
     unused: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
@@ -53,6 +60,11 @@ class Batch:
         )
 
     @property
+    def predicting(self) -> Tensor:
+        """[B, T] bool, the positions whose logits predict a token of the response."""
+        return torch.nn.functional.pad(self.response, (0, 1))
+
+    @property
     def lengths(self) -> Tensor:
         """[B] int64, how many tokens each row has up to the end of its response."""
         return (
@@ -60,7 +72,9 @@ class Batch:
         ).amax(1)
 
 
-def as_batches(calibration: Iterable[Any], what: str = "calibration") -> list[Batch]:
+def as_batches(
+    calibration: Iterable[Any], what: str = "calibration", tokens: float = float("inf")
+) -> list[Batch]:
     """Check calibration data and bring it into one form.
 
     Padding is left out wherever it stands, and rows into which several documents are packed are taken apart, as
@@ -75,6 +89,7 @@ def as_batches(calibration: Iterable[Any], what: str = "calibration") -> list[Ba
             the first dimension, as a dataset has it, a mapping is one row. The global random states are left as they
             were, also if a ``DataLoader`` draws its seeds from them.
         what: how messages name the data.
+        tokens: how many a batch may have, padding included; one that has more becomes several, of one row at least.
 
     Returns:
         The batches, as a list: attribution reads them more than once. With so many responses as
@@ -95,7 +110,9 @@ def as_batches(calibration: Iterable[Any], what: str = "calibration") -> list[Ba
     batches: list[Batch] = []
     masked = False
     with keeping_random_state():
-        checked = (_checked(batch, f"{what} batch {number}") for number, batch in enumerate(calibration))
+        checked = (
+            _checked(batch, f"{what} batch {number}", tokens) for number, batch in enumerate(calibration)
+        )
         most = most_read(calibration)
         for part, masks_prompt in bounded(
             checked, what, most, lambda found: sum(len(b.rows) for b in found[0])
@@ -113,7 +130,7 @@ def as_batches(calibration: Iterable[Any], what: str = "calibration") -> list[Ba
     return batches
 
 
-def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
+def _checked(batch: Any, where: str, most: float) -> tuple[list[Batch], bool]:
     """Return the batches that one of the caller's becomes, and whether it masks any prompt's first token."""
     if not isinstance(batch, Mapping):
         raise TypeError(
@@ -157,7 +174,11 @@ def _checked(batch: Any, where: str) -> tuple[list[Batch], bool]:
         and key not in taken
         and not (isinstance(value, Tensor) and _is_of_no_matter(key, value, ids))
     )
-    parts = [_in_rows(tokens, part) for part in in_parts(documents, ids.numel(), lambda d: len(d[1]))]
+    parts = [
+        part
+        for together in in_parts(documents, ids.numel(), _length)
+        for part in _in_passes(tokens, together, most)
+    ]
     return [replace(part, where=where, unused=unused) for part in parts], masks_prompt
 
 
@@ -245,7 +266,7 @@ def _warn_of_labelled_padding(labels: Tensor, found: list[tuple[int, Tensor]], w
 
 
 def in_parts(
-    items: Iterable[T], tokens: int, length: Callable[[T], int], rows: float = float("inf")
+    items: Iterable[T], tokens: float, length: Callable[[T], int], rows: float = float("inf")
 ) -> Iterator[list[T]]:
     """Put neighbours together as long as the longest, times their number, is no more than so many tokens.
 
@@ -270,9 +291,23 @@ def in_parts(
         yield part
 
 
+def _length(document: tuple[int, Tensor]) -> int:
+    return len(document[1])
+
+
+def _in_passes(
+    tokens: Mapping[str, Tensor], documents: list[tuple[int, Tensor]], most: float
+) -> Iterator[Batch]:
+    """Put documents into batches that have no more tokens than a pass may have."""
+    parts = list(in_parts(documents, most, _length))
+    whole = (len(documents), len(documents) * max(map(_length, documents)))
+    for part in parts:
+        yield replace(_in_rows(tokens, part), whole=whole if len(parts) > 1 else None)
+
+
 def _in_rows(tokens: Mapping[str, Tensor], documents: list[tuple[int, Tensor]]) -> Batch:
     """Put each document into a row of its own, padded on the right."""
-    width, device = max(len(at) for _, at in documents), tokens["input_ids"].device
+    width, device = max(map(_length, documents)), tokens["input_ids"].device
     rows = {
         key: torch.full((len(documents), width), IGNORED if key == "labels" else 0, device=device)
         for key in tokens

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_rejuv._compat import language_model
 from lightning_rejuv.anchor.config import context_length as config_context_length
-from lightning_rejuv.calibration.batches import Batch, as_batches
+from lightning_rejuv.calibration.batches import TOKENS_A_PASS, Batch, as_batches
 from lightning_rejuv.config import WITHOUT_CALIBRATION
 from lightning_rejuv.forward import device_of, takes
 
@@ -17,13 +17,16 @@ from lightning_rejuv.forward import device_of, takes
 def batches_for(model: nn.Module, data: Iterable[Any], what: str = "calibration") -> list[Batch]:
     """Check data as :func:`lightning_rejuv.calibration.batches.as_batches` does, and against a model.
 
+    A batch with more tokens than a pass may have becomes several, whose messages name the caller's batch.
+
     Args:
         model: the language model.
         data: the batches.
         what: how messages name them.
 
     Returns:
-        The batches on the model's device.
+        The batches on the model's device, of at most :data:`~lightning_rejuv.calibration.batches.TOKENS_A_PASS` tokens
+        or one row.
 
     Raises:
         ValueError: as ``as_batches``; or a token lies outside the vocabulary, where on a GPU it would end the
@@ -31,7 +34,7 @@ def batches_for(model: nn.Module, data: Iterable[Any], what: str = "calibration"
         TypeError: as ``as_batches``; or the model is a classifier or an encoder-decoder.
     """
     _check_language_model(model)
-    batches = as_batches(data, what)
+    batches = as_batches(data, what, TOKENS_A_PASS)
     size, limit = vocabulary_size(model), context_length(model)
     for batch in batches:
         _check_inputs(model, batch)

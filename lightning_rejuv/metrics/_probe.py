@@ -14,8 +14,10 @@ from torch.func import functional_call
 
 from lightning_rejuv._compat import reshard
 from lightning_rejuv.calibration.batches import Batch, as_batches
-from lightning_rejuv.forward import device_of, evaluation_mode, forward_logits
+from lightning_rejuv.forward import device_of, evaluation_mode
+from lightning_rejuv.logits import logits_at, stats_at
 from lightning_rejuv.metrics._recorder import Record
+from lightning_rejuv.ops import TokenStats
 
 
 class Probe:
@@ -55,19 +57,25 @@ class Probe:
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def run(self, model: nn.Module, record: Record | None = None) -> Iterator[tuple[Tensor, Batch]]:
-        """Yield each batch's logits ``[B, T - 1, V]`` and the batch, on the model's device.
+    def run(
+        self, model: nn.Module, temperature: float, record: Record | None = None
+    ) -> Iterator[tuple[TokenStats, Batch]]:
+        """Yield the statistics ``[positions]`` of each batch's responses, and the batch, on the model's device.
+
+        They are taken as :func:`lightning_rejuv.logits.stats_at` does.
 
         Args:
             model: the model, under :func:`probing`, which leaves it as it was.
+            temperature: the logits are divided by it.
             record: is given each batch's response positions, as its mask, before the forward.
         """
         device = device_of(model)
         for batch in self.batches:
             batch = batch.to(device)
             if record is not None:
-                record.mask = torch.nn.functional.pad(batch.response, (0, 1))
-            yield forward_logits(model, batch.inputs)[:, :-1], batch
+                record.mask = batch.predicting
+            targets = batch.targets[batch.response]
+            yield stats_at(model, batch.inputs, batch.predicting, targets, temperature), batch
 
     def losses(self, model: nn.Module) -> Iterator[Callable[[], Tensor]]:
         """Yield for each batch a function that runs the model and returns the mean ``-ln p`` of its responses, nats.
@@ -82,7 +90,7 @@ class Probe:
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    logits = forward_logits(model, batch.inputs)[:, :-1][batch.response]
+    logits = logits_at(model, batch.inputs, batch.predicting)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return torch.nn.functional.cross_entropy(logits.to(wide), batch.targets[batch.response])
 

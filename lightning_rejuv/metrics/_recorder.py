@@ -117,6 +117,7 @@ class Record:
         entropy: sum and number of the next-token entropies, if the model was given labels.
         confidence: sum and number of the largest probabilities, likewise.
         mask: ``[B, T]`` bool, the tokens that count in the forward at hand; all if it is None.
+        masked: the mask of the last forward, if the caller sets masks.
         unmasked: sites left out because the mask could not be brought into the shape of their tokens.
     """
 
@@ -126,6 +127,7 @@ class Record:
         self.entropy: SumAndCount | None = None
         self.confidence: SumAndCount | None = None
         self.mask: Tensor | None = None
+        self.masked: Tensor | None = None
         self.active = True
         self.unmasked: set[str] = set()
         self.forwards = 0
@@ -233,6 +235,9 @@ def _root_hook(record: Record, every: int, own_mask: bool) -> Callable[..., None
             return
         record.begin(every)
         if own_mask:
+            # A pass that has to be made once more, with all logits, is not another forward.
+            record.active = record.mask is not record.masked
+            record.masked = record.mask
             return
         labels, attention = kwargs.get("labels"), kwargs.get("attention_mask")
         record.mask = None

@@ -29,7 +29,6 @@ from lightning_rejuv.metrics.tokens import (
     Top1Confidence,
 )
 from lightning_rejuv.metrics.weights import DriftSparsity, RelativeDrift
-from lightning_rejuv.ops import token_stats
 from lightning_rejuv.verdict import Verdict, judge
 from lightning_rejuv.weights.open_layout import open_layout
 
@@ -301,9 +300,7 @@ class PlasticityMonitor(MeasureCollection):
     def _run_probe(self, model: nn.Module, probe: Probe, into: Reference | None) -> None:
         sites, features = activation_sites(model, self.sites), feature_sites(model, self.rank_sites)
         with recording(model, sites, features, own_mask=True) as record:
-            for number, (logits, batch) in enumerate(probe.run(model, record)):
-                targets = batch.targets[batch.response]
-                stats = token_stats(logits[batch.response], targets, self.temperature)
+            for number, (stats, _) in enumerate(probe.run(model, self.temperature, record)):
                 assert stats.logprob is not None  # a target was given
                 self._modules["token_nll"].absorb(*sum_and_count(-stats.logprob, None))
                 self._modules["token_entropy"].absorb(*sum_and_count(stats.entropy, None))
@@ -316,9 +313,11 @@ class PlasticityMonitor(MeasureCollection):
         self._absorb(record)
 
     def _run_samples(self, model: nn.Module, samples: Probe, into: Reference | None) -> None:
-        for number, (logits, batch) in enumerate(samples.run(model)):
-            logprobs = token_stats(logits, batch.targets, self.temperature).logprob
-            assert logprobs is not None  # a target was given
+        for number, (stats, batch) in enumerate(samples.run(model, self.temperature)):
+            assert stats.logprob is not None  # a target was given
+            logprobs = stats.logprob.new_zeros(batch.response.shape).masked_scatter(
+                batch.response, stats.logprob
+            )
             if into is not None:
                 into.logprobs.append(logprobs)
             elif self.reference is not None:

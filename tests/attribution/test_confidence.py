@@ -21,12 +21,20 @@ def test_every_token_and_every_response_counts_alike():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_taken_through_float32(dtype):
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_half_types_are_taken_through_float32(dtype, scale):
+    """Of a plain head from the hidden states; of a model that makes something else of them from its logits."""
     model = tiny_llama(dtype=dtype)
     [data] = as_batches([batch()])
+    seen = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _m, args: seen.append(args[0].double()))
+    if scale != 1:
+        model.lm_head.register_forward_hook(lambda _m, _args, logits: logits * scale)
     found = confidence(model, data)
+    handle.remove()
     with torch.no_grad():
-        log_probs = model(**data.inputs).logits[:, :-1].double().log_softmax(-1)
+        logits = seen[0] @ model.lm_head.weight.double().t() if scale == 1 else model(**data.inputs).logits
+    log_probs = logits[:, :-1].double().log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     target = log_probs.gather(2, data.targets[..., None])[..., 0]
     for got, exact in ((found.entropy, entropy), (found.log_prob, target)):

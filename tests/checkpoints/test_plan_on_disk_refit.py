@@ -107,8 +107,9 @@ def test_in_bfloat16_the_reported_loss_is_that_of_the_edit_in_memory(rounding, t
     total = 0.0
     for batch in batches:
         with torch.no_grad():
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        log_probs = logits[:, :-1].float().log_softmax(-1)
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            hidden = model.model(**inputs).last_hidden_state[:, :-1].double()
+            log_probs = (hidden @ model.lm_head.weight.double().t()).log_softmax(-1)
         told = log_probs.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
         total -= float(told[batch["labels"][:, 1:] != -100].double().sum())
     assert report.refit.demonstrations_after == pytest.approx(total / 6, rel=1e-6)

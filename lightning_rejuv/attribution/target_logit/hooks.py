@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_rejuv.logits import logits_at
+
 
 def first_argument(
     args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
@@ -44,6 +46,13 @@ def at_positions(activation: Tensor, shape: torch.Size, row: Tensor, time: Tenso
     """Return the activation [P, d] at one position of each of some responses, in float32 or better."""
     chosen = by_token(activation, shape)[row, time]
     return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+
+
+def run_for_hooks(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Run a model for what hooks see of it; of its logits only those of one position are made."""
+    where = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    where[0, 0] = True
+    logits_at(model, inputs, where)
 
 
 def target_logits(head: nn.Module, normed: Tensor, targets: Tensor) -> Tensor:

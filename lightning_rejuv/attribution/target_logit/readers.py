@@ -13,10 +13,10 @@ from lightning_rejuv.attribution.target_logit.hooks import (
     by_token,
     expert_parameters,
     first_argument,
+    run_for_hooks,
     target_logits,
 )
 from lightning_rejuv.calibration.batches import Batch
-from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import Decoder, NeuronGroup
 
 
@@ -41,7 +41,7 @@ class ReaderAttribution:
         self._experts = expert_parameters(model, [g.parameter for g in self._groups if g.expert is not None])
         modules = list(dict.fromkeys(g.module for g in self._groups if g.expert is None))
         with _recorded(model, decoder, modules) as record, torch.enable_grad():
-            forward_logits(model, batch.inputs)
+            run_for_hooks(model, batch.inputs)
         self._normed = record.pop("normed")
         self._activations = record
 

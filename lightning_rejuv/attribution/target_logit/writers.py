@@ -15,10 +15,10 @@ from lightning_rejuv.attribution.target_logit.hooks import (
     at_positions,
     expert_parameters,
     first_argument,
+    run_for_hooks,
     target_logits,
 )
 from lightning_rejuv.calibration.batches import Batch
-from lightning_rejuv.forward import forward_logits
 from lightning_rejuv.neurons import Decoder, NeuronGroup
 from lightning_rejuv.weights.lora import merged_weight
 
@@ -58,7 +58,7 @@ class WriterAttribution:
         self._head_bias = head_bias if isinstance(head_bias, Tensor) else None
         self._experts = expert_parameters(model, [g.parameter for g in self._groups if g.expert is not None])
         with _residual_stream_only(model, decoder, self._groups) as record, torch.enable_grad():
-            forward_logits(model, batch.inputs)
+            run_for_hooks(model, batch.inputs)
         self._record = record
 
     def contributions(self, row: Tensor, time: Tensor) -> tuple[list[Tensor], Tensor]:
