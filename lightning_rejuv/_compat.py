@@ -199,15 +199,19 @@ def adapters_are_disabled(modules: Iterable[nn.Module]) -> Iterator[None]:
 def reshard(model: nn.Module) -> None:
     """Give back the full parameters that a forward without backward leaves behind under FSDP2.
 
-    While the root group is unsharded its parameters are copies, and every edit of them is discarded.
+    While the root group is unsharded its parameters are copies, and every edit of them is discarded. FSDP, whose import
+    takes a second, is not imported: if nobody has imported it, nothing is sharded by it.
     """
-    if not torch.distributed.is_available():
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
             module.reshard()
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, without importing what makes them."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def is_fsdp1_parameter(parameter: Tensor) -> bool:

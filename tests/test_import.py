@@ -48,6 +48,18 @@ print(sorted(name for name in lightning_rejuv.__all__ if not hasattr(lightning_r
     assert missing == "[]"
 
 
+def test_who_never_shards_need_not_wait_for_sharding():
+    """Lightning imports FSDP itself, which takes a second: without it nothing does."""
+    run("""
+import sys
+from lightning_rejuv import Anchor, RejuvenationError, RejuvenationReport, Reset, rejuvenate
+import torch
+rejuvenate(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), alpha=0.5)
+found = [name for name in ("torch.distributed.fsdp", "torch.distributed.tensor", "transformers") if name in sys.modules]
+assert not found, found
+""")
+
+
 @pytest.mark.parametrize("command", ["lightning_rejuv", "lightning_rejuv.cli.main"])
 def test_help_and_version_import_no_torch(command):
     """Torch takes seconds; what a person asks first is answered at once."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_rejuv._compat import is_fsdp1_parameter, reshard, wraps_others
+from lightning_rejuv._compat import is_dtensor, is_fsdp1_parameter, reshard, wraps_others
 from lightning_rejuv.names import listing
 from lightning_rejuv.weights.layout import Layout
 
@@ -26,7 +25,7 @@ def open_layout(model: nn.Module, root: nn.Module | None = None) -> Layout:
     reshard(outermost)
     reshard(model)
     parameters = dict(model.named_parameters())
-    unknown = {n: type(p).__name__ for n, p in parameters.items() if wraps_others(p) and not _is_dtensor(p)}
+    unknown = {n: type(p).__name__ for n, p in parameters.items() if wraps_others(p) and not is_dtensor(p)}
     if unknown:
         raise ValueError(
             "Expected plain parameters, DTensors (FSDP2, tensor parallel), or those of FSDP or DeepSpeed, but got "
@@ -41,7 +40,7 @@ def open_layout(model: nn.Module, root: nn.Module | None = None) -> Layout:
         from lightning_rejuv.weights.fsdp1 import FSDP1Layout
 
         return FSDP1Layout(model, outermost)
-    if any(_is_dtensor(p) for p in parameters.values()):
+    if any(is_dtensor(p) for p in parameters.values()):
         from lightning_rejuv.weights.dtensor import DTensorLayout
 
         return DTensorLayout(parameters)
@@ -51,11 +50,3 @@ def open_layout(model: nn.Module, root: nn.Module | None = None) -> Layout:
 def _under_deepspeed(parameters: Mapping[str, nn.Parameter]) -> bool:
     """ZeRO 1 and 2 leave parameters whole, but link each to its float32 master."""
     return any(hasattr(p, "_hp_mapping") for p in parameters.values())
-
-
-def _is_dtensor(parameter: Tensor) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(parameter, DTensor)

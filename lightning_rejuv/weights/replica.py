@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from lightning_rejuv._compat import is_hugging_face
 from lightning_rejuv.anchor.conversion import without_memory
@@ -40,6 +39,9 @@ def blank(model: nn.Module, layout: Layout) -> nn.Module:
     Raises:
         ValueError: not a Hugging Face model, or one whose modules were exchanged after it was built.
     """
+    # Here, since its import takes a second: who never shards need not wait.
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
     advice = f"Pass {WITHOUT_CALIBRATION}, or rejuvenate the checkpoint: `lightning-rejuv`."
     if isinstance(model, FSDP):
         model = model.module
