@@ -11,9 +11,8 @@ import torch
 #: What every kernel is compiled with. Fusion of multiply and add is on by default up to Triton 3.9 and off
 #: later.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-#: Programs that share a multiprocessor: what 128 registers a thread allow (sm_90; the compile gate prints
-#: them).
-PROGRAMS_PER_SM = 4
+#: Warps that share a multiprocessor: what 128 registers a thread allow (the compile gate prints them).
+WARPS_PER_SM = 16
 #: Programs that share a multiprocessor: what 32 registers a thread allow.
 TOKEN_PROGRAMS_PER_SM = 16
 #: Programs with a step of 4 KiB in flight that saturate the memory: 4.3 TB/s times 0.8 µs, over 132 multiprocessors.
@@ -41,9 +40,9 @@ def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def resident_programs(device: torch.device) -> int:
-    """Return how many programs the device holds at a time."""
-    return multiprocessors(device) * PROGRAMS_PER_SM
+def resident_programs(device: torch.device, num_warps: int) -> int:
+    """Return how many programs of 128 registers a thread the device holds at a time."""
+    return multiprocessors(device) * WARPS_PER_SM // num_warps
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -86,12 +86,12 @@ def cases() -> dict[str, Case]:
         constants = {"HAS_MASK": False, **tile}
         return Case(activation.grad_activation_partials, arguments, constants, per_thread(tile), 2)
 
-    def weights(w: torch.Tensor, b: torch.Tensor) -> Case:
+    def weights(w: torch.Tensor, b: torch.Tensor, strides: tuple[int, int] = (4096, 1)) -> Case:
         constants = drift.DRIFT_TILE
         count = constants["BR"] * constants["BC"] // (32 * constants["num_warps"])
-        return Case(
-            drift.drift_partials, (w, b, part, part, 14336, 4096, 4096, 1, 4096, 1, 32), constants, count, 2
-        )
+        loads = count * (w.element_size() + b.element_size()) // 16 if strides[1] == 1 else 0
+        arguments = (w, b, part, part, 14336, 4096, *strides, *strides, 32)
+        return Case(drift.drift_partials, arguments, constants, count, loads)
 
     def logits(x: torch.Tensor, vocabulary: int, temperatures: bool = False, column_stride: int = 1) -> Case:
         constants = {"HAS_TARGET": True, "HAS_TAU": temperatures, **tokens.logits_tile(x)}
@@ -115,7 +115,15 @@ def cases() -> dict[str, Case]:
         "B bf16 fp32 grad": grad(bf16, fp32),
         "C bf16": weights(bf16, bf16),
         "C fp32 bf16 base": weights(fp32, bf16),
-        "A-C combine": Case(activation.combine_partials, (part, wide, 16, 14336), combine, 1, 0),
+        "C bf16 transposed": weights(bf16, bf16, strides=(1, 14336)),
+        "C combine": Case(
+            drift.combine_drift,
+            (part, part, wide, 16, 66, 14336, 4096),
+            dict(activation.COMBINE_TILE),
+            1,
+            0,
+        ),
+        "A, B combine": Case(activation.combine_partials, (part, wide, 16, 14336), combine, 1, 0),
         **{f"D bf16 {vocabulary}": logits(bf16, vocabulary) for vocabulary in VOCABULARIES},
         "D bf16 temperatures": logits(bf16, 151936, temperatures=True),
         "D bf16 from column 1": logits(bf16[:, 1:], 50257),
