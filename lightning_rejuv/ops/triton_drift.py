@@ -87,20 +87,22 @@ def drift_partials(
 
 
 @triton.jit(do_not_specialize=["blocks", "ranges"])
-def combine_drift(row_ptr, column_ptr, out_ptr, blocks, ranges, R, C, BS: tl.constexpr, BN: tl.constexpr):
-    """Write ``out``, the rows' ``[4, R]`` before the columns' ``[4, C]``. Grid (blocks of both, 4)."""
+def combine_drift(
+    row_ptr, column_ptr, rows_ptr, columns_ptr, blocks, ranges, R, C, BS: tl.constexpr, BN: tl.constexpr
+):
+    """Write ``rows [4, R]`` and ``columns [4, C]``. Grid (blocks of rows, then of columns; 4)."""
+    wide = rows_ptr.dtype.element_ty
     block = tl.program_id(0)
     q = tl.program_id(1)
     row_blocks = tl.cdiv(R, BN)
     if block < row_blocks:
         at = block * BN + tl.arange(0, BN)
-        total, peak = combined(row_ptr, blocks, R, at, q, 4, out_ptr.dtype.element_ty, BS)
-        tl.store(out_ptr + q.to(tl.int64) * R + at, tl.where(q == 3, peak, total), mask=at < R)
+        total, peak = combined(row_ptr, blocks, R, at, q, 4, wide, BS)
+        tl.store(rows_ptr + q.to(tl.int64) * R + at, tl.where(q == 3, peak, total), mask=at < R)
     else:
         at = (block - row_blocks) * BN + tl.arange(0, BN)
-        total, peak = combined(column_ptr, ranges, C, at, q, 4, out_ptr.dtype.element_ty, BS)
-        out = out_ptr + 4 * tl.cast(R, tl.int64) + q.to(tl.int64) * C + at
-        tl.store(out, tl.where(q == 3, peak, total), mask=at < C)
+        total, peak = combined(column_ptr, ranges, C, at, q, 4, wide, BS)
+        tl.store(columns_ptr + q.to(tl.int64) * C + at, tl.where(q == 3, peak, total), mask=at < C)
 
 
 def weight_drift(weight: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,8 @@ def weight_drift(weight: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     )
     row_part = torch.empty((blocks, 4, R), dtype=torch.float32, device=weight.device)
     column_part = torch.empty((split, 4, C), dtype=torch.float32, device=weight.device)
-    out = torch.empty(4 * (R + C), dtype=torch.float64, device=weight.device)
+    rows = torch.empty((4, R), dtype=torch.float64, device=weight.device)
+    columns = torch.empty((4, C), dtype=torch.float64, device=weight.device)
     with on_device(weight.device):
         drift_partials[(blocks, split)](
             weight,
@@ -128,7 +131,6 @@ def weight_drift(weight: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         )
         width = COMBINE_TILE["BN"]
         combine_drift[(ceil_div(R, width) + ceil_div(C, width), 4)](
-            row_part, column_part, out, blocks, split, R, C, **COMBINE_TILE
+            row_part, column_part, rows, columns, blocks, split, R, C, **COMBINE_TILE
         )
-    rows, columns = out.split([4 * R, 4 * C])
-    return rows.view(4, R), columns.view(4, C)
+    return rows, columns

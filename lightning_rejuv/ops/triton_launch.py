@@ -92,7 +92,7 @@ def split_vocabulary(rows: int, length: int, step: int, multiprocessors: int) ->
     memory once; merging the parts waits as well. The split is taken that takes the least time.
 
     Args:
-        rows: Rows to read, at least one.
+        rows: Rows to read.
         length: Logits of a row.
         step: Logits of one step; parts are a multiple of it.
         multiprocessors: Of the device.

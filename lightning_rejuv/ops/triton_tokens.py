@@ -23,14 +23,15 @@ from lightning_rejuv.ops.triton_launch import (
     split_vocabulary,
 )
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+# Kernels take these as defaults: constants that they found in the module would be compared at every launch.
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
 #: The lowest finite float32: below every logit but -inf.
-LOWEST = tl.constexpr(-3.4028234663852886e38)
+LOWEST = -3.4028234663852886e38
 #: Exponents are clamped here. 2^x is 0 far earlier, and 0 times this is 0 where 0 times -inf would be NaN.
-LOWEST_EXPONENT = tl.constexpr(-1.0e4)
-NOWHERE = tl.constexpr(2**31 - 1)
-NO_ID = tl.constexpr(2**63 - 1)
+LOWEST_EXPONENT = -1.0e4
+NOWHERE = 2**31 - 1
+NO_ID = 2**63 - 1
 
 #: Tile [L, K]: the K neighbours of a lane make one 16-byte load.
 ALIGNED_LANES = 256
@@ -38,7 +39,7 @@ MERGE_TILE = {"BP": PARTS_MERGED, "BM": 32, **OPTIONS}
 
 
 @triton.jit
-def _update(top, total, weighted, place, x, start, c):
+def _update(top, total, weighted, place, x, start, c, LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT):
     """Add one tile of logits to the lanes' running maximum, Σ2^u and Σu·2^u, u = (x − maximum)·c.
 
     ``start`` is where a lane's logits of this tile begin, and ``place`` where those begin that hold its maximum.
@@ -63,7 +64,7 @@ def _load(base, at, stride_v, low, high):
 
 
 @triton.jit
-def _first(base, at, stride_v, low, high, value):
+def _first(base, at, stride_v, low, high, value, NOWHERE: tl.constexpr = NOWHERE):
     """Return the first of the positions that holds ``value``."""
     return tl.min(tl.where(_load(base, at, stride_v, low, high) == value, at, NOWHERE), 0)
 
@@ -88,6 +89,11 @@ def token_partials_kernel(
     CONTIGUOUS: tl.constexpr,
     L: tl.constexpr,
     K: tl.constexpr,
+    LOG2E: tl.constexpr = LOG2E,
+    LN2: tl.constexpr = LN2,
+    LOWEST: tl.constexpr = LOWEST,
+    LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT,
+    NOWHERE: tl.constexpr = NOWHERE,
 ):
     """Write ``part [S, 4, M]`` and ``id [S, M]`` of one row's part of the vocabulary, grid (M, S).
 
@@ -169,7 +175,18 @@ def token_partials_kernel(
 
 @triton.jit(do_not_specialize=["P", "M"])
 def merge_kernel(
-    part_ptr, id_ptr, out_ptr, out_id_ptr, P, M, FINAL: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr
+    part_ptr,
+    id_ptr,
+    out_ptr,
+    out_id_ptr,
+    P,
+    M,
+    FINAL: tl.constexpr,
+    BP: tl.constexpr,
+    BM: tl.constexpr,
+    LOWEST: tl.constexpr = LOWEST,
+    LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT,
+    NO_ID: tl.constexpr = NO_ID,
 ):
     """Merge ``part [P, 4, M]``, ``id [P, M]`` into a partial or ``FINAL`` statistics. Grid (row blocks,)."""
     wide = part_ptr.dtype.element_ty
@@ -229,7 +246,8 @@ def logits_tile(logits: Tensor) -> dict[str, int | bool]:
 
 def _merge(sums: Tensor, ids: Tensor, final: bool) -> tuple[Tensor, Tensor]:
     parts, _, rows = sums.shape
-    out, out_id = torch.empty_like(sums[0]), torch.empty_like(ids[0])
+    out = torch.empty((4, rows), dtype=sums.dtype, device=sums.device)
+    out_id = torch.empty((rows,), dtype=ids.dtype, device=ids.device)
     if rows > 0:
         grid = (ceil_div(rows, MERGE_TILE["BM"]),)
         merge_kernel[grid](sums, ids, out, out_id, parts, rows, FINAL=final, **MERGE_TILE)
@@ -247,13 +265,13 @@ def token_partials(
     rows, vocabulary = logits.shape
     tile = logits_tile(logits)
     length = vocabulary + tile["K"] - 1  # with the largest skew
-    split, chunk = split_vocabulary(
-        max(rows, 1), length, tile["L"] * tile["K"], multiprocessors(logits.device)
-    )
-    sums = torch.empty((split, 4, rows), dtype=torch.float64, device=logits.device)
-    ids = torch.empty((split, rows), dtype=torch.int64, device=logits.device)
+    step = tile["L"] * tile["K"]
+    split, chunk = split_vocabulary(rows, length, step, multiprocessors(logits.device))
+    several = (split,) if split > 1 else ()
+    sums = torch.empty((*several, 4, rows), dtype=torch.float64, device=logits.device)
+    ids = torch.empty((*several, rows), dtype=torch.int64, device=logits.device)
     if rows == 0:
-        return sums[0], ids[0]
+        return sums, ids
     with on_device(logits.device):
         token_partials_kernel[(rows, split)](
             logits,
@@ -272,9 +290,7 @@ def token_partials(
             HAS_TAU=row_temperature is not None,
             **tile,
         )
-        if split == 1:
-            return sums[0], ids[0]
-        return _merge(sums, ids, final=False)
+        return (sums, ids) if split == 1 else _merge(sums, ids, final=False)
 
 
 def merge_token_partials(sums: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

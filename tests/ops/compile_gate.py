@@ -118,7 +118,7 @@ def cases() -> dict[str, Case]:
         "C bf16 transposed": weights(bf16, bf16, strides=(1, 14336)),
         "C combine": Case(
             drift.combine_drift,
-            (part, part, wide, 16, 66, 14336, 4096),
+            (part, part, wide, wide, 16, 66, 14336, 4096),
             dict(activation.COMBINE_TILE),
             1,
             0,

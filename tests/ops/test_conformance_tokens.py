@@ -218,3 +218,21 @@ def test_a_slice_of_a_vector_starts_anywhere(backend):
         view = frame[start:].as_strided((10, 2051), (5003, 1)).copy_(logits)
         found = statistics(backend, backend.functions.token_partials(view, target, 1.0, None, 0))
         assert_token_stats(found, reference.token_stats(logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("cut", ["whole", "from 1"])
+@pytest.mark.parametrize("vocabulary", [2048, 5003])
+def test_rows_in_several_parts(backend, vocabulary, cut, dtype, monkeypatch):
+    """Parts of one step each, of which the last may be empty in the rows that start on a boundary."""
+    if backend.name == "blocked":
+        pytest.skip("the blocked back end does not split a row")
+    from lightning_rejuv.ops import triton_tokens
+
+    def in_steps(rows: int, length: int, step: int, multiprocessors: int) -> tuple[int, int]:
+        return -(-length // step), step
+
+    monkeypatch.setattr(triton_tokens, "split_vocabulary", in_steps)
+    logits, target = edge_cases(vocabulary, dtype, backend.device)
+    found = statistics(backend, backend.functions.token_partials(sliced(logits, cut), target, 1.0, None, 0))
+    assert_token_stats(found, reference.token_stats(logits, target))
