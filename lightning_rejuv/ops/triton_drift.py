@@ -50,6 +50,7 @@ def drift_partials(
         in_rows = rows < R
         inside = in_rows[:, None] & in_columns[None, :]
         wide = rows.to(tl.int64)[:, None]
+        # No one reads the matrices again soon; the partial tables are to stay in the cache instead.
         w = tl.load(
             w_ptr + (wide * stride_wr + w_offset[None, :]),
             mask=inside,
