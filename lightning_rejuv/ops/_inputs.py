@@ -97,7 +97,8 @@ def split_rows(values: Tensor | None, parts: list[tuple[Tensor, ...]]) -> list[T
     """Split one value a row, ``[...]``, into contiguous vectors that match the matrices of `matrices`."""
     if values is None:
         return [None] * len(parts)
-    return list(values.contiguous().view(-1).split([part[0].shape[0] for part in parts]))
+    flat = values.contiguous().view(-1)
+    return [flat] if len(parts) == 1 else list(flat.split([part[0].shape[0] for part in parts]))
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:

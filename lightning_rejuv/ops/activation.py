@@ -100,7 +100,7 @@ def activation_stats(
     accumulator = _accumulator(out, len(ActivationStats._fields), h)
     parts = matrices(h.detach())
     for (x,), part_mask in zip(parts, split_rows(kept, parts), strict=True):
-        registered.activation_stats_(accumulator, x, part_mask, float(eps))
+        registered.activation_stats_.default(accumulator, x, part_mask, float(eps))
     return ActivationStats(*accumulator.unbind(0))
 
 
@@ -145,7 +145,7 @@ def grad_activation_stats(
     accumulator = _accumulator(out, len(GradActivationStats._fields), h)
     parts = matrices(h.detach(), grad.detach())
     for (x, g), part_mask in zip(parts, split_rows(kept, parts), strict=True):
-        registered.grad_activation_stats_(accumulator, x, g, part_mask)
+        registered.grad_activation_stats_.default(accumulator, x, g, part_mask)
     return GradActivationStats(*accumulator.unbind(0))
 
 

@@ -67,5 +67,5 @@ def weight_drift(weight: Tensor, base: Tensor) -> WeightDrift:
         empty = weight.new_zeros((4, sum(weight.shape)), dtype=accumulator_dtype(weight.device))
         rows, columns = empty.split(list(weight.shape), dim=1)
     else:
-        rows, columns = registered.weight_drift(weight.detach(), base.detach())
+        rows, columns = registered.weight_drift.default(weight.detach(), base.detach())
     return WeightDrift(DriftStats(*rows.unbind(0)), DriftStats(*columns.unbind(0)))

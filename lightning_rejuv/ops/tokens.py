@@ -90,7 +90,7 @@ def token_partials(
             raise ValueError(f"Expected argument `temperature` to be a positive float but got {temperature}.")
     parts = matrices(logits.detach())
     results = [
-        registered.token_partials(x, y, scale, tau, vocab_start)
+        registered.token_partials.default(x, y, scale, tau, vocab_start)
         for (x,), y, tau in zip(
             parts, split_rows(target, parts), split_rows(row_temperature, parts), strict=True
         )
@@ -139,9 +139,12 @@ def merge_token_stats(partials: Sequence[TokenPartials], *, has_target: bool = T
                 f"{tuple(part.top1_id.shape)} in entry {i}."
             )
         check_device(f"partials[{i}]", part.sums, "partials[0]", first.sums)
-    stats, top1_id = registered.merge_token_partials(
-        torch.stack([part.sums for part in partials]), torch.stack([part.top1_id for part in partials])
-    )
+    if len(partials) == 1:
+        sums, ids = first.sums.unsqueeze(0), first.top1_id.unsqueeze(0)
+    else:
+        sums = torch.stack([part.sums for part in partials])
+        ids = torch.stack([part.top1_id for part in partials])
+    stats, top1_id = registered.merge_token_partials.default(sums, ids)
     entropy, logsumexp, logprob, top1_prob = stats.unbind(0)
     return TokenStats(entropy, logsumexp, logprob if has_target else None, top1_prob, top1_id)
 
@@ -177,4 +180,6 @@ def token_stats(
     """
     partials = token_partials(logits, target, temperature)
     stats = merge_token_stats([partials], has_target=target is not None)
+    if logits.dim() == 2:
+        return stats
     return TokenStats(*(None if x is None else x.view(logits.shape[:-1]) for x in stats))  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_rejuv.ops.triton_launch import OPTIONS, ceil_div, on_device, pick_split, resident_programs
 
-#: Columns of a tile and depth of the load pipeline; the rows are a matter of the element size.
-ACTIVATION_TILE = {"BN": 128, "NS": 3, **OPTIONS}
+#: Columns of a tile (128 bytes at least) and depth of the load pipeline; the rows are a matter of the element size.
+ACTIVATION_TILE = {"BN": 64, "NS": 4, **OPTIONS, "num_warps": 2}
 COMBINE_TILE = {"BS": 8, "BN": 256, **OPTIONS}
 
 
@@ -135,6 +135,27 @@ def grad_activation_partials(
     tl.store(base + 3 * N, tl.zeros((BN,), tl.float32) + tl.sum(present, 0), mask=in_columns)
 
 
+@triton.jit
+def combined(part_ptr, S, N, columns, q, Q: tl.constexpr, wide: tl.constexpr, BS: tl.constexpr):
+    """Return the sum and the maximum of quantity ``q`` of ``part [S, Q, N]`` for some columns, in dtype ``wide``."""
+    in_columns = (columns < N)[None, :]
+    total = tl.zeros((columns.shape[0],), wide)
+    largest = tl.zeros_like(total).to(tl.float32)
+    undefined = tl.zeros_like(total).to(tl.int32)
+    for s in range(0, S, BS):
+        parts = s + tl.arange(0, BS)
+        value = tl.load(
+            part_ptr + (parts.to(tl.int64)[:, None] * Q + q) * N + columns[None, :],
+            mask=(parts < S)[:, None] & in_columns,
+            other=0.0,
+        )
+        total += tl.sum(value.to(wide), 0)
+        largest = tl.maximum(largest, tl.max(value, 0))
+        undefined += tl.sum((value != value).to(tl.int32), 0)
+    # A maximum drops NaN.
+    return total, tl.where(undefined > 0, float("nan"), largest).to(wide)
+
+
 @triton.jit(do_not_specialize=["S"])
 def combine_partials(
     part_ptr, out_ptr, S, N, Q: tl.constexpr, MAXIMUM: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr
@@ -142,30 +163,16 @@ def combine_partials(
     """Add ``part [S, Q, N]`` to ``out [Q, N]``; row ``MAXIMUM`` takes the maximum. Grid (blocks, Q)."""
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     q = tl.program_id(1)
-    in_columns = columns < N
-    total = tl.zeros((BN,), out_ptr.dtype.element_ty)
-    largest = tl.zeros((BN,), tl.float32)
-    undefined = tl.zeros((BN,), tl.int32)
-    for s in range(0, S, BS):
-        parts = s + tl.arange(0, BS)
-        value = tl.load(
-            part_ptr + (parts.to(tl.int64)[:, None] * Q + q) * N + columns[None, :],
-            mask=(parts < S)[:, None] & in_columns[None, :],
-            other=0.0,
-        )
-        total += tl.sum(value.to(out_ptr.dtype.element_ty), 0)
-        largest = tl.maximum(largest, tl.max(value, 0))
-        undefined += tl.sum((value != value).to(tl.int32), 0)
+    total, peak = combined(part_ptr, S, N, columns, q, Q, out_ptr.dtype.element_ty, BS)
     out = out_ptr + q.to(tl.int64) * N + columns
-    old = tl.load(out, mask=in_columns, other=0.0)
-    peak = tl.where(undefined > 0, float("nan"), largest).to(out_ptr.dtype.element_ty)
+    old = tl.load(out, mask=columns < N, other=0.0)
     # Written so that a NaN on either side wins.
     maximum = tl.where((peak > old) | (peak != peak), peak, old)
-    tl.store(out, tl.where(q == MAXIMUM, maximum, old + total), mask=in_columns)
+    tl.store(out, tl.where(q == MAXIMUM, maximum, old + total), mask=columns < N)
 
 
 def activation_tile(*inputs: Tensor) -> dict[str, int]:
-    """Return a tile of 4 KiB: two 16-byte loads for each thread, and no more registers than there are."""
+    """Return a tile of 2 KiB: two 16-byte loads for each thread, and no more registers than there are."""
     return {"BT": 16 if all(x.element_size() == 2 for x in inputs) else 8, **ACTIVATION_TILE}
 
 
@@ -183,7 +190,7 @@ def activation_stats_(accumulator: Tensor, h: Tensor, mask: Tensor | None, eps: 
         return
     tile = activation_tile(h)
     blocks = ceil_div(neurons, tile["BN"])
-    split, chunk = pick_split(tokens, tile["BT"], blocks, resident_programs(h.device))
+    split, chunk = pick_split(tokens, tile["BT"], blocks, resident_programs(h.device, tile["num_warps"]))
     part = torch.empty((split, 7, neurons), dtype=torch.float32, device=h.device)
     with on_device(h.device):
         activation_partials[(blocks, split)](
@@ -208,7 +215,7 @@ def grad_activation_stats_(accumulator: Tensor, h: Tensor, grad: Tensor, mask: T
         return
     tile = activation_tile(h, grad)
     blocks = ceil_div(neurons, tile["BN"])
-    split, chunk = pick_split(tokens, tile["BT"], blocks, resident_programs(h.device))
+    split, chunk = pick_split(tokens, tile["BT"], blocks, resident_programs(h.device, tile["num_warps"]))
     part = torch.empty((split, 4, neurons), dtype=torch.float32, device=h.device)
     with on_device(h.device):
         grad_activation_partials[(blocks, split)](

@@ -14,40 +14,62 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_rejuv.ops.triton_launch import OPTIONS, ceil_div, on_device, resident_programs
+from lightning_rejuv.ops.triton_launch import (
+    OPTIONS,
+    PARTS_MERGED,
+    ceil_div,
+    multiprocessors,
+    on_device,
+    split_vocabulary,
+)
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+# Kernels take these as defaults: constants that they found in the module would be compared at every launch.
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
 #: The lowest finite float32: below every logit but -inf.
-LOWEST = tl.constexpr(-3.4028234663852886e38)
+LOWEST = -3.4028234663852886e38
 #: Exponents are clamped here. 2^x is 0 far earlier, and 0 times this is 0 where 0 times -inf would be NaN.
-LOWEST_EXPONENT = tl.constexpr(-1.0e4)
-NOWHERE = tl.constexpr(2**31 - 1)
-NO_ID = tl.constexpr(2**63 - 1)
+LOWEST_EXPONENT = -1.0e4
+NOWHERE = 2**31 - 1
+NO_ID = 2**63 - 1
 
-#: Tile [L, K]: the K neighbours of a lane make one 16-byte load. It needs rows that start on 16 bytes.
+#: Tile [L, K]: the K neighbours of a lane make one 16-byte load.
 ALIGNED_LANES = 256
-#: Tile [K, L] for any other row: neighbouring lanes read neighbouring elements.
-UNALIGNED_TILE = {"L": 1024, "K": 4, "ALIGNED": False, **OPTIONS}
-MERGE_TILE = {"BP": 16, "BM": 32, **OPTIONS}
+MERGE_TILE = {"BP": PARTS_MERGED, "BM": 32, **OPTIONS}
 
 
 @triton.jit
-def _update(top, total, weighted, tile, x, start, c, AXIS: tl.constexpr):
-    """Add one tile of logits to the lanes' running maximum, Σ2^u and Σu·2^u, u = (x − maximum)·c."""
-    peak = tl.max(x, AXIS)
-    tile = tl.where(peak > top, start, tile)
+def _update(top, total, weighted, place, x, start, c, LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT):
+    """Add one tile of logits to the lanes' running maximum, Σ2^u and Σu·2^u, u = (x − maximum)·c.
+
+    ``start`` is where a lane's logits of this tile begin, and ``place`` where those begin that hold its maximum.
+    """
+    peak = tl.max(x, 1)
+    place = tl.where(peak > top, start, place)
     new = tl.maximum(top, peak)
-    u = tl.maximum((x - tl.expand_dims(new, AXIS)) * c, LOWEST_EXPONENT, propagate_nan=tl.PropagateNan.ALL)
+    u = tl.maximum((x - new[:, None]) * c, LOWEST_EXPONENT, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp2(u)
     shift = tl.maximum((top - new) * c, LOWEST_EXPONENT)
     scale = tl.exp2(shift)
-    weighted = scale * (weighted + shift * total) + tl.sum(u * p, AXIS)
-    total = scale * total + tl.sum(p, AXIS)
-    return new, total, weighted, tile
+    weighted = scale * (weighted + shift * total) + tl.sum(u * p, 1)
+    total = scale * total + tl.sum(p, 1)
+    return new, total, weighted, place
 
 
-@triton.jit(do_not_specialize=["M", "vocab_start"])
+@triton.jit
+def _load(base, at, stride_v, low, high):
+    """Load the logits at the positions ``at`` that lie from ``low`` up to ``high``; -inf elsewhere."""
+    x = tl.load(base + at.to(tl.int64) * stride_v, mask=(at >= low) & (at < high), other=float("-inf"))
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _first(base, at, stride_v, low, high, value, NOWHERE: tl.constexpr = NOWHERE):
+    """Return the first of the positions that holds ``value``."""
+    return tl.min(tl.where(_load(base, at, stride_v, low, high) == value, at, NOWHERE), 0)
+
+
+@triton.jit(do_not_specialize=["M", "V", "stride_m", "lead", "vocab_start"])
 def token_partials_kernel(
     x_ptr,
     target_ptr,
@@ -58,76 +80,113 @@ def token_partials_kernel(
     V,
     stride_m,
     stride_v,
+    lead,
     chunk,
     temperature,
     vocab_start,
     HAS_TARGET: tl.constexpr,
     HAS_TAU: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
     L: tl.constexpr,
     K: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    LOG2E: tl.constexpr = LOG2E,
+    LN2: tl.constexpr = LN2,
+    LOWEST: tl.constexpr = LOWEST,
+    LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT,
+    NOWHERE: tl.constexpr = NOWHERE,
 ):
-    """Write ``part [S, 4, M]`` and ``id [S, M]`` of one row's part of the vocabulary, grid (M, S)."""
-    AXIS: tl.constexpr = 1 if ALIGNED else 0
+    """Write ``part [S, 4, M]`` and ``id [S, M]`` of one row's part of the vocabulary, grid (M, S).
+
+    Where neighbours in memory are neighbours in the row (``CONTIGUOUS``), positions count from the 16-byte boundary
+    at or below the start of the row, ``skew`` elements before it: every whole tile is then read by 16-byte loads,
+    wherever the row starts. ``lead`` is the distance of ``x_ptr`` from such a boundary, in elements.
+    """
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     offset = row * stride_m
-    if ALIGNED:  # the launcher knows it; Triton concludes it from strides that are multiples of 16 alone
-        offset = tl.multiple_of(offset, K)
-    base = x_ptr + offset
+    if CONTIGUOUS:
+        skew = ((lead + offset) % K).to(tl.int32)
+        base = tl.multiple_of(x_ptr + (offset - skew), 16)
+    else:
+        skew = 0
+        base = x_ptr + offset
     if HAS_TAU:  # noqa: SIM108  a branch that Triton drops
         tau = tl.load(tau_ptr + row)
     else:
         tau = temperature
     inverse = 1.0 / tl.where(tau > 0, tau, float("nan"))
     c = inverse * LOG2E
-    if ALIGNED:
-        lane = tl.arange(0, L)[:, None] * K + tl.arange(0, K)[None, :]
-    else:
-        lane = tl.arange(0, K)[:, None] * L + tl.arange(0, L)[None, :]
+    lane = tl.arange(0, L) * K
+    inner = tl.arange(0, K)[None, :]
+    single = tl.arange(0, L)[:, None]
     first = part * chunk
-    last = tl.minimum(first + chunk, V)
-    whole = first + (last - first) // (L * K) * (L * K)
+    last = tl.minimum(first + chunk, V + skew)
     top = tl.full((L,), LOWEST, tl.float32)
     total = tl.zeros((L,), tl.float32)
     weighted = tl.zeros((L,), tl.float32)
-    tile = tl.zeros((L,), tl.int32) + first
-    for start in range(first, whole, L * K):
-        x = tl.load(base + (start + lane).to(tl.int64) * stride_v).to(tl.float32)
-        top, total, weighted, tile = _update(top, total, weighted, tile, x, start, c, AXIS)
-    if whole < last:
-        at = whole + lane
-        x = tl.load(base + at.to(tl.int64) * stride_v, mask=at < last, other=float("-inf")).to(tl.float32)
-        top, total, weighted, tile = _update(top, total, weighted, tile, x, whole, c, AXIS)
+    place = tl.zeros((L,), tl.int32) + first
+    # What lies before the first boundary in the row, and behind the last, is read one logit a lane.
+    begin = first
+    if first < skew:
+        x = _load(base, first + single, stride_v, skew, tl.minimum(first + K, last))
+        top, total, weighted, place = _update(top, total, weighted, place, x, first, c)
+        begin += K
+    # A part may be empty: the launcher makes room for the largest skew.
+    whole = begin + tl.maximum(last - begin, 0) // (L * K) * (L * K)
+    for start in range(begin, whole, L * K):
+        lanes = tl.multiple_of(start, K) + lane
+        at = lanes[:, None] + inner
+        x = tl.load(base + at.to(tl.int64) * stride_v).to(tl.float32)
+        top, total, weighted, place = _update(top, total, weighted, place, x, lanes, c)
+    rest = tl.maximum(last // K * K, begin)
+    if whole < rest:
+        lanes = tl.multiple_of(whole, K) + lane
+        at = lanes[:, None] + inner
+        x = _load(base, at, stride_v, 0, tl.multiple_of(rest, K))
+        top, total, weighted, place = _update(top, total, weighted, place, x, lanes, c)
+    if rest < last:
+        x = _load(base, rest + single, stride_v, rest, last)
+        top, total, weighted, place = _update(top, total, weighted, place, x, rest, c)
     highest = tl.max(top, 0)
     shift = tl.maximum((top - highest) * c, LOWEST_EXPONENT)
     scale = tl.exp2(shift)
     weighted = tl.sum(scale * (weighted + shift * total), 0)
     total = tl.sum(scale * total, 0)
-    # The first tile that holds the maximum is read again, from the cache, for the place in it.
-    at = tl.min(tl.where(top == highest, tile, NOWHERE), 0) + lane
-    x = tl.load(base + at.to(tl.int64) * stride_v, mask=(at >= 0) & (at < last), other=float("-inf")).to(
-        tl.float32
-    )
-    place = tl.min(tl.min(tl.where(x == highest, at, NOWHERE), 1), 0)
+    # Where the first lane that holds the maximum has it: what the lane read there is read again.
+    where = tl.min(tl.where(top == highest, place, NOWHERE), 0)
+    top1 = _first(base, where + tl.arange(0, K), stride_v, skew, last, highest)
+    if (highest == LOWEST) & (total > 0):  # no logit was above what the lanes start with: none kept a place
+        for start in range(first, last, L):
+            top1 = tl.minimum(top1, _first(base, start + tl.arange(0, L), stride_v, skew, last, highest))
     wide = part_ptr.dtype.element_ty
     out = part_ptr + part.to(tl.int64) * 4 * M + row
     tl.store(out, highest.to(wide) * inverse.to(wide))
     tl.store(out + M, total.to(wide))
     tl.store(out + 2 * M, (weighted * LN2).to(wide))
-    tl.store(id_ptr + part.to(tl.int64) * M + row, place.to(tl.int64) + vocab_start)
+    tl.store(id_ptr + part.to(tl.int64) * M + row, (top1 - skew).to(tl.int64) + vocab_start)
     if HAS_TARGET:
-        local = tl.load(target_ptr + row) - vocab_start
-        inside = (local >= first) & (local < last)
-        y = tl.load(base + tl.where(inside, local, 0) * stride_v).to(wide)
-        tl.store(out + 3 * M, tl.where(inside, y * inverse.to(wide), float("nan")))
+        at = tl.load(target_ptr + row) - vocab_start + skew
+        inside = (at >= first) & (at >= skew) & (at < last)
+        y = tl.load(base + at * stride_v, mask=inside, other=float("nan")).to(wide)
+        tl.store(out + 3 * M, y * inverse.to(wide))
     else:
         tl.store(out + 3 * M, tl.full((), float("nan"), wide))
 
 
 @triton.jit(do_not_specialize=["P", "M"])
 def merge_kernel(
-    part_ptr, id_ptr, out_ptr, out_id_ptr, P, M, FINAL: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr
+    part_ptr,
+    id_ptr,
+    out_ptr,
+    out_id_ptr,
+    P,
+    M,
+    FINAL: tl.constexpr,
+    BP: tl.constexpr,
+    BM: tl.constexpr,
+    LOWEST: tl.constexpr = LOWEST,
+    LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT,
+    NO_ID: tl.constexpr = NO_ID,
 ):
     """Merge ``part [P, 4, M]``, ``id [P, M]`` into a partial or ``FINAL`` statistics. Grid (row blocks,)."""
     wide = part_ptr.dtype.element_ty
@@ -180,26 +239,15 @@ def merge_kernel(
 
 
 def logits_tile(logits: Tensor) -> dict[str, int | bool]:
-    """Return the tile that suits the alignment of the rows."""
-    size = logits.element_size()
-    starts_aligned = logits.data_ptr() % 16 == 0 and logits.stride(0) * size % 16 == 0
-    if logits.stride(1) == 1 and starts_aligned:
-        return {"L": ALIGNED_LANES, "K": 16 // size, "ALIGNED": True, **OPTIONS}
-    return dict(UNALIGNED_TILE)
-
-
-def split_vocabulary(rows: int, vocabulary: int, step: int, resident: int) -> tuple[int, int]:
-    """Return the parts of a row and their size: more than one if rows alone leave the device idle."""
-    split = 1
-    if 2 * rows < resident:
-        split = min(ceil_div(vocabulary, 4 * step), ceil_div(resident, max(1, rows)))
-    chunk = ceil_div(ceil_div(vocabulary, split), step) * step
-    return ceil_div(vocabulary, chunk), chunk
+    """Return the tile that suits the dtype and the strides."""
+    contiguous = logits.stride(1) == 1
+    return {"CONTIGUOUS": contiguous, "L": ALIGNED_LANES, "K": 16 // logits.element_size(), **OPTIONS}
 
 
 def _merge(sums: Tensor, ids: Tensor, final: bool) -> tuple[Tensor, Tensor]:
     parts, _, rows = sums.shape
-    out, out_id = torch.empty_like(sums[0]), torch.empty_like(ids[0])
+    out = torch.empty((4, rows), dtype=sums.dtype, device=sums.device)
+    out_id = torch.empty((rows,), dtype=ids.dtype, device=ids.device)
     if rows > 0:
         grid = (ceil_div(rows, MERGE_TILE["BM"]),)
         merge_kernel[grid](sums, ids, out, out_id, parts, rows, FINAL=final, **MERGE_TILE)
@@ -216,11 +264,14 @@ def token_partials(
     """Return ``[4, M]`` float64 (maximum, Σe^u, Σu·e^u, target's logit) and ``[M]``, the maximum's index."""
     rows, vocabulary = logits.shape
     tile = logits_tile(logits)
-    split, chunk = split_vocabulary(rows, vocabulary, tile["L"] * tile["K"], resident_programs(logits.device))
-    sums = torch.empty((split, 4, rows), dtype=torch.float64, device=logits.device)
-    ids = torch.empty((split, rows), dtype=torch.int64, device=logits.device)
+    length = vocabulary + tile["K"] - 1  # with the largest skew
+    step = tile["L"] * tile["K"]
+    split, chunk = split_vocabulary(rows, length, step, multiprocessors(logits.device))
+    several = (split,) if split > 1 else ()
+    sums = torch.empty((*several, 4, rows), dtype=torch.float64, device=logits.device)
+    ids = torch.empty((*several, rows), dtype=torch.int64, device=logits.device)
     if rows == 0:
-        return sums[0], ids[0]
+        return sums, ids
     with on_device(logits.device):
         token_partials_kernel[(rows, split)](
             logits,
@@ -231,6 +282,7 @@ def token_partials(
             rows,
             vocabulary,
             *logits.stride(),
+            logits.data_ptr() % 16 // logits.element_size(),
             chunk,
             temperature,
             vocab_start,
@@ -238,9 +290,7 @@ def token_partials(
             HAS_TAU=row_temperature is not None,
             **tile,
         )
-        if split == 1:
-            return sums[0], ids[0]
-        return _merge(sums, ids, final=False)
+        return (sums, ids) if split == 1 else _merge(sums, ids, final=False)
 
 
 def merge_token_partials(sums: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

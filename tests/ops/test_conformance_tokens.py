@@ -167,3 +167,72 @@ def test_few_rows(backend, rows):
     stats, ids = statistics(backend, backend.functions.token_partials(logits, None, 1.0, None, 0))
     assert stats.shape == (4, rows)
     assert ids.shape == (rows,)
+
+
+# Residues modulo the 16-byte load of 1 to 8 elements, on both sides of a tile of 2048 (float32: 1024) and of two.
+ODD_SIZES = [1, 7, 8, 9, 130, 2047, 2048, 2049, 2051, 4104, 5003]
+
+
+def sliced(x: Tensor, cut: str) -> Tensor:
+    """The same values in a frame of NaN: with rows that start, end, or follow each other elsewhere."""
+    rows, columns = x.shape
+    before, behind = {"whole": (0, 0), "from 1": (1, 0), "to -1": (0, 1), "padded": (3, 10)}[cut]
+    frame = torch.full((rows, before + columns + behind), float("nan"), dtype=x.dtype, device=x.device)
+    return frame[:, before : before + columns].copy_(x)
+
+
+def edge_cases(vocabulary: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """Rows whose maximum, -inf, NaN or target lie at an end, among them ties; ten rows and their targets."""
+    x = 3 * torch.randn(10, vocabulary, generator=torch.Generator().manual_seed(0))
+    x = x.to(device, dtype)
+    lowest = torch.finfo(dtype).min
+    x[1] = -INF
+    x[2, vocabulary // 2] = float("nan")
+    x[3] = lowest
+    x[4, :-1] = -INF
+    x[5, 1:] = -INF
+    x[6, [0, -1]] = 50.0
+    x[7, [vocabulary // 3, -1]] = 50.0
+    x[8] = -INF
+    x[8, vocabulary // 2 :] = lowest
+    target = torch.tensor([0, 0, 0, -1, vocabulary - 1, 0, -100, vocabulary, vocabulary // 2, vocabulary - 1])
+    return x, target.to(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("cut", ["whole", "from 1", "to -1", "padded"])
+@pytest.mark.parametrize(
+    "vocabulary", [v if v in (7, 2051) else pytest.param(v, marks=pytest.mark.slow) for v in ODD_SIZES]
+)
+def test_rows_start_anywhere(backend, vocabulary, cut, dtype):
+    logits, target = edge_cases(vocabulary, dtype, backend.device)
+    found = statistics(backend, backend.functions.token_partials(sliced(logits, cut), target, 1.0, None, 0))
+    assert_token_stats(found, reference.token_stats(logits, target))
+
+
+def test_a_slice_of_a_vector_starts_anywhere(backend):
+    """The start of the first row, not only the distance of the rows, decides which boundary lies below it."""
+    frame = torch.full((11 * 5003,), float("nan"), device=backend.device)
+    logits, target = edge_cases(2051, torch.float32, backend.device)
+    for start in range(5):
+        view = frame[start:].as_strided((10, 2051), (5003, 1)).copy_(logits)
+        found = statistics(backend, backend.functions.token_partials(view, target, 1.0, None, 0))
+        assert_token_stats(found, reference.token_stats(logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("cut", ["whole", "from 1"])
+@pytest.mark.parametrize("vocabulary", [2048, 5003])
+def test_rows_in_several_parts(backend, vocabulary, cut, dtype, monkeypatch):
+    """Parts of one step each, of which the last may be empty in the rows that start on a boundary."""
+    if backend.name == "blocked":
+        pytest.skip("the blocked back end does not split a row")
+    from lightning_rejuv.ops import triton_tokens
+
+    def in_steps(rows: int, length: int, step: int, multiprocessors: int) -> tuple[int, int]:
+        return -(-length // step), step
+
+    monkeypatch.setattr(triton_tokens, "split_vocabulary", in_steps)
+    logits, target = edge_cases(vocabulary, dtype, backend.device)
+    found = statistics(backend, backend.functions.token_partials(sliced(logits, cut), target, 1.0, None, 0))
+    assert_token_stats(found, reference.token_stats(logits, target))
