@@ -9,11 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_rejuv.ops.triton_launch import OPTIONS, ceil_div, on_device, resident_programs
+from lightning_rejuv.ops.triton_launch import OPTIONS, on_device, spread
 
 TILE = {"L": 128, "K": 8, "NS": 3, **OPTIONS}
-#: Programs for each that the device holds at a time: the last round is then a small part of all.
-_ROUNDS = 8
 
 
 @triton.jit(do_not_specialize=["N", "steps"])
@@ -60,9 +58,7 @@ def drift_sums_kernel(
 def drift_sums(weight: Tensor, base: Tensor, tolerance: float) -> Tensor:
     """Return ``[3]`` float64: Σ(w − b)², Σb² and the number of |w − b| <= tolerance, of two contiguous tensors."""
     count = weight.numel()
-    tiles = ceil_div(count, TILE["L"] * TILE["K"])
-    steps = ceil_div(tiles, min(tiles, _ROUNDS * resident_programs(weight.device)))
-    programs = ceil_div(tiles, steps)
+    programs, steps = spread(count, TILE["L"] * TILE["K"], weight.device)
     sums = torch.empty((3, programs), dtype=torch.float32, device=weight.device)
     with on_device(weight.device):
         drift_sums_kernel[(programs,)](weight, base, sums, count, steps, tolerance, **TILE)

@@ -23,6 +23,8 @@ STEPS_AROUND = 3
 MOST_PARTS = 64
 #: Parts of a row that the merging kernel reads at a time.
 PARTS_MERGED = 16
+#: Programs a multiprocessor that go through a tensor element by element: several rounds, the last a small part of all.
+ELEMENT_PROGRAMS_PER_SM = 32
 #: Stands in for the multiprocessors of a device that has none (Triton's interpreter on CPU tensors).
 INTERPRETED_SMS = 2
 
@@ -48,6 +50,13 @@ def resident_programs(device: torch.device, num_warps: int) -> int:
 def ceil_div(a: int, b: int) -> int:
     """Return a / b rounded up."""
     return -(-a // b)
+
+
+def spread(count: int, tile: int, device: torch.device) -> tuple[int, int]:
+    """Spread the elements of a tensor over programs; return how many, and the tiles of each."""
+    tiles = ceil_div(count, tile)
+    steps = ceil_div(tiles, min(tiles, ELEMENT_PROGRAMS_PER_SM * multiprocessors(device)))
+    return ceil_div(tiles, steps), steps
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,16 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_rejuv.ops.triton_launch import OPTIONS, ceil_div, on_device, resident_programs
+from lightning_rejuv.ops.triton_launch import OPTIONS, on_device, spread
 
-#: Neighbours that a thread holds: one 16-byte load of a half type, and what one call of Philox is enough for.
-NEIGHBOURS = tl.constexpr(8)
+#: Neighbours that a thread holds: one 16-byte load of a half type, and what one call of Philox is enough for. Kernels
+#: take it as a default: a constant that they found in the module would be compared at every launch.
+NEIGHBOURS = 8
 LERP_TILE = {"L": 128, **OPTIONS}
-#: Programs for each that the device holds at a time: the last round is then a small part of all.
-_ROUNDS = 8
 #: How many of the low bits of a float32 each half type drops.
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}
-_SMALLEST_NORMAL_HALF = tl.constexpr(2.0**-14)
+_SMALLEST_NORMAL_HALF = 2.0**-14
 
 
 @triton.jit
@@ -35,7 +34,7 @@ def _eight(a, b, c, d, L: tl.constexpr):
 
 
 @triton.jit
-def _cut(value, bits, DROPPED: tl.constexpr):
+def _cut(value, bits, DROPPED: tl.constexpr, NORMAL: tl.constexpr = _SMALLEST_NORMAL_HALF):
     """Add random low bits to float32 and cut them off; subnormal float16 after a shift that gives them one exponent."""
     low: tl.constexpr = (1 << DROPPED) - 1
     if DROPPED == 16:
@@ -43,7 +42,7 @@ def _cut(value, bits, DROPPED: tl.constexpr):
     bits = bits & low
     sign = value.to(tl.int32, bitcast=True) & -0x80000000
     size = tl.abs(value)
-    shift = tl.where(size < _SMALLEST_NORMAL_HALF, _SMALLEST_NORMAL_HALF, 0.0)
+    shift = tl.where(size < NORMAL, NORMAL, 0.0)
     moved = (((size + shift).to(tl.int32, bitcast=True) + bits) & ~low).to(tl.float32, bitcast=True) - shift
     return (moved.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
@@ -65,10 +64,11 @@ def _tile(
     LARGEST: tl.constexpr,
     MEASURE: tl.constexpr,
     L: tl.constexpr,
+    K: tl.constexpr = NEIGHBOURS,
 ):
     """Lerp the elements from ``start`` on, ``8 * L`` of them or as many as are left, and add to the two sums."""
     lane = tl.arange(0, L)
-    at = lane[:, None] * NEIGHBOURS + tl.arange(0, NEIGHBOURS)[None, :]
+    at = lane[:, None] * K + tl.arange(0, K)[None, :]
     inside = None if WHOLE else at < left
     x = tl.load(param_ptr + start + at, mask=inside, eviction_policy="evict_first").to(tl.float32)
     b = tl.load(base_ptr + start + at, mask=inside, eviction_policy="evict_first").to(tl.float32)
@@ -78,7 +78,7 @@ def _tile(
     kind = param_ptr.dtype.element_ty
     result = exact
     if STOCHASTIC:
-        group = start // NEIGHBOURS + lane
+        group = start // K + lane
         zero = lane * 0
         words = tl.philox(key, group.to(tl.int32), (group >> 32).to(tl.int32), zero, zero)
         bits = _eight(words[0], words[1], words[2], words[3], L)
@@ -113,14 +113,15 @@ def lerp_kernel(
     LARGEST: tl.constexpr,
     MEASURE: tl.constexpr,
     L: tl.constexpr,
+    K: tl.constexpr = NEIGHBOURS,
 ):
     """Lerp ``steps`` tiles in place, and write ``sums [2, programs]`` float32 of what rounding did to them."""
     program = tl.program_id(0)
-    size: tl.constexpr = L * NEIGHBOURS
+    size: tl.constexpr = L * K
     first = program.to(tl.int64) * steps
     whole = tl.minimum(steps, tl.maximum(N // size - first, 0))
-    gap = tl.zeros((L, NEIGHBOURS), tl.float32)
-    line = tl.zeros((L, NEIGHBOURS), tl.float32)
+    gap = tl.zeros((L, K), tl.float32)
+    line = tl.zeros((L, K), tl.float32)
     for step in tl.range(0, whole):
         gap, line = _tile(
             param_ptr, base_ptr, (first + step) * size, size, share, key, gap, line,
@@ -151,9 +152,7 @@ def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor
         float32.
     """
     count = param.numel()
-    tiles = ceil_div(count, LERP_TILE["L"] * NEIGHBOURS.value)
-    steps = ceil_div(tiles, min(tiles, _ROUNDS * resident_programs(param.device)))
-    programs = ceil_div(tiles, steps)
+    programs, steps = spread(count, LERP_TILE["L"] * NEIGHBOURS, param.device)
     half = param.dtype in _DROPPED
     sums = torch.empty((2, programs), dtype=torch.float32, device=param.device)
     with on_device(param.device):

@@ -21,6 +21,8 @@ from triton.runtime.driver import driver
 
 from lightning_rejuv.ops import triton_activation as activation
 from lightning_rejuv.ops import triton_drift as drift
+from lightning_rejuv.ops import triton_drift_sums as drift_sums
+from lightning_rejuv.ops import triton_lerp as lerps
 from lightning_rejuv.ops import triton_tokens as tokens
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -105,6 +107,26 @@ def cases() -> dict[str, Case]:
         arguments = (wide, ids, wide, ids, 9, 64)
         return Case(tokens.merge_kernel, arguments, {"FINAL": final, **tokens.MERGE_TILE}, 1, 0)
 
+    def lerp(w: torch.Tensor, b: torch.Tensor, stochastic: bool) -> Case:
+        half = w.element_size() == 2
+        constants = {
+            "NEAR_BASE": False,
+            "STOCHASTIC": stochastic,
+            "DROPPED": lerps._DROPPED.get(w.dtype, 0),
+            "LARGEST": torch.finfo(w.dtype).max,
+            "MEASURE": half,
+            **lerps.LERP_TILE,
+        }
+        count = constants["L"] * lerps.NEIGHBOURS // (32 * constants["num_warps"])
+        loads = count * (w.element_size() + b.element_size()) // 16
+        return Case(lerps.lerp_kernel, (w, b, part, 14336 * 4096, 0.4, 1 << 62, 16), constants, count, loads)
+
+    def sums(w: torch.Tensor, b: torch.Tensor) -> Case:
+        count = drift_sums.TILE["L"] * drift_sums.TILE["K"] // (32 * drift_sums.TILE["num_warps"])
+        loads = count * (w.element_size() + b.element_size()) // 16
+        arguments = (w, b, part, 14336 * 4096, 16, 0.0)
+        return Case(drift_sums.drift_sums_kernel, arguments, dict(drift_sums.TILE), count, loads)
+
     combine = {"Q": 7, "MAXIMUM": 3, **activation.COMBINE_TILE}
     return {
         "A bf16": act(bf16, masked=False),
@@ -130,6 +152,13 @@ def cases() -> dict[str, Case]:
         "D bf16 transposed": logits(bf16.t(), 151936, column_stride=8192),
         "D fp32 151936": logits(fp32, 151936),
         "D fp32 50257": logits(fp32, 50257),
+        "E bf16": lerp(bf16, bf16, stochastic=True),
+        "E bf16 to nearest": lerp(bf16, bf16, stochastic=False),
+        "E bf16 fp32 base": lerp(bf16, fp32, stochastic=True),
+        "E fp16": lerp(bf16.half(), bf16.half(), stochastic=True),
+        "E fp32 bf16 base": lerp(fp32, bf16, stochastic=False),
+        "drift sums bf16": sums(bf16, bf16),
+        "drift sums fp32 bf16 base": sums(fp32, bf16),
         "D merge partials": merge(final=False),
         "D merge statistics": merge(final=True),
     }

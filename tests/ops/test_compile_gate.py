@@ -45,7 +45,7 @@ sys.exit(compile_gate.main(sys.argv[1:]))
 def test_kernels_compile_without_spills_and_with_wide_loads():
     done = run_gate("80", "90", "100")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("  ok\n") == 3 * 26, done.stdout
+    assert done.stdout.count("  ok\n") == 3 * 33, done.stdout
 
 
 @pytest.mark.slow

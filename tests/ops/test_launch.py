@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import torch
 
 from lightning_rejuv.ops import triton_launch as launch
 
@@ -53,3 +54,11 @@ def test_few_rows_are_split_further():
     assert parts == sorted(parts, reverse=True)
     assert parts[0] > 8
     assert parts[-1] == 1
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 14336 * 4096, 2**33 + 1])
+def test_every_element_belongs_to_one_program(monkeypatch, count):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    programs, steps = launch.spread(count, 1024, torch.device("cpu"))
+    assert (programs - 1) * steps * 1024 < count <= programs * steps * 1024
+    assert programs <= 132 * launch.ELEMENT_PROGRAMS_PER_SM
