@@ -200,6 +200,7 @@ def rejuvenate_adapter(
     *,
     base: PathLike | None = None,
     alpha: float | str | Mapping[str, float] = USUAL_ALPHA,
+    hashes: bool = True,
 ) -> CheckpointReport:
     """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
 
@@ -215,6 +216,7 @@ def rejuvenate_adapter(
         base: directory of the base; needed only if the adapter replaces tensors.
         alpha: weight of the SFT model; or one for each pattern of weights' names in the base model, as a mapping or
             as a YAML file that holds one.
+        hashes: see :func:`rejuvenate_checkpoint`.
 
     Raises:
         ValueError: DoRA, whose fusion is no DoRA of the same form (merge it instead); another kind of
@@ -247,8 +249,8 @@ def rejuvenate_adapter(
     inputs = {"sft": (source, [ADAPTER])}
     if opened:
         inputs["base"] = opened.path, list(opened.shards)
-    with new_directory(target) as partial, Hasher(inputs) as hasher:
-        with FileWriter(partial) as writer, reading(files, opened or files) as (reader, base_reader):
+    with new_directory(target) as partial, Hasher(partial, inputs, hashes=hashes) as hasher:
+        with FileWriter(partial, hashes) as writer, reading(files, opened or files) as (reader, base_reader):
             entries = files.shards[ADAPTER].entries
             table = [(e.name, e.dtype, e.shape) for e in entries]
             writer.write(ADAPTER, build_header(table, files.shards[ADAPTER].metadata))
@@ -269,7 +271,7 @@ def rejuvenate_adapter(
             form="adapter",
             inputs=hasher.report(),
             outputs=writer.digests,
-            options={"alpha": given, "reset": None},
+            options={"alpha": given, "reset": None, "hashes": hashes},
             alpha=given,
             warnings=tuple(warnings),
         )

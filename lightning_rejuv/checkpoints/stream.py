@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_rejuv.anchor.header import Entry, build_header
 from lightning_rejuv.checkpoints.disk_names import Pattern
 from lightning_rejuv.checkpoints.pairing import Pair
-from lightning_rejuv.checkpoints.reader import Checkpoint, Reader, Rows, one_thread, pieces, reading
+from lightning_rejuv.checkpoints.reader import Checkpoint, Reader, Rows, Seen, one_thread, pieces
 from lightning_rejuv.checkpoints.tying import stored_twice
 from lightning_rejuv.checkpoints.vocabulary import runs
 from lightning_rejuv.checkpoints.writer import FileWriter
@@ -196,6 +196,7 @@ class FusionStream:
         pairs: which of the base's tensors each one is fused with, by name.
         edit: what is done to every tensor.
         sft_rows: gives the SFT model's weights if they are not those in its files.
+        seen: are told what is read of the SFT model's files and of the base's.
 
     Attributes:
         measured: what was measured, for every tensor that was fused so far.
@@ -208,9 +209,10 @@ class FusionStream:
         pairs: Mapping[str, Pair],
         edit: Edit,
         sft_rows: Rows | None = None,
+        seen: tuple[Seen | None, Seen | None] = (None, None),
     ) -> None:
         self._sft, self._base, self._pairs, self._edit, self._sft_rows = sft, base, pairs, edit, sft_rows
-        self._scratch = _Scratch()
+        self._seen, self._scratch = seen, _Scratch()
         self.measured: dict[str, TensorStatistics] = {}
 
     def __iter__(self) -> Iterator[tuple[str, bytes | Tensor, int]]:
@@ -221,7 +223,8 @@ class FusionStream:
             OSError: reading failed.
         """
         dtypes, twice = output_dtypes(self._sft, self._edit.dtype), stored_twice(self._sft)
-        with one_thread(), reading(self._sft, self._base) as (reader, base_reader):
+        of_sft, of_base = self._seen
+        with one_thread(), Reader(self._sft, of_sft) as reader, Reader(self._base, of_base) as base_reader:
             for file, header in self._sft.shards.items():
                 table = [(e.name, dtypes[e.name], e.shape) for e in header.entries]
                 yield file, build_header(table, header.metadata), 0
