@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.adapters import check_config, scale_of
-from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.files import ADAPTER_CONFIG, read_json
 from lightning_rejuv.anchor.header import build_header, read_header
 from lightning_rejuv.checkpoints.models import skeleton_if_known
@@ -28,7 +27,7 @@ from lightning_rejuv.checkpoints.record import a_second_time, find_record
 from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, PathLike, alpha_by_name
+from lightning_rejuv.config import USUAL_ALPHA, Options, PathLike, alpha_by_name
 from lightning_rejuv.names import PEFT_ROOT, listing
 from lightning_rejuv.weights.edit import lerp_
 from lightning_rejuv.weights.rounding import random_stream

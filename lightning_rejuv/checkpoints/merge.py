@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
-from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.header import Entry
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.checkpoints.adapter import (
@@ -42,7 +41,7 @@ from lightning_rejuv.checkpoints.stream import DTYPES, Edit, FusionStream, outpu
 from lightning_rejuv.checkpoints.tying import check_still_tied, embedding_names, tied_embedding
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, PathLike, Rounding, alpha_by_name
+from lightning_rejuv.config import USUAL_ALPHA, Options, PathLike, Rounding, alpha_by_name
 from lightning_rejuv.names import listing
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.weights.lora import with_lengths

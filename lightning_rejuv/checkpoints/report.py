@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -15,9 +15,11 @@ from lightning_rejuv.anchor.links import lies_within
 from lightning_rejuv.checkpoints.output import CARD, RECIPE, REPORT, write_file
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from lightning_rejuv.names import printable
-from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report.layers import places_of, table
 from lightning_rejuv.report.rows import refit_rows, rounding, search_rows
+
+if TYPE_CHECKING:
+    from lightning_rejuv.refit import RefitReport
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
