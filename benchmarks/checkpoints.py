@@ -4,8 +4,7 @@ Each contender runs in processes of its own on the same two checkpoints, in turn
 the start of the process until the result is synced to the disk, the CPU time is that of all its threads and of the
 system for them, the peak is of its anonymous memory. The bare lerp reads, fuses and writes tensor by tensor and does
 nothing else; the hashed one also hashes what it reads and writes, which no other way to the same digests does with
-less. mergekit
-pins its own versions of other packages, so that it is called by the path of its script:
+less. mergekit pins its own versions of other packages, so that it is called by the path of its script:
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python -m benchmarks.checkpoints --mergekit mergekit/bin/mergekit-yaml

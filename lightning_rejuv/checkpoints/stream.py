@@ -90,14 +90,14 @@ class TensorStatistics:
 
     @property
     def finite(self) -> bool:
-        """False if a weight of the SFT model or the base is NaN, infinite or so large that its square is."""
+        """False if a weight of the SFT model or the base is NaN or infinite."""
         return math.isfinite(self.difference) and math.isfinite(self.base)
 
     def add(self, difference: Tensor, base: Tensor) -> None:
         """Add rows before the fusion: ``sft - base`` and the base, in float32 or float64."""
         flat, base_flat = difference.view(-1), base.view(-1)
-        self.difference += float(torch.dot(flat, flat))
-        self.base += float(torch.dot(base_flat, base_flat))
+        self.difference += _dot(flat, flat)
+        self.base += _dot(base_flat, base_flat)
         self.count += flat.numel()
 
     def add_sampled(self, difference: Tensor, exact: Tensor, rounded: Tensor, alpha: float) -> None:
@@ -115,8 +115,14 @@ class TensorStatistics:
         self.changed += int(difference.count_nonzero())
         if alpha < 1.0:
             line, error = difference.view(-1), (rounded.to(exact.dtype) - exact).view(-1)
-            self.gap += float(torch.dot(line, error))
-            self.line += float(torch.dot(line, line))
+            self.gap += _dot(line, error)
+            self.line += _dot(line, line)
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    """Return the scalar product of two vectors, in float64 if float32 cannot hold it."""
+    found = float(torch.dot(first, second))
+    return found if math.isfinite(found) else float(torch.dot(first.double(), second.double()))
 
 
 def pooled(statistics: Iterable[TensorStatistics]) -> TensorStatistics:

@@ -222,5 +222,8 @@ def test_weights_whose_square_is_infinite_are_finite(tmp_path, which):
     resave(
         {"base": base, "sft": sft}[which], _changed("model.norm.weight", lambda t: torch.full_like(t, 1e25))
     )
-    out, _ = fuse(base, sft, rounding="nearest")
+    out, report = fuse(base, sft, rounding="nearest")
     assert float(tensors(out)["model.norm.weight"].min()) == pytest.approx(5e24, rel=1e-2)
+    own, anchor = (torch.cat([t.double().flatten() for t in tensors(path).values()]) for path in (sft, base))
+    assert report.total.drift == pytest.approx(float((own - anchor).norm() / anchor.norm()), rel=1e-5)
+    assert math.isfinite(report.total.rounding_shift)
