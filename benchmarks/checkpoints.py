@@ -1,8 +1,10 @@
 """Fusion of two checkpoints on disk: lightning-rejuv beside a bare streaming lerp and mergekit.
 
 Each contender runs in processes of its own on the same two checkpoints, in turn; the wall time counts from
-the start of the process until the result is synced to the disk, the peak is of its anonymous memory. mergekit
-pins its own versions of other packages, so that it is called by the path of its script:
+the start of the process until the result is synced to the disk, the CPU time is that of all its threads and of the
+system for them, the peak is of its anonymous memory. The bare lerp reads, fuses and writes tensor by tensor and does
+nothing else; the hashed one also hashes what it reads and writes, which no other way to the same digests does with
+less. mergekit pins its own versions of other packages, so that it is called by the path of its script:
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python -m benchmarks.checkpoints --mergekit mergekit/bin/mergekit-yaml
@@ -11,8 +13,10 @@ pins its own versions of other packages, so that it is called by the path of its
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -25,8 +29,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lightning_rejuv.anchor.header import build_header, read_header
+
 # About 0.5 and 1.8 GB in bfloat16: hidden size, layers, intermediate size, vocabulary.
 _SIZES = {"0.5 GB": (1024, 14, 2816, 32000), "1.8 GB": (2048, 16, 5632, 32000)}
+_TINY = {"tiny": (128, 2, 256, 1000)}
 _HEAD = 64
 
 
@@ -69,40 +76,42 @@ def write_checkpoint(path: Path, size: tuple[int, int, int, int], seed: int, noi
     return sum(weight.nbytes for weight in state.values())
 
 
-def bare(base: Path, sft: Path, out: Path) -> None:
-    """What nothing can do without: read both, lerp, write, sync."""
+def bare(base: Path, sft: Path, out: Path, hashes: bool = False) -> None:
+    """What nothing can do without: read both tensor by tensor, lerp, write, sync; and hash all three."""
     out.mkdir()
-    with safe_open(base / "model.safetensors", "pt") as b, safe_open(sft / "model.safetensors", "pt") as s:
-        fused = {name: torch.lerp(s.get_tensor(name), b.get_tensor(name), 0.5) for name in s.keys()}  # noqa: SIM118
-        save_file(fused, out / "model.safetensors", {"format": "pt"})
-    os.sync()
+    name = "model.safetensors"
+    header = read_header(sft / name)
+    table = [(entry.name, entry.dtype, entry.shape) for entry in header.entries]
+    digests = [hashlib.sha256() for _ in range(3)] if hashes else []
+    with (
+        safe_open(sft / name, "pt") as own,
+        safe_open(base / name, "pt") as anchor,
+        open(out / name, "wb", buffering=0) as file,
+    ):
+        file.write(build_header(table, header.metadata))
+        for entry in header.entries:
+            tensors = [own.get_tensor(entry.name), anchor.get_tensor(entry.name)]
+            tensors.append(torch.lerp(*tensors, 0.5))
+            views = [memoryview(tensor.view(-1).view(torch.uint8).numpy()) for tensor in tensors]
+            for digest, view in zip(digests, views, strict=False):
+                digest.update(view)
+            file.write(views[-1])
+        os.fsync(file.fileno())
 
 
 def commands(base: Path, sft: Path, out: Path, mergekit: str | None) -> dict[str, list[str]]:
     """Return each contender's command line."""
-    rejuv = [
-        sys.executable,
-        "-m",
-        "lightning_rejuv.cli.main",
-        "rejuvenate",
-        "--base",
-        str(base),
-        "--sft",
-        str(sft),
-    ]
-    # The others round to nearest.
-    fusion = ["--alpha", "0.5", "--rounding", "nearest"]
+    command = [sys.executable, "-m", "lightning_rejuv", "rejuvenate", "--quiet", "--alpha", "0.5"]
+    rejuv = [*command, "--base", str(base), "--sft", str(sft), "--out", str(out)]
+    nearest = [*rejuv, "--rounding", "nearest"]  # as the others round
+    paths = [str(base), str(sft), str(out)]
     found = {
-        "bare lerp": [
-            sys.executable,
-            "-m",
-            "benchmarks.checkpoints",
-            "--bare",
-            str(base),
-            str(sft),
-            str(out),
-        ],
-        "lightning-rejuv": [*rejuv, "--out", str(out), *fusion, "--quiet"],
+        "bare lerp": [sys.executable, "-m", "benchmarks.checkpoints", "--bare", *paths],
+        "bare lerp, hashed": [sys.executable, "-m", "benchmarks.checkpoints", "--bare-hashed", *paths],
+        "nearest, --no-hash": [*nearest, "--no-hash"],
+        "nearest": nearest,
+        "stochastic, --no-hash": [*rejuv, "--no-hash"],
+        "stochastic": rejuv,
     }
     if mergekit:
         recipe = {
@@ -116,23 +125,25 @@ def commands(base: Path, sft: Path, out: Path, mergekit: str | None) -> dict[str
     return found
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command; return seconds and the peak of its anonymous memory in MiB."""
-    started, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max(peak, *(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line))
-        except (OSError, TypeError):
-            pass
-        time.sleep(0.005)
-    os.sync()
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        assert process.stderr is not None
-        raise RuntimeError(f"{command[0]} failed: {process.stderr.read().decode()[-2000:]}")
-    return seconds, peak / 1024
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Run a command; return seconds, CPU seconds and the peak of its anonymous memory in MiB."""
+    before, started, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max(peak, *(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line))
+            except (OSError, TypeError):
+                pass
+            time.sleep(0.005)
+        os.sync()
+        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{command[0]} failed: {errors.read().decode()[-2000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, peak / 1024
 
 
 def main() -> None:
@@ -140,36 +151,39 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mergekit", help="path of the mergekit-yaml script; left out without it")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=_SIZES, default=list(_SIZES))
-    parser.add_argument(
-        "--bare", nargs=3, type=Path, metavar=("BASE", "SFT", "OUT"), help="one bare lerp, and exit"
-    )
+    parser.add_argument("--tiny", action="store_true", help="a checkpoint of 1 MB, once: does it still run?")
+    for name in ("--bare", "--bare-hashed"):
+        parser.add_argument(name, nargs=3, type=Path, metavar=("BASE", "SFT", "OUT"), help="one, and exit")
     arguments = parser.parse_args()
-    if arguments.bare:
-        bare(*arguments.bare)
+    if arguments.bare or arguments.bare_hashed:
+        bare(*(arguments.bare or arguments.bare_hashed), hashes=bool(arguments.bare_hashed))
         return
-    for label, size in ((label, _SIZES[label]) for label in arguments.sizes):
+    sizes = _TINY if arguments.tiny else {label: _SIZES[label] for label in arguments.sizes}
+    count = 1 if arguments.tiny else arguments.runs
+    for label, size in sizes.items():
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             base, sft, out = root / "base", root / "sft", root / "out"
             nbytes = write_checkpoint(base, size, 0)
             write_checkpoint(sft, size, 0, noise=0.1)
             os.sync()
-            results: dict[str, list[tuple[float, float]]] = {}
-            for run in range(arguments.runs + 1):
+            results: dict[str, list[tuple[float, float, float]]] = {}
+            for run in range(count + 1):
                 for who, command in commands(base, sft, out, arguments.mergekit).items():
                     result = measure(command)
                     if run:  # the first round fills the page cache
                         results.setdefault(who, []).append(result)
                     shutil.rmtree(out)
-            print(f"{label} ({nbytes / 1e9:.2f} GB), median of {arguments.runs}")
-            floor = statistics.median(seconds for seconds, _ in results["bare lerp"])
+            print(f"{label} ({nbytes / 1e9:.3f} GB), median of {count}")
+            floor: list[float] = []
             for who, runs in results.items():
-                seconds = statistics.median(s for s, _ in runs)
-                peak = statistics.median(p for _, p in runs)
+                seconds, cpu, peak = (statistics.median(column) for column in zip(*runs, strict=True))
+                floor = floor or [seconds, cpu]
                 print(
-                    f"  {who:<16} {seconds:6.1f} s  {seconds / floor:5.2f} x bare  {peak:7.0f} MiB anonymous"
+                    f"  {who:<22} {seconds:6.1f} s {seconds / floor[0]:5.2f} x bare   CPU {cpu:6.2f} s "
+                    f"{cpu / floor[1]:5.2f} x bare  {peak:7.0f} MiB anonymous"
                 )
 
 

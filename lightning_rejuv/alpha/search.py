@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lightning_rejuv.alpha.doubts import counted
+from lightning_rejuv.config import USUAL_ALPHA
 from lightning_rejuv.verdict import FORMAT_AT_RISK
 
-#: RL did best from about this alpha, or as well as from any, on every line (docs/alpha.md). The paper's is 0.5.
-USUAL_ALPHA = 0.4
 #: It is taken if the product of the shares that are kept is at least so much of the largest on the line.
 _GOOD = 0.75
 #: Where the line is looked at, and where it is looked at first; between the points the shares are interpolated in such

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_rejuv import __version__
 from lightning_rejuv.adapters import check_config, scale_of
-from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.files import ADAPTER_CONFIG, read_json
 from lightning_rejuv.anchor.header import build_header, read_header
 from lightning_rejuv.checkpoints.models import skeleton_if_known
@@ -28,7 +27,7 @@ from lightning_rejuv.checkpoints.record import a_second_time, find_record
 from lightning_rejuv.checkpoints.report import CheckpointReport, write_report
 from lightning_rejuv.checkpoints.sidecar import copy_sidecar, links_out
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, PathLike, alpha_by_name
+from lightning_rejuv.config import USUAL_ALPHA, Options, PathLike, alpha_by_name
 from lightning_rejuv.names import PEFT_ROOT, listing
 from lightning_rejuv.weights.edit import lerp_
 from lightning_rejuv.weights.rounding import random_stream
@@ -200,6 +199,7 @@ def rejuvenate_adapter(
     *,
     base: PathLike | None = None,
     alpha: float | str | Mapping[str, float] = USUAL_ALPHA,
+    hashes: bool = True,
 ) -> CheckpointReport:
     """Write the fusion of a LoRA-SFT model with its base, as an adapter for the same base.
 
@@ -215,6 +215,7 @@ def rejuvenate_adapter(
         base: directory of the base; needed only if the adapter replaces tensors.
         alpha: weight of the SFT model; or one for each pattern of weights' names in the base model, as a mapping or
             as a YAML file that holds one.
+        hashes: see :func:`rejuvenate_checkpoint`.
 
     Raises:
         ValueError: DoRA, whose fusion is no DoRA of the same form (merge it instead); another kind of
@@ -247,8 +248,8 @@ def rejuvenate_adapter(
     inputs = {"sft": (source, [ADAPTER])}
     if opened:
         inputs["base"] = opened.path, list(opened.shards)
-    with new_directory(target) as partial, Hasher(inputs) as hasher:
-        with FileWriter(partial) as writer, reading(files, opened or files) as (reader, base_reader):
+    with new_directory(target) as partial, Hasher(partial, inputs, hashes=hashes) as hasher:
+        with FileWriter(partial, hashes) as writer, reading(files, opened or files) as (reader, base_reader):
             entries = files.shards[ADAPTER].entries
             table = [(e.name, e.dtype, e.shape) for e in entries]
             writer.write(ADAPTER, build_header(table, files.shards[ADAPTER].metadata))
@@ -269,7 +270,7 @@ def rejuvenate_adapter(
             form="adapter",
             inputs=hasher.report(),
             outputs=writer.digests,
-            options={"alpha": given, "reset": None},
+            options={"alpha": given, "reset": None, "hashes": hashes},
             alpha=given,
             warnings=tuple(warnings),
         )

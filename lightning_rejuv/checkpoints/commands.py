@@ -30,6 +30,7 @@ def rejuvenate_checkpoint(
     compute_dtype: ComputeDtype = "auto",
     rounding: Rounding = "stochastic",
     seed: int = 0,
+    hashes: bool = True,
     progress: Listener | None = None,
 ) -> CheckpointReport:
     """Write the rejuvenation of an SFT checkpoint: fusion with its base, then a reset or a refit if one is asked for.
@@ -61,6 +62,8 @@ def rejuvenate_checkpoint(
         rounding: how weights are rounded to half types; "stochastic" keeps alpha on average: most updates of mild SFT
             are one step of bfloat16 wide, and to "nearest" all of them go back to one end.
         seed: the seed of stochastic rounding, sampling, the random control and the order of a refit.
+        hashes: whether the report names the SHA-256 of every input and output; without, `verify` cannot tell whether
+            the files are still those that were written.
         progress: called with the name of each phase, how much of it is done, and how much it is in all (bytes
             of weights, forward passes or tokens).
 
@@ -93,7 +96,8 @@ def rejuvenate_checkpoint(
     from lightning_rejuv.checkpoints.rejuvenate import rejuvenate
 
     options = Options(alpha=given_alpha(alpha), reset=reset, refit=refit, rounding=rounding, seed=seed)
-    return rejuvenate(base, sft, out, options, Running(calibration, device, compute_dtype), dtype, progress)
+    running = Running(calibration, device, compute_dtype)
+    return rejuvenate(base, sft, out, options, running, dtype, hashes, progress)
 
 
 def diagnose(

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.checkpoints.adapter import is_adapter
 from lightning_rejuv.checkpoints.checks import Finding, check_beside_base, check_ends
 from lightning_rejuv.checkpoints.options import WITHOUT_CALIBRATION, Running, check_device, refuse_idle
@@ -19,7 +18,7 @@ from lightning_rejuv.checkpoints.recommendation import recommend, verdict_on
 from lightning_rejuv.checkpoints.record import Record, find_record
 from lightning_rejuv.checkpoints.report import row
 from lightning_rejuv.checkpoints.stream import DTYPES, Edit, FusionStream, TensorStatistics, pooled
-from lightning_rejuv.config import PathLike
+from lightning_rejuv.config import USUAL_ALPHA, PathLike
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.report.layers import bands
 from lightning_rejuv.report.rows import rounding, search_rows

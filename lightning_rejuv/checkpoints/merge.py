@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_rejuv import __version__
-from lightning_rejuv.alpha.search import USUAL_ALPHA
 from lightning_rejuv.anchor.header import Entry
 from lightning_rejuv.anchor.tensors import is_head
 from lightning_rejuv.checkpoints.adapter import (
@@ -42,7 +41,7 @@ from lightning_rejuv.checkpoints.stream import DTYPES, Edit, FusionStream, outpu
 from lightning_rejuv.checkpoints.tying import check_still_tied, embedding_names, tied_embedding
 from lightning_rejuv.checkpoints.vocabulary import token_ids
 from lightning_rejuv.checkpoints.writer import FileWriter, Hasher
-from lightning_rejuv.config import Options, PathLike, Rounding, alpha_by_name
+from lightning_rejuv.config import USUAL_ALPHA, Options, PathLike, Rounding, alpha_by_name
 from lightning_rejuv.names import listing
 from lightning_rejuv.progress import Listener, reporting
 from lightning_rejuv.weights.lora import with_lengths
@@ -72,6 +71,7 @@ def merge_adapter(
     dtype: str | None = None,
     rounding: Rounding = "stochastic",
     seed: int = 0,
+    hashes: bool = True,
     progress: Listener | None = None,
 ) -> CheckpointReport:
     """Write the fusion of a LoRA-SFT model with its base as a whole model, in the base's layout.
@@ -89,6 +89,7 @@ def merge_adapter(
         dtype: of the output; by default the base's.
         rounding: see :func:`rejuvenate_checkpoint`; rounding to nearest drops an update below half a step.
         seed: of stochastic rounding; refused with any other, and if no weight is written in a half type.
+        hashes: see :func:`rejuvenate_checkpoint`.
         progress: see :func:`rejuvenate_checkpoint`.
 
     Raises:
@@ -125,10 +126,10 @@ def merge_adapter(
     size = output_size(opened, edit.dtype)
     check_room(target, size)
     inputs = {"base": (root, list(opened.shards)), "sft": (source, [ADAPTER])}
-    with new_directory(target) as partial, Hasher(inputs) as hasher:
-        with FileWriter(partial) as writer, reading(opened, adapter.files) as (base_reader, files):
-            rows = _MergedRows(touched, base_reader, files)
-            stream = FusionStream(opened, opened, pairs, edit, rows)
+    with new_directory(target) as partial, Hasher(partial, inputs, ["base"], hashes) as hasher:
+        with FileWriter(partial, hashes) as writer, reading(opened, adapter.files) as (base_reader, files):
+            rows, seen = _MergedRows(touched, base_reader, files), hasher.seen("base")
+            stream = FusionStream(opened, opened, pairs, edit, rows, (seen, seen))
             with reporting(progress):
                 stream.write(writer)
         own = [str(file) for file in sidecar_files(source)]
@@ -153,6 +154,7 @@ def merge_adapter(
                 "dtype": dtype,
                 "rounding": None if HALF_TYPES.isdisjoint(dtypes) else asked.rounding,
                 "seed": asked.seed,
+                "hashes": hashes,
             },
             alpha=given,
             tensors=stream.measured,

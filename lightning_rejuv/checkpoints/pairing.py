@@ -18,7 +18,6 @@ from lightning_rejuv.checkpoints.reader import (
     Reader,
     check_fusable,
     left_out,
-    one_thread,
     open_checkpoint,
     pieces,
     reading,
@@ -26,6 +25,7 @@ from lightning_rejuv.checkpoints.reader import (
 from lightning_rejuv.checkpoints.tying import check_head, check_tied, embedding_names, head_names
 from lightning_rejuv.checkpoints.vocabulary import RowMap, is_vocabulary_tensor, match_rows, runs
 from lightning_rejuv.config import PathLike
+from lightning_rejuv.ops.blocked import one_thread
 
 _PIECE = 1 << 18  # weights that are compared at a time
 # Settings in which two models may differ although all shapes are equal, and weights then mean something else.

@@ -27,6 +27,8 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 Read = Callable[[str], Tensor]
 # Gives rows of a tensor as a matrix, see `grid`: of its entry, the first row and the row after the last.
 Rows = Callable[[Entry, int, int], Tensor]
+# Is told what was read of a file: its name, the place of the first byte, and the bytes.
+Seen = Callable[[str, int, memoryview], None]
 
 
 @dataclass(frozen=True)
@@ -187,10 +189,14 @@ class Reader:
 
     So what is read counts once, in buffers of the caller's size, and a file that shrinks meanwhile is an error
     instead of a bus error. Use the reader as a context manager.
+
+    Args:
+        checkpoint: what is read.
+        seen: is told of everything that is read; the tensors must then be left as they are.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, seen: Seen | None = None) -> None:
+        self._checkpoint, self._seen = checkpoint, seen
         self._files: dict[str, int] = {}
 
     def __enter__(self) -> Reader:
@@ -213,7 +219,10 @@ class Reader:
             return whole[start:] if count is None else whole[start : start + count]
         count = entry.numel - start if count is None else count
         buffer = torch.empty(count * entry.dtype.itemsize, dtype=torch.uint8)
-        self._fill(file, _view(buffer), entry.offset + start * entry.dtype.itemsize)
+        view, offset = _view(buffer), entry.offset + start * entry.dtype.itemsize
+        self._fill(file, view, offset)
+        if self._seen is not None:
+            self._seen(file, offset, view)
         return buffer.view(entry.dtype)
 
     def rows(self, entry: Entry, start: int, stop: int) -> Tensor:
@@ -258,14 +267,3 @@ def reading(*checkpoints: Checkpoint) -> Iterator[list[Reader]]:
     """Open readers for several checkpoints at once."""
     with ExitStack() as stack:
         yield [stack.enter_context(Reader(checkpoint)) for checkpoint in checkpoints]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: small pieces are not worth splitting, and threads that wait for each other spin."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

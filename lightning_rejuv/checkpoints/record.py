@@ -26,7 +26,8 @@ class Record:
         resets: how many weights, or neurons, were reset to the base.
         sft: the SFT model that it was made from; None if the file does not say.
         base: the base; None if the file does not say.
-        outputs: the SHA-256 of every weight file that was written; empty if the file does not say.
+        outputs: the SHA-256 of every weight file that was written, None of each if they were not hashed; empty if the
+            file does not say.
         base_files: the SHA-256 of the base's files; empty if the file does not say.
         refit: how many training steps were made afterwards.
     """
@@ -35,7 +36,7 @@ class Record:
     resets: int
     sft: str | None = None
     base: str | None = None
-    outputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str | None] = field(default_factory=dict)
     base_files: Mapping[str, str] = field(default_factory=dict)
     refit: int = 0
 
@@ -86,7 +87,7 @@ def find_record(sft: Checkpoint, base: Checkpoint) -> tuple[Record | None, list[
         return None, [*findings, Finding("rejuvenation", None, text)]
     if record.changes_nothing:
         return None, [*findings, Finding("rejuvenation", True, f"none: merged with {record}")]
-    known = "" if record.outputs else f"; {REPORT} holds no hash of the weights"
+    known = "" if any(record.outputs.values()) else f"; {REPORT} holds no hash of the weights"
     findings.append(Finding("rejuvenation", True, f"{record}{known}"))
     other = [name for name in (CONFIG, INDEX) if _differs(base, name, record.base_files)]
     if other:
@@ -133,7 +134,7 @@ def _parsed(content: dict[str, Any]) -> Record:
             sum(_count(n, "reset") for n in _mapping(content, "reset", optional=True).values()),
             _text(sft.get("path"), "path"),
             _text(base.get("path"), "path"),
-            {name: _text(digest, "outputs") or "" for name, digest in outputs.items()},
+            {name: _text(digest, "outputs") for name, digest in outputs.items()},
             {n: _text(d, "sha256") or "" for n, d in _mapping(base, "sha256", optional=True).items()},
             refit,
         )
@@ -184,15 +185,17 @@ def _mapping(content: dict[str, Any], name: str, optional: bool = False) -> dict
     return found
 
 
-def _changed(checkpoint: Checkpoint, outputs: Mapping[str, str]) -> list[str]:
-    """Return the weight files that are not those that the record describes."""
+def _changed(checkpoint: Checkpoint, outputs: Mapping[str, str | None]) -> list[str]:
+    """Return the weight files that are not those that the record describes; without hashes their names are compared."""
     if not outputs:
         return []
-    names = outputs.keys() | checkpoint.shards.keys()
+    names, hashed = outputs.keys() | checkpoint.shards.keys(), any(outputs.values())
     return [
         name[:_SHOWN]
         for name in sorted(names)
-        if name not in checkpoint.shards or hash_file(checkpoint.path / name) != outputs.get(name)
+        if name not in checkpoint.shards
+        or name not in outputs
+        or (hashed and hash_file(checkpoint.path / name) != outputs[name])
     ]
 
 

@@ -30,6 +30,7 @@ def rejuvenate(
     asked: Options,
     running: Running,
     dtype: str | None,
+    hashes: bool,
     progress: Listener | None,
 ) -> CheckpointReport:
     """Do what :func:`lightning_rejuv.checkpoints.rejuvenate_checkpoint` says.
@@ -41,6 +42,7 @@ def rejuvenate(
         asked: the options of the method.
         running: how models are run.
         dtype: the output's; None for the SFT model's.
+        hashes: whether inputs and output are hashed.
         progress: called with phases.
     """
     check_options(asked, running, dtype)
@@ -79,7 +81,8 @@ def rejuvenate(
         stack.enter_context(reporting(progress))
         told = stack.enter_context(collecting_warnings())
         partial = stack.enter_context(new_directory(out))
-        hasher = stack.enter_context(Hasher({"base": _files(anchor), "sft": _files(own)}))
+        inputs = {"base": _files(anchor), "sft": _files(own)}
+        hasher = stack.enter_context(Hasher(partial, inputs, inputs, hashes))
         attribution = refitted = None
         if loads:
             from lightning_rejuv.checkpoints.plan_on_disk import plan_on_disk
@@ -101,8 +104,9 @@ def rejuvenate(
                 edit = replace(edit, alphas=dict.fromkeys(fused, given))
             attribution, refitted = plan.attribution, plan.refit
             warnings += plan.warnings
-        with FileWriter(partial) as writer:
-            stream = FusionStream(own, anchor, pairing.pairs, edit)
+        with FileWriter(partial, hashes) as writer:
+            seen = hasher.seen("sft"), hasher.seen("base")
+            stream = FusionStream(own, anchor, pairing.pairs, edit, seen=seen)
             stream.write(writer)
         report = CheckpointReport(
             version=__version__,
@@ -110,7 +114,7 @@ def rejuvenate(
             form="model",
             inputs=hasher.report(),
             outputs=writer.digests,
-            options=applied(asked, running, dtype, dtypes),
+            options={**applied(asked, running, dtype, dtypes), "hashes": hashes},
             alpha=given,
             tensors=stream.measured,
             vocabulary=_vocabulary(pairing),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -15,9 +15,11 @@ from lightning_rejuv.anchor.links import lies_within
 from lightning_rejuv.checkpoints.output import CARD, RECIPE, REPORT, write_file
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from lightning_rejuv.names import printable
-from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report.layers import places_of, table
 from lightning_rejuv.report.rows import refit_rows, rounding, search_rows
+
+if TYPE_CHECKING:
+    from lightning_rejuv.refit import RefitReport
 
 _BEGIN, _END = "<!-- lightning-rejuv: begin -->", "<!-- lightning-rejuv: end -->"
 
@@ -30,8 +32,8 @@ class CheckpointReport:
         version: of lightning_rejuv.
         output: the directory.
         form: ``"model"`` or ``"adapter"``.
-        inputs: for each role its path and the SHA-256 of its files.
-        outputs: the SHA-256 of every weight file.
+        inputs: for each role its path and the SHA-256 of its files; None instead if files were not hashed.
+        outputs: the SHA-256 of every weight file; None instead of each if files were not hashed.
         options: those that were applied; None for one that nothing was done with.
         alpha: weight of the SFT model in the fusion; or one for each pattern of names.
         tensors: what was measured, by name on disk; empty if the base was not read.
@@ -47,7 +49,7 @@ class CheckpointReport:
     output: str
     form: str
     inputs: Mapping[str, Mapping[str, Any]]
-    outputs: Mapping[str, str]
+    outputs: Mapping[str, str | None]
     options: Mapping[str, Any]
     alpha: float | Mapping[str, float]
     tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
@@ -57,6 +59,11 @@ class CheckpointReport:
     reset: Mapping[str, int] = field(default_factory=dict)
     attribution: Mapping[str, Any] | None = None
     refit: RefitReport | None = None
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the files were hashed."""
+        return None not in self.outputs.values()
 
     @property
     def total(self) -> TensorStatistics:
@@ -105,6 +112,8 @@ class CheckpointReport:
             yield "  vocabulary       " + ", ".join(f"{n} {what}" for what, n in self.vocabulary.items())
         if self.unused:
             yield f"  unused           {len(self.unused)} tensors that only the base has"
+        if not self.hashed:
+            yield "  hashes           none, as asked: nothing tells later whether these are the files that were written"
         for warning in self.warnings:
             yield f"  warning          {warning}"
 
@@ -139,7 +148,7 @@ class CheckpointReport:
             + " of the SFT model with its base ([arXiv 2606.09932](https://arxiv.org/abs/2606.09932)), to be",
             "trained further with reinforcement learning."
             + (" A few steps of training followed." if self.refit else "")
-            + " Inputs, hashes and options: `rejuvenation.json`.",
+            + f" Inputs{', hashes' if self.hashed else ''} and options: `rejuvenation.json`.",
             "",
             *lines,
             _END,

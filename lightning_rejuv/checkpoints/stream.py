@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,16 +12,18 @@ from torch import Tensor
 from lightning_rejuv.anchor.header import Entry, build_header
 from lightning_rejuv.checkpoints.disk_names import Pattern
 from lightning_rejuv.checkpoints.pairing import Pair
-from lightning_rejuv.checkpoints.reader import Checkpoint, Reader, Rows, one_thread, pieces, reading
+from lightning_rejuv.checkpoints.reader import Checkpoint, Reader, Rows, Seen, pieces
 from lightning_rejuv.checkpoints.tying import stored_twice
 from lightning_rejuv.checkpoints.vocabulary import runs
 from lightning_rejuv.checkpoints.writer import FileWriter
+from lightning_rejuv.ops.blocked import one_thread
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.weights.drift import Drift
-from lightning_rejuv.weights.edit import SAMPLED_ROWS, lerp_, rounding_sums
+from lightning_rejuv.weights.edit import SAMPLED_ROWS, lerp_
 from lightning_rejuv.weights.rounding import random_stream, round_stochastically
 
-_PIECE = 1 << 18  # weights that are worked on at a time: what a core's cache holds
+_PIECE = 1 << 18  # weights that are read and written at a time
+_BLOCK = 1 << 17  # weights of a piece that are computed with at a time: what a core's cache holds
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,7 +63,7 @@ class TensorStatistics:
         sampled: number of weights in the rows that are compared one by one.
         changed: how many of them differ from the base.
         gap: how far from the exact fusion those rows lie, along the line from the SFT model to the base.
-        line: its length squared; the two of :func:`lightning_rejuv.weights.edit.rounding_sums`.
+        line: its length squared; the two are those of :func:`lightning_rejuv.weights.edit.rounding_sums`.
     """
 
     difference: float = 0.0
@@ -86,22 +89,41 @@ class TensorStatistics:
         """By how much rounding shifts alpha, positive toward the SFT model; an estimate from every eighth row."""
         return self.gap / self.line if self.line else 0.0
 
-    def add(self, sft: Tensor, base: Tensor) -> None:
-        """Add rows in float32 or float64, before the fusion; whether weights differ is counted in every eighth."""
-        difference = (sft - base).flatten()
-        flat = base.flatten()
-        self.difference += float(torch.dot(difference, difference))
-        self.base += float(torch.dot(flat, flat))
-        self.count += flat.numel()
-        sampled, base_sampled = sft[::SAMPLED_ROWS], base[::SAMPLED_ROWS]
-        self.sampled += sampled.numel()
-        self.changed += int((sampled != base_sampled).count_nonzero())
+    @property
+    def finite(self) -> bool:
+        """False if a weight of the SFT model or the base is NaN or infinite."""
+        return math.isfinite(self.difference) and math.isfinite(self.base)
 
-    def add_rounding(self, sft: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Add rows before the fusion, and after it before and after rounding; every eighth row is looked at."""
-        gap, line = rounding_sums(*(t[::SAMPLED_ROWS] for t in (sft, base, exact, rounded)))
-        self.gap += gap
-        self.line += line
+    def add(self, difference: Tensor, base: Tensor) -> None:
+        """Add rows before the fusion: ``sft - base`` and the base, in float32 or float64."""
+        flat, base_flat = difference.view(-1), base.view(-1)
+        self.difference += _dot(flat, flat)
+        self.base += _dot(base_flat, base_flat)
+        self.count += flat.numel()
+
+    def add_sampled(self, difference: Tensor, exact: Tensor, rounded: Tensor, alpha: float) -> None:
+        """Add the rows that are compared one by one: how many weights SFT changed, and what rounding does to a fusion.
+
+        The sums are those of :func:`lightning_rejuv.weights.edit.rounding_sums`, from what was computed already.
+
+        Args:
+            difference: ``sft - base`` before the fusion, in float32 or float64.
+            exact: the fusion before it was rounded, in the same dtype.
+            rounded: the fusion.
+            alpha: weight of the SFT model; at 1 there is no fusion.
+        """
+        self.sampled += difference.numel()
+        self.changed += int(difference.count_nonzero())
+        if alpha < 1.0:
+            line, error = difference.view(-1), (rounded.to(exact.dtype) - exact).view(-1)
+            self.gap += _dot(line, error)
+            self.line += _dot(line, line)
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    """Return the scalar product of two vectors, in float64 if float32 cannot hold it."""
+    found = float(torch.dot(first, second))
+    return found if math.isfinite(found) else float(torch.dot(first.double(), second.double()))
 
 
 def pooled(statistics: Iterable[TensorStatistics]) -> TensorStatistics:
@@ -141,6 +163,34 @@ def all_finite(weights: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(weights))).all())
 
 
+def _rows_of_a_block(columns: int) -> int:
+    """Return how many rows of a piece are computed with at a time.
+
+    They are a multiple of eight, so that every eighth row of the blocks is one of the piece, and that the blocks take
+    the same random bits as the whole piece would, of which four weights share a word.
+    """
+    return max(SAMPLED_ROWS, _BLOCK // columns // SAMPLED_ROWS * SAMPLED_ROWS)
+
+
+class _Scratch:
+    """Memory for what is computed, used again for each block: a core's cache keeps it."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, role: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        size = rows * columns
+        held = self._held.get((role, dtype))
+        if held is None or len(held) < size:
+            held = self._held[role, dtype] = torch.empty(size, dtype=dtype)
+        return held[:size].view(rows, columns)
+
+
+def _holds(dtype: torch.dtype, *inputs: Tensor) -> bool:
+    """Tell whether a dtype has the range of all inputs, so that what lies between finite ones is finite in it."""
+    return all(torch.finfo(dtype).max >= torch.finfo(one.dtype).max for one in inputs)
+
+
 class FusionStream:
     """The fusion of two checkpoints, piece by piece, in the SFT model's shards, names and order.
 
@@ -153,6 +203,7 @@ class FusionStream:
         pairs: which of the base's tensors each one is fused with, by name.
         edit: what is done to every tensor.
         sft_rows: gives the SFT model's weights if they are not those in its files.
+        seen: are told what is read of the SFT model's files and of the base's.
 
     Attributes:
         measured: what was measured, for every tensor that was fused so far.
@@ -165,8 +216,10 @@ class FusionStream:
         pairs: Mapping[str, Pair],
         edit: Edit,
         sft_rows: Rows | None = None,
+        seen: tuple[Seen | None, Seen | None] = (None, None),
     ) -> None:
         self._sft, self._base, self._pairs, self._edit, self._sft_rows = sft, base, pairs, edit, sft_rows
+        self._seen, self._scratch = seen, _Scratch()
         self.measured: dict[str, TensorStatistics] = {}
 
     def __iter__(self) -> Iterator[tuple[str, bytes | Tensor, int]]:
@@ -177,7 +230,8 @@ class FusionStream:
             OSError: reading failed.
         """
         dtypes, twice = output_dtypes(self._sft, self._edit.dtype), stored_twice(self._sft)
-        with one_thread(), reading(self._sft, self._base) as (reader, base_reader):
+        of_sft, of_base = self._seen
+        with one_thread(), Reader(self._sft, of_sft) as reader, Reader(self._base, of_base) as base_reader:
             for file, header in self._sft.shards.items():
                 table = [(e.name, dtypes[e.name], e.shape) for e in header.entries]
                 yield file, build_header(table, header.metadata), 0
@@ -213,28 +267,66 @@ class FusionStream:
                 yield reader.rows(entry, start, stop).to(dtype)
             return
         edit, rows, measured = self._edit, self._sft_rows or reader.rows, TensorStatistics()
-        alpha, pattern = edit.alphas.get(entry.name, 1.0), edit.resets.get(entry.name)
-        move = edit.moves.get(entry.name)
         # A head that is rounded as the embedding that it is tied to stays equal to it.
-        stream = random_stream(f"{edit.seed} {twice.get(entry.name, entry.name)}")
+        stream = (
+            random_stream(f"{edit.seed} {twice.get(entry.name, entry.name)}") if edit.stochastic else None
+        )
+        move = edit.moves.get(entry.name)
         for start, stop in pieces(entry.shape, _PIECE):
             sft = rows(entry, start, stop)
             base = self._base_rows(pair, base_reader, start, stop, sft)
-            # Not lerped in place: in float32 `to` makes no copy, and the inputs are needed afterwards.
-            wide = torch.promote_types(torch.promote_types(sft.dtype, base.dtype), torch.float32)
-            sft, base = sft.to(wide), base.to(wide)
-            measured.add(sft, base)
-            exact = lerp_(sft.clone(), base, 1.0 - alpha)
-            if pattern is not None:
-                exact = torch.where(pattern.rows(start, stop), lerp_(exact.clone(), base, edit.omega), exact)
-            if move is not None:
-                exact = exact + move[start:stop]
-            rounded = round_stochastically(exact, dtype, stream) if edit.stochastic else exact.to(dtype)
-            if alpha < 1.0:
-                measured.add_rounding(sft, base, exact, rounded)
-            self._check_finite(entry.name, rounded, sft, base)
-            yield rounded
+            fused = torch.empty_like(sft, dtype=dtype)
+            self._fuse(entry.name, start, (sft, base, fused), stream, measured)
+            if move is not None or not (measured.finite and _holds(dtype, sft, base)):
+                self._check_finite(entry.name, fused, sft, base)
+            yield fused
         self.measured[entry.name] = measured
+
+    def _fuse(
+        self,
+        name: str,
+        start: int,
+        piece: tuple[Tensor, Tensor, Tensor],
+        stream: torch.Generator | None,
+        measured: TensorStatistics,
+    ) -> None:
+        """Fuse one piece of a tensor.
+
+        Args:
+            name: the tensor's name on disk.
+            start: the piece's first row in the tensor.
+            piece: the SFT model's rows, the base's, and those to write; the first two are left as they are.
+            stream: of stochastic rounding; None for rounding to nearest.
+            measured: what is measured is added to this.
+        """
+        edit, (sft, base, fused) = self._edit, piece
+        alpha, pattern, move = edit.alphas.get(name, 1.0), edit.resets.get(name), edit.moves.get(name)
+        wide = torch.promote_types(torch.promote_types(sft.dtype, base.dtype), torch.float32)
+        rows, columns = sft.shape
+        step = _rows_of_a_block(columns)
+        own, anchor, difference = (
+            self._scratch(role, min(rows, step), columns, wide) for role in ("sft", "base", "difference")
+        )
+        sampled, sampled_exact = (
+            self._scratch(role, -(-rows // SAMPLED_ROWS), columns, wide) for role in ("sampled", "exact")
+        )
+        for first in range(0, rows, step):
+            last = min(rows, first + step)
+            size, eighth = last - first, slice(first // SAMPLED_ROWS, -(-last // SAMPLED_ROWS))
+            exact = own[:size].copy_(sft[first:last])
+            toward = base[first:last] if base.dtype == wide else anchor[:size].copy_(base[first:last])
+            torch.sub(exact, toward, out=difference[:size])
+            measured.add(difference[:size], toward)
+            sampled[eighth] = difference[:size:SAMPLED_ROWS]
+            lerp_(exact, toward, 1.0 - alpha)
+            if pattern is not None:
+                reset = lerp_(exact.clone(), toward, edit.omega)
+                exact = torch.where(pattern.rows(start + first, start + last), reset, exact)
+            if move is not None:
+                exact = exact + move[start + first : start + last]
+            sampled_exact[eighth] = exact[::SAMPLED_ROWS]
+            fused[first:last] = exact if stream is None else round_stochastically(exact, fused.dtype, stream)
+        measured.add_sampled(sampled, sampled_exact, fused[::SAMPLED_ROWS], alpha)
 
     def _base_rows(self, pair: Pair, base_reader: Reader, start: int, stop: int, sft: Tensor) -> Tensor:
         assert pair.base is not None

@@ -20,10 +20,11 @@ from lightning_rejuv.checkpoints.checks import (
 )
 from lightning_rejuv.checkpoints.models import loads, skeleton
 from lightning_rejuv.checkpoints.output import REPORT
-from lightning_rejuv.checkpoints.reader import Checkpoint, one_thread, open_checkpoint, reading
+from lightning_rejuv.checkpoints.reader import Checkpoint, open_checkpoint, reading
 from lightning_rejuv.checkpoints.stream import all_finite
 from lightning_rejuv.config import PathLike
 from lightning_rejuv.names import listing
+from lightning_rejuv.ops.blocked import one_thread
 from lightning_rejuv.progress import Listener, advance, phase, reporting
 
 _PIECE = 1 << 20
@@ -53,7 +54,7 @@ def verify(path: PathLike, progress: Listener | None = None) -> Verification:
 
     Index, headers and shapes; that transformers' model of this config has exactly these tensors; NaN and
     infinity; dtypes; tying; vocabulary; tokenizer, chat template, EOS and generation config; and, if
-    ``rejuvenation.json`` says what was written, that the files are still the same.
+    ``rejuvenation.json`` has the hashes of what was written, that the files are still the same.
 
     Args:
         path: the directory.
@@ -147,6 +148,10 @@ def _hashes(checkpoint: Checkpoint) -> Iterator[Finding]:
     if not isinstance(said, dict) or said.keys() != checkpoint.shards.keys():
         text = f"{REPORT} does not name the weight files {listing(checkpoint.shards)}"
         yield Finding("hashes", False, text)
+        return
+    if not any(said.values()):
+        text = f"not checked: {REPORT} holds none, so that there is nothing to compare the files with"
+        yield Finding("hashes", None, text)
         return
     changed = [name for name in checkpoint.shards if hash_file(checkpoint.path / name) != said[name]]
     fine = f"{len(said)} files are as they were written"

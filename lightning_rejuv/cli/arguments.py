@@ -83,7 +83,8 @@ def parse(arguments: Sequence[str] | None = None) -> Parsed:
         parser.print_help()
         parser.exit(USAGE)
     found = namespace[command].as_dict()
-    found.pop("config", None)
+    for name in ("config", "no_hash"):  # other options stand for them
+        found.pop(name, None)
     shown = {name: found.pop(name, False) for name in SHOWN}
     # What a recipe says in full, `--print_config` prints every default, is not asked for; but for alpha, which is not
     # searched for an adapter.
@@ -93,7 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> Parsed:
     asked = {
         name: value
         for name, value in found.items()
-        if value is not None and value is not False and (name in typed or value != usual.get(name))
+        if value is not None and (name in typed or value != usual.get(name, False))
     }
     return Parsed(command, asked, **shown)
 
@@ -163,6 +164,8 @@ def _flags(option: _Written, known: Mapping[str, bool]) -> Iterator[str]:
         yield from object_flags(held, {name.partition(".")[2]: text})  # which refuses it by name
     elif name == "reset_fraction" and name in known and (fraction := _number(text)) is not None:
         yield f"--reset.fraction={text}" if fraction else "--reset=null"
+    elif name == "no_hash" and name in known and not text:
+        yield "--hashes=false"
     else:
         yield f"--{name}={text}" if text else f"--{name}"
 

@@ -77,7 +77,8 @@ _VERIFY = """\
 is a checkpoint directory whole and loadable?
 
 Index, headers, shapes, dtypes, NaN, tying, vocabulary, tokenizer, chat template, EOS and generation config; if
-it was written by this command, also that its files are what was written. Exit code 1 if there is a fault."""
+it was written by this command and with hashes, also that its files are what was written. Exit code 1 if there is a
+fault."""
 
 # What one of several types would have to be, as jsonargparse says it.
 _TYPE_ERROR = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value: (?P<got>.*))?$", re.MULTILINE)
@@ -195,6 +196,7 @@ def _command(name: str, text: str) -> _Parser:
         command.add_argument(
             "--reset_fraction", type=float, metavar="F", help="short for --reset.fraction F; 0 for no reset"
         )
+        command.add_argument("--no_hash", action="store_true", help="short for --hashes false")
         command.add_argument("--merge", action="store_true", help="with an adapter: write the whole model")
         sft = next(action for action in command._actions if action.dest == "sft")
         sft.help = "directory of the SFT model, or of a LoRA adapter (PEFT)"
@@ -234,13 +236,13 @@ def known_options(command: str) -> dict[str, bool]:
         return shown
     kinds = _without_result(COMMANDS[command]).__annotations__
     known = {
-        name: not {int, float}.intersection(get_args(kind) or (kind,))
+        name: not {bool, int, float}.intersection(get_args(kind) or (kind,))
         for name, kind in kinds.items()
         if name != "progress"
     }
     if command == "rejuvenate":
         inside = {f"{name}.{field.name}": False for name, kind in OBJECTS.items() for field in fields(kind)}
-        known |= {**inside, "merge": False, "reset_fraction": False}
+        known |= {**inside, "merge": False, "no_hash": False, "reset_fraction": False}
     return known | shown
 
 

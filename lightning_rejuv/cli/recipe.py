@@ -14,7 +14,7 @@ from lightning_rejuv.config import Refit, Reset
 
 OBJECTS = {"reset": Reset, "refit": Refit}
 SHOWN = ("json", "quiet", "traceback")  # how every command shows what it does
-SWITCHES = ("merge", *SHOWN)
+SWITCHES = ("merge", "no_hash", *SHOWN)
 
 
 class WrongUsage(ValueError):

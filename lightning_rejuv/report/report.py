@@ -8,14 +8,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_rejuv.alpha.search import AlphaSearch
-from lightning_rejuv.attribution.selection import count_of
 from lightning_rejuv.config import Reset, Rounding
-from lightning_rejuv.refit import RefitReport
 from lightning_rejuv.report.layers import by_layer, places_of, table
 from lightning_rejuv.report.rows import measured, refit_rows, rounding, row, search_rows
+
+if TYPE_CHECKING:
+    from lightning_rejuv.alpha.search import AlphaSearch
+    from lightning_rejuv.refit import RefitReport
 
 _TENSORS = 4  # that have moved furthest
 
@@ -167,6 +168,10 @@ class RejuvenationReport:
         """
         if self.reset is None or self.reset.budget == "union":
             return None
+        from lightning_rejuv.attribution.selection import (
+            count_of,
+        )  # not to import all that a fusion does not need
+
         return count_of(self.reset.fraction, self.neurons_total)
 
     def summary(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lightning_rejuv.alpha.search import AlphaSearch
-from lightning_rejuv.refit import RefitReport
+if TYPE_CHECKING:
+    from lightning_rejuv.alpha.search import AlphaSearch
+    from lightning_rejuv.refit import RefitReport
 
 _CURVE = (
     ("alpha tried", "alpha"),

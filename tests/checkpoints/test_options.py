@@ -25,7 +25,7 @@ OPTIONS = {
     "seed": (1, {**FIXED, "reset.rank_by": "random"}),
 }
 # These show elsewhere, and have tests of their own.
-OTHERS = {"base", "sft", "out", "device", "compute_dtype", "refit", "progress"}
+OTHERS = {"base", "sft", "out", "device", "compute_dtype", "refit", "hashes", "progress"}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,9 @@ def test_where_and_in_which_dtype_models_run(models, tmp_path, monkeypatch):
 
 
 def test_the_report_holds_what_was_applied(models, usual, tmp_path):
-    fields = {*vars(Options()), "calibration", "device", "dtype", "compute_dtype"} - {"optimizer_state"}
+    fields = {*vars(Options()), "calibration", "device", "dtype", "compute_dtype", "hashes"} - {
+        "optimizer_state"
+    }
     _, whole = usual(FIXED)
     base, sft, _ = models
     alone = rejuvenate_checkpoint(base, sft, tmp_path / "out", alpha=0.5)

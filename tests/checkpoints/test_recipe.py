@@ -32,6 +32,6 @@ def test_options_that_nothing_was_done_with_are_not_in_the_recipe(tmp_path):
     recipe = yaml.safe_load((out / "rejuvenation.yaml").read_text())
     assert recipe == {
         **{"base": str(base), "sft": str(sft), "out": str(out)},
-        **{"alpha": 0.0, "rounding": "stochastic", "seed": 0},
+        **{"alpha": 0.0, "rounding": "stochastic", "seed": 0, "hashes": True},
     }
     assert report.options["calibration"] is report.options["dtype"] is None

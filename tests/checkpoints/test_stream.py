@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lightning_rejuv.checkpoints.stream import TensorStatistics, pooled
 from tests.checkpoints.directories import fuse, pair, resave, tensors
@@ -173,8 +174,9 @@ def test_statistics_of_pieces_are_those_of_the_whole():
     for start in range(0, 64, 16):
         piece = slice(start, start + 16)
         one = TensorStatistics()
-        one.add(sft[piece], base[piece])
-        one.add_rounding(sft[piece], base[piece], exact[piece], fused[piece])
+        difference, rows = sft[piece] - base[piece], slice(None, None, 8)
+        one.add(difference, base[piece])
+        one.add_sampled(difference[rows].contiguous(), exact[piece][rows], fused[piece][rows], 0.3)
         whole = pooled([whole, one])
     assert whole.drift == pytest.approx(float((sft - base).double().norm() / base.double().norm()), rel=1e-5)
     rows = slice(None, None, 8)
@@ -185,3 +187,43 @@ def test_statistics_of_pieces_are_those_of_the_whole():
     assert shift < -0.1
     assert TensorStatistics(difference=1.0).drift == math.inf
     assert TensorStatistics().drift == TensorStatistics().rounding_shift == 0.0
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_size_of_a_block_changes_no_bit_and_no_count(tmp_path, monkeypatch, dtype, rounding):
+    """Rows of 3, 50 and 1 weights: the random bits of a block begin where those of the one before end."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (301, 3), "b.weight": (2, 7, 50), "c.weight": (1001,), "d.weight": ()}
+    for path, noise in ((tmp_path / "base", 0.0), (tmp_path / "sft", 0.01)):
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        state = {
+            n: torch.ones(s) + noise * torch.randn(s, generator=generator).to(dtype)
+            for n, s in shapes.items()
+        }
+        save_file({n: t.to(dtype) for n, t in state.items()}, path / "model.safetensors")
+    monkeypatch.setattr("lightning_rejuv.checkpoints.stream._PIECE", 400)
+    found = []
+    for block in (1 << 17, 1, 100):
+        monkeypatch.setattr("lightning_rejuv.checkpoints.stream._BLOCK", block)
+        found.append(fuse(tmp_path / "base", tmp_path / "sft", rounding=rounding, dtype="bfloat16"))
+    (whole, report), *others = found
+    for out, other in others:
+        assert all(torch.equal(t, tensors(out)[n]) for n, t in tensors(whole).items())
+        for name, of_whole in report.tensors.items():
+            assert vars(other.tensors[name]) == pytest.approx(vars(of_whole), rel=1e-5, abs=1e-9)
+            assert other.tensors[name].changed == of_whole.changed > 0
+
+
+@pytest.mark.parametrize("which", ["base", "sft"])
+def test_weights_whose_square_is_infinite_are_finite(tmp_path, which):
+    base, sft = pair(tmp_path, tokenizer=False)
+    resave(
+        {"base": base, "sft": sft}[which], _changed("model.norm.weight", lambda t: torch.full_like(t, 1e25))
+    )
+    out, report = fuse(base, sft, rounding="nearest")
+    assert float(tensors(out)["model.norm.weight"].min()) == pytest.approx(5e24, rel=1e-2)
+    own, anchor = (torch.cat([t.double().flatten() for t in tensors(path).values()]) for path in (sft, base))
+    assert report.total.drift == pytest.approx(float((own - anchor).norm() / anchor.norm()), rel=1e-5)
+    assert math.isfinite(report.total.rounding_shift)

@@ -131,7 +131,7 @@ def test_the_hasher_stops_with_an_error(tmp_path, monkeypatch):
         return ""
 
     monkeypatch.setattr("lightning_rejuv.checkpoints.writer.hash_file", endless)
-    with pytest.raises(KeyboardInterrupt), Hasher({"base": (tmp_path, ["w", "w", "w"])}):
+    with pytest.raises(KeyboardInterrupt), Hasher(tmp_path, {"base": (tmp_path, ["w", "w", "w"])}):
         while not reads:
             time.sleep(0.001)
         raise KeyboardInterrupt
@@ -147,7 +147,7 @@ def test_the_hasher_names_what_tells_a_checkpoint_from_another_and_the_weights(t
     for name in {*names, "README.md", "model-00003-of-00002.safetensors"}:
         (tmp_path / name).write_text(f"the content of {name}")
     weights = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    with Hasher({"sft": (tmp_path, weights)}) as hasher:
+    with Hasher(tmp_path, {"sft": (tmp_path, weights)}) as hasher:
         found = hasher.report()
     digests = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
     assert found == {"sft": {"path": str(tmp_path), "sha256": digests}}
