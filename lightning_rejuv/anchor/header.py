@@ -9,10 +9,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 # By the codes of the format.
 DTYPES: dict[str, torch.dtype] = {
@@ -135,6 +136,25 @@ def read_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype | None]]:
                 )
             found[name] = torch.Size(shape), DTYPES.get(part.get_dtype())
     return found
+
+
+def read_tensor(path: Path, entry: Entry) -> Tensor:
+    """Read one tensor into memory of its own, from where it lies: the header is not read again.
+
+    Raises:
+        OSError: the file cannot be read, or ends too early.
+    """
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    # Not every NumPy that is taken declares that its arrays are buffers.
+    view = memoryview(cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(entry.offset)
+        while view:
+            got = file.readinto(view)
+            if not got:
+                raise OSError(f"{str(path)!r} ended early: it was changed while read.")
+            view = view[got:]
+    return tensor
 
 
 def build_header(

@@ -20,7 +20,7 @@ from lightning_rejuv.anchor.conversion import architecture, as_loaded
 from lightning_rejuv.anchor.distributed import DistributedCheckpoint
 from lightning_rejuv.anchor.distributed_metadata import METADATA
 from lightning_rejuv.anchor.files import CONFIG, GENERATION, INDEX, SINGLE, read_json, weight_files
-from lightning_rejuv.anchor.header import read_shapes
+from lightning_rejuv.anchor.header import Entry, read_header, read_shapes, read_tensor
 from lightning_rejuv.anchor.match import names_fit
 from lightning_rejuv.names import canonical_name, listing, printable
 
@@ -165,6 +165,7 @@ class _SafetensorsAnchor(Anchor):
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
         self._dtypes: dict[str, torch.dtype | None] = {}
+        self._entries: dict[Path, tuple[tuple[int, int, int], dict[str, Entry]]] = {}
         for file in files:
             try:
                 self._read_header(file)
@@ -211,8 +212,27 @@ class _SafetensorsAnchor(Anchor):
 
     def tensor(self, name: str) -> Tensor:
         file, key = self._place[name]
+        entry = self._entries_of(file).get(key)
+        if entry is not None and entry.shape == self._shapes[name]:
+            return read_tensor(file, entry)
         with safe_open(file, framework="pt") as handle:
             return handle.get_tensor(key)  # type: ignore[no-any-return]
+
+    def _entries_of(self, file: Path) -> dict[str, Entry]:
+        """Return where the tensors of a file lie, read once; empty if its header is one that only the library reads.
+
+        The library reads the header again for every tensor, which for one of thousands takes longer than the tensors.
+        """
+        status = os.stat(file)
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._entries.get(file)
+        if known is None or known[0] != version:  # not read yet, or another file by now
+            try:
+                known = version, {entry.name: entry for entry in read_header(file).entries}
+            except ValueError:
+                known = version, {}
+            self._entries[file] = known
+        return known[1]
 
 
 class _DistributedAnchor(Anchor):

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_rejuv.anchor import Anchor, match
+from lightning_rejuv.anchor import Anchor, match, sources
 from tests.conftest import shifted, tiny_llama
 
 
@@ -165,3 +167,58 @@ def test_a_prefix_is_found_by_any_name_of_a_tied_parameter():
     found = match(model, Anchor.open(state))
     assert found["model.embed_tokens.weight"] == "net.lm_head.weight"
     assert found["model.norm.weight"] == "net.model.norm.weight"
+
+
+def test_tensors_of_every_kind_are_read_as_the_library_reads_them(tmp_path):
+    tensors = {
+        "matrix": torch.randn(3, 5),
+        "half": torch.randn(7).bfloat16(),
+        "number": torch.tensor(2.5),
+        "nothing": torch.empty(0, 4),
+        "mask": torch.tensor([True, False, True]),
+        "count": torch.tensor([2**40]),
+        "eighth": torch.randn(4).to(torch.float8_e4m3fn),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    anchor = Anchor.open(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "pt") as library:
+        for name in tensors:
+            found, expected = anchor.tensor(name), library.get_tensor(name)
+            assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+            assert torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+
+
+def test_a_header_is_read_once_and_again_if_the_file_is_another(tmp_path, monkeypatch):
+    path, read = tmp_path / "x.safetensors", []
+    original = sources.read_header
+    monkeypatch.setattr(sources, "read_header", lambda file: read.append(file) or original(file))
+    save_file({f"w{number}": torch.full((2,), float(number)) for number in range(50)}, path)
+    anchor = Anchor.open(path)
+    for number in (*range(50), 3):
+        assert anchor.tensor(f"w{number}").tolist() == [number] * 2
+    assert len(read) == 1
+    save_file({f"w{number}": torch.full((2,), -1.0) for number in reversed(range(60))}, tmp_path / "y")
+    (tmp_path / "y").replace(path)
+    assert anchor.tensor("w3").tolist() == [-1.0, -1.0]
+    assert len(read) == 2
+
+
+def test_a_header_that_only_the_library_reads_is_left_to_it(tmp_path, monkeypatch):
+    def strict(file):
+        raise ValueError("a dtype of next year")
+
+    monkeypatch.setattr(sources, "read_header", strict)
+    save_file({"w": torch.arange(3.0)}, tmp_path / "x.safetensors")
+    assert Anchor.open(tmp_path / "x.safetensors").tensor("w").tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_file_that_shrinks_is_an_error_that_names_it(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1000), "b": torch.ones(1000)}, path)
+    anchor = Anchor.open(path)
+    anchor.tensor("a")
+    kept = path.stat()
+    os.truncate(path, 5000)
+    monkeypatch.setattr(sources.os, "stat", lambda file: kept)  # as if it shrank while it is read
+    with pytest.raises(OSError, match="x.safetensors' ended early"):
+        anchor.tensor("b")
