@@ -13,6 +13,7 @@ from lightning_rejuv.alpha.search import AlphaSearch
 from lightning_rejuv.attribution import (
     Attribution,
     Comparison,
+    Confidence,
     attribute,
     attribute_entropy,
     attribute_loss,
@@ -31,9 +32,9 @@ from lightning_rejuv.neurons import Decoder, NeuronGroup, find_decoder, output_r
 from lightning_rejuv.plan import GroupReset, Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit import RefitReport, check_refit, try_refit
+from lightning_rejuv.weights.blend import Blend
 from lightning_rejuv.weights.buffers import check_finite_buffers
 from lightning_rejuv.weights.drift import Drift, check_finite
-from lightning_rejuv.weights.edit import Blend
 from lightning_rejuv.weights.targets import Targets
 
 
@@ -89,6 +90,7 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
     search: AlphaSearch | None = None
     comparison: Comparison | None = None
     attribution: Attribution | None = None
+    ends: dict[float, list[Confidence]] = {}
     samples: list[Batch] = []
     unfinished: int | None = None
     if options.runs_the_model:
@@ -98,12 +100,12 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
                 samples, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
             if samplers and options.searches_alpha:
                 judge = judge_by(data.verifier) if data.verifier is not None else None
-                search = find_alpha(model, blend, batches, own, sampler=samplers[0], judge=judge)
+                search = find_alpha(model, blend, batches, own, sampler=samplers[0], judge=judge, ends=ends)
                 alphas = alpha_by_name(search.alpha, list(targets.fused))
             if reset and decoder:
                 rule, count = reset.positions, reset.positions_per_response
-                with phase("comparing with the base", 2 * len(batches)):
-                    comparison = compare(model, blend, batches, rule, count, targets.reference)
+                comparison = compare(model, blend, batches, rule, count, targets.reference, ends)
+                blend.make_room()
                 with phase("attributing to neurons", len(batches)):
                     attribution = _attribute(
                         model, decoder, blend, alphas, targets, batches, comparison, reset

@@ -31,7 +31,7 @@ from lightning_rejuv.plan import Plan
 from lightning_rejuv.progress import phase
 from lightning_rejuv.refit_steps import check_finite, count, train, without_float16
 from lightning_rejuv.warned import warn
-from lightning_rejuv.weights.edit import putting_back
+from lightning_rejuv.weights.blend import putting_back
 from lightning_rejuv.weights.targets import Targets
 
 

@@ -11,7 +11,7 @@ from lightning_rejuv.attribution import confidence, mean_entropy, nll_per_respon
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.forward import evaluation_mode
-from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.weights.blend import Blend
 from lightning_rejuv.weights.open_targets import open_targets
 from studies.measures import Sampled, verify
 

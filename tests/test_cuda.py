@@ -16,7 +16,7 @@ from lightning_rejuv.config import Options
 from lightning_rejuv.metrics import PlasticityMonitor
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.plan import GroupReset, Plan
-from lightning_rejuv.weights import edit
+from lightning_rejuv.weights import blend as blends
 from lightning_rejuv.weights.open_targets import open_targets
 from tests.callbacks.modules import Calibrated
 from tests.conftest import batch, greedy_batch, sharpened, tiny_llama
@@ -102,7 +102,7 @@ def test_an_edit_waits_for_the_device_as_often_as_it_reads_a_result(rounding, dt
 @pytest.mark.skipif(DEVICE != "cuda", reason="only there the copy and the anchor may lie elsewhere")
 @pytest.mark.parametrize("room", [True, False])
 def test_an_anchor_from_files_is_read_once_where_there_is_room(monkeypatch, room):
-    monkeypatch.setattr(edit, "has_room", lambda device, size: room)
+    monkeypatch.setattr(blends, "has_room", lambda device, size, part: room)
     base = tiny_llama(dtype=torch.bfloat16)
     sft = sharpened(base).to(DEVICE)
     before, read = weights(sft), []
@@ -112,7 +112,7 @@ def test_an_anchor_from_files_is_read_once_where_there_is_room(monkeypatch, room
         return base.get_parameter(name).detach()
 
     fusions = []
-    with edit.Blend(dict(sft.named_parameters()), base_of) as blend:
+    with blends.Blend(dict(sft.named_parameters()), base_of) as blend:
         for alpha in (0.0, 0.5, 0.0, 1.0):
             blend.at(alpha)
             fusions.append(weights(sft))

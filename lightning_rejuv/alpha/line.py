@@ -33,7 +33,7 @@ from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.forward import lent
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import are_right, ask
-from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.weights.blend import Blend
 
 Sampler = Callable[[nn.Module], Iterable[Any]]
 Verifier = Callable[[Mapping[str, Tensor]], Tensor]
@@ -49,6 +49,7 @@ def find_alpha(
     *,
     sampler: Sampler | None = None,
     judge: Judge | None = None,
+    ends: dict[float, list[Confidence]] | None = None,
 ) -> AlphaSearch:
     """Find alpha with no RL run, by :func:`lightning_rejuv.alpha.choose_alpha`.
 
@@ -63,6 +64,8 @@ def find_alpha(
         own: what :func:`sample_base` returned.
         sampler: called with the model while it holds the weights to sample from; needed with a judge.
         judge: says which of some responses are right, see :func:`judge_by`.
+        ends: how sure the base (0.0) and the SFT model (1.0) are on the demonstrations, as far as it is known; what is
+            not is added.
 
     Raises:
         NoAlpha: as ``choose_alpha``.
@@ -71,28 +74,26 @@ def find_alpha(
         RuntimeError: a verifier failed.
     """
     batches, unfinished = batches_for(model, own, "sampled"), count_unfinished(own)
-    base: list[Confidence] = []
-    sft: list[Confidence] = []
+    ends = {} if ends is None else ends
     curve: list[AlphaPoint] = []
 
-    def look_at(alphas: Sequence[float]) -> None:
-        nonlocal base, sft
-        for alpha in alphas:
-            blend.at(alpha)
-            found = [confidence(model, batch) for batch in demonstrations]
-            base, sft = base or found, found if alpha == 1.0 else sft
-            sampled = nll_per_response([confidence(model, batch) for batch in batches])
-            form = format_probability(demonstrations, found, base)
-            curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form, mean_entropy(found)))
+    def look_at(alphas: Sequence[float], what: str) -> None:
+        known = sum(alpha in ends for alpha in alphas)
+        passes = len(alphas) * (len(demonstrations) + len(batches)) - known * len(demonstrations)
+        with phase(what, passes):
+            for alpha in alphas:
+                blend.at(alpha)
+                found = ends.get(alpha) or [confidence(model, batch) for batch in demonstrations]
+                if alpha in (0.0, 1.0):
+                    ends[alpha] = found
+                sampled = nll_per_response([confidence(model, batch) for batch in batches])
+                form = format_probability(demonstrations, found, ends[0.0])
+                curve.append(AlphaPoint(alpha, nll_per_response(found), sampled, form, mean_entropy(found)))
         curve.sort(key=lambda point: point.alpha)
 
-    passes = len(demonstrations) + len(batches)
-    with phase("searching for alpha", len(FIRST) * passes):
-        look_at(FIRST)
+    look_at(FIRST, "searching for alpha")
     if not is_clear(curve):
-        between = [alpha for alpha in GRID if alpha not in FIRST]
-        with phase("looking closer for alpha", len(between) * passes):
-            look_at(between)
+        look_at([alpha for alpha in GRID if alpha not in FIRST], "looking closer for alpha")
     taught, responses = (sum(len(batch.response) for batch in some) for some in (demonstrations, batches))
     search = replace(choose_alpha(curve), responses=responses, unfinished=unfinished)
     if judge is not None and sampler is not None:
@@ -113,7 +114,7 @@ def find_alpha(
     nll, entropy = (first.demonstrations, last.demonstrations), (first.entropy, last.entropy)
     doubts = (
         *doubt_swapped(nll, entropy),
-        *doubt_seen(mean_nll(sft), entropy),
+        *doubt_seen(mean_nll(ends[1.0]), entropy),
         *doubt_few(taught, responses),
         *doubt_unfinished(responses, unfinished),
         *search.doubts,

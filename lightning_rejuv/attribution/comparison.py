@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,7 +12,8 @@ from lightning_rejuv.attribution.positions import Positions, select_positions
 from lightning_rejuv.calibration.batches import Batch
 from lightning_rejuv.config import PositionRule
 from lightning_rejuv.forward import evaluation_mode
-from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.progress import phase
+from lightning_rejuv.weights.blend import Blend
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def compare(
     rule: PositionRule,
     count: int,
     reference: nn.Module | None = None,
+    ends: Mapping[float, list[Confidence]] | None = None,
 ) -> Comparison:
     """Compare the SFT model with its anchor on the calibration set and select positions.
 
@@ -47,18 +50,23 @@ def compare(
         count: the most positions per response.
         reference: the anchor as a module on the same device, if there is one. It is run as it is, which saves a copy
             of the model's weights.
+        ends: how sure the base (0.0) and the SFT model (1.0) are on the batches, if that is known.
 
     Raises:
         ValueError: the rule selects no position.
     """
-    if reference is not None:
-        with evaluation_mode(reference):
-            base = [confidence(reference, batch) for batch in batches]
-    else:
-        blend.at(0.0)
-        base = [confidence(model, batch) for batch in batches]
-    blend.at(1.0)
-    sft = [confidence(model, batch) for batch in batches]
+    known = {} if ends is None else ends
+    with phase("comparing with the base", (2 - len(known)) * len(batches)):
+        if 0.0 in known:
+            base = known[0.0]
+        elif reference is not None:
+            with evaluation_mode(reference):
+                base = [confidence(reference, batch) for batch in batches]
+        else:
+            blend.at(0.0)
+            base = [confidence(model, batch) for batch in batches]
+        blend.at(1.0)
+        sft = known.get(1.0) or [confidence(model, batch) for batch in batches]
     positions = [
         select_positions(s, b, batch.response, rule, count)
         for s, b, batch in zip(sft, base, batches, strict=True)

@@ -25,7 +25,7 @@ from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.functional.rollouts import pass_at_k, zero_variance_fraction
 from lightning_rejuv.progress import advance, phase
 from lightning_rejuv.verifier import ask, is_right
-from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.weights.blend import Blend
 from lightning_rejuv.weights.open_targets import open_targets
 
 #: Groups as GRPO has them. In 16 groups of 8 an error of pass@1 of about .04, and none right below a pass@1 of .02.
@@ -174,7 +174,8 @@ def measure_behaviour(
         sampled = sample_base(model, blend, sample_with_generate(batches, seed, targets.base_ends))
         search, no_alpha = None, None
         try:
-            search = find_alpha(model, blend, batches, sampled, sampler=sampler, judge=judge)
+            ends = {0.0: known, 1.0: own}
+            search = find_alpha(model, blend, batches, sampled, sampler=sampler, judge=judge, ends=ends)
             curve = search.curve
         except NoAlpha as error:  # all else that was measured is an answer, too
             curve, no_alpha = error.curve, _why(error.curve)

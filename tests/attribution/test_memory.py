@@ -13,7 +13,7 @@ from lightning_rejuv.calibration import checks
 from lightning_rejuv.calibration.checks import batches_for
 from lightning_rejuv.forward import evaluation_mode
 from lightning_rejuv.neurons import find_decoder
-from lightning_rejuv.weights.edit import Blend
+from lightning_rejuv.weights.blend import Blend
 from tests.conftest import sharpened, tiny_llama
 
 VOCABULARY, TIME, RESPONSE, ROWS_A_PASS = 5000, 64, 8, 4

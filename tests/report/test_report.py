@@ -187,7 +187,7 @@ def test_a_neuron_whose_reset_lowers_the_entropy_is_never_chosen_and_the_report_
     """Against the entropy itself: each neuron's score is checked by a small step toward the base."""
     from lightning_rejuv.attribution import attribute_entropy, compare
     from lightning_rejuv.neurons import find_decoder
-    from lightning_rejuv.weights.edit import Blend
+    from lightning_rejuv.weights.blend import Blend
 
     base, sft = pair
     data = calibration(base)
