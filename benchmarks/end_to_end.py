@@ -16,6 +16,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -68,7 +69,7 @@ class Record:
 
     def write(self, **row: object) -> None:
         """Print a row and append it to the file."""
-        row = {**row, "card": self.card, "torch": torch.__version__}
+        row = {**row, "card": self.card, "date": date.today().isoformat(), "torch": torch.__version__}
         print(json.dumps(row), flush=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -163,7 +164,7 @@ def rejuvenation(record: Record, size: str, rows: int, length: int, longest: int
         record: what is written.
         size: of the model.
         rows: how many demonstrations, and responses that the base samples.
-        length: tokens of each response.
+        length: tokens of each response; its prompt has a quarter as many.
         longest: tokens of eight sequences whose peak memory is measured.
     """
     base = sure(size, record.device)
@@ -171,7 +172,7 @@ def rejuvenation(record: Record, size: str, rows: int, length: int, longest: int
     fusion(record, base, batch)
     two = Reset(fraction=0.02)
     reset(record, base, batch, "alpha 0.4 and reset of 2 %", alpha=0.4, reset=two)
-    asked = prompts(base, rows, length)
+    asked = prompts(base, rows, length // 4)
     record.case(
         f"sampling of {rows} responses of {length} tokens", lambda: responses(base, asked, length, True)
     )
