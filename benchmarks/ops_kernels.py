@@ -1,6 +1,6 @@
 """Other people's kernels for the statistics of tokens, measured where they are at hand.
 
-Liger's cross entropy is taken from its package, ``liger-kernel``. Two more are single files that are no package;
+Liger's cross entropies are taken from its package, ``liger-kernel``. Two more are single files that are no package;
 ``--kernels DIR`` names the folder with them, and where a file is missing its rows are left out:
 
 - ``logprob_entropy.py``: TRL's log-probability and entropy, ``trl/kernels/logprob_entropy.py`` of ``trl``;
@@ -38,8 +38,13 @@ def tokens(x: Tensor, y: Tensor, folder: Path | None) -> dict[str, Run]:
 
 def tokens_from_hidden(h: Tensor, w: Tensor, y: Tensor, folder: Path | None) -> dict[str, Run]:
     """Return what computes some statistics of D from hidden states, likewise."""
-    if not (h.is_cuda and folder and (path := folder / "verl_kernels.py").exists()):
-        return {}
+    found: dict[str, Run] = {}
+    if not h.is_cuda:
+        return found
+    if installed("liger-kernel") != "none":
+        found["Liger linear cross entropy (loss only)"] = lambda: _liger_linear()(w, h, y)
+    if not (folder and (path := folder / "verl_kernels.py").exists()):
+        return found
     device = types.ModuleType("verl.utils.device")  # all that the file takes from its package
     device.is_cuda_available = True
     device.get_device_name = lambda: "cuda"
@@ -49,7 +54,8 @@ def tokens_from_hidden(h: Tensor, w: Tensor, y: Tensor, folder: Path | None) -> 
         sys.modules.setdefault(name, types.ModuleType(name))
     sys.modules["verl.utils.device"] = device
     not_reduced = 0
-    return {"verl kernel (2 of 5)": lambda: _load(path).efficient_entropy_forward(h, w, y, not_reduced, 1.0)}
+    found["verl kernel (2 of 5)"] = lambda: _load(path).efficient_entropy_forward(h, w, y, not_reduced, 1.0)
+    return found
 
 
 @functools.cache
@@ -57,6 +63,13 @@ def _liger() -> Callable[[Tensor, Tensor], object]:
     from liger_kernel.transformers import LigerCrossEntropyLoss
 
     return LigerCrossEntropyLoss(reduction="none")
+
+
+@functools.cache
+def _liger_linear() -> Callable[[Tensor, Tensor, Tensor], object]:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(reduction="none")
 
 
 @functools.cache
