@@ -89,7 +89,7 @@ def activation(bench: Bench, tokens: int, neurons: int, dtype: torch.dtype, swee
     if sweep:
         from lightning_rejuv.ops import triton_activation
 
-        shapes = [(128, 1, 4), (128, 2, 4), (128, 4, 4), (256, 3, 8), (64, 3, 4), (64, 4, 2)]
+        shapes = [(128, 3, 4), (128, 4, 4), (256, 3, 8), (64, 3, 4), (64, 3, 2), (64, 6, 2)]
         for columns, stages, warps in shapes:
             change = {"BN": columns, "NS": stages, "num_warps": warps}
             variants[f"ours BN{columns} NS{stages} w{warps}"] = tiled(
