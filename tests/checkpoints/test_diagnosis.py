@@ -264,6 +264,7 @@ def test_what_is_wrong_with_the_calibration_is_said_before_the_weights_are_read(
         "comparing with the base",
         "sampling responses",
         "searching for alpha",
+        "looking closer for alpha",
     ]
 
 
