@@ -263,7 +263,8 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def is_run_as_it_is(module: nn.Module) -> bool:
     """Whether what a module returns is what its class's ``forward`` makes: nothing else can change it."""
-    return not module._forward_hooks and "forward" not in vars(module)
+    hooks = module._forward_hooks or nn.modules.module._global_forward_hooks
+    return not hooks and "forward" not in vars(module)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -109,9 +109,8 @@ def _read(sums: list[Tensor]) -> Tensor:
     together: dict[torch.device, list[Tensor]] = {}
     for one in sums:
         together.setdefault(one.device, []).append(one)
-    return sum(
-        (torch.cat(some, 1).cpu().double().sum(1) for some in together.values()), torch.zeros(2).double()
-    )
+    none = torch.zeros(2, dtype=torch.float64, device="cpu")
+    return sum((torch.cat(some, 1).cpu().double().sum(1) for some in together.values()), none)
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ def logits_at(model: nn.Module, inputs: dict[str, Tensor], where: Tensor) -> Ten
     """Return a language model's logits [P, V] at chosen positions; gradients flow through them.
 
     The head of a Hugging Face model is given these positions alone. What the model makes of its logits one by one (a
-    cap, a scale, another dtype) it makes of these. If it cannot run so, or has no head that is called as a module, all
+    cap, a scale, another dtype) it makes of these; what it makes of one position's by others', which no model of
+    transformers does, would not be noticed. If it cannot run so, or has no head that is called as a module, all
     logits are made and these are taken. A pass is a step of the current :func:`lightning_rejuv.progress.phase`.
 
     Args:
@@ -134,7 +135,10 @@ def _check_targets(model: nn.Module, targets: Tensor, vocabulary: int) -> None:
 def _head(model: nn.Module) -> nn.Module | None:
     """Return the output projection of the Hugging Face model inside a model; None if there is none to be had."""
     inner = language_model(model)
-    head = inner.get_output_embeddings() if is_hugging_face(inner) else None  # type: ignore[operator]
+    try:
+        head = inner.get_output_embeddings() if is_hugging_face(inner) else None  # type: ignore[operator]
+    except NotImplementedError:  # of a model that does not say
+        return None
     return head if isinstance(head, nn.Module) else None
 
 
@@ -200,7 +204,11 @@ def _narrowed(
 
 def _is(logits: Tensor, output: Tensor, version: int) -> bool:
     """Whether logits are a tensor that has not been changed since it had this version."""
-    same_memory = (logits.data_ptr(), logits.stride()) == (output.data_ptr(), output.stride())
+    same_memory = (logits.data_ptr(), logits.shape, logits.stride()) == (
+        output.data_ptr(),
+        output.shape,  # a vocabulary without its padding begins at the same place
+        output.stride(),
+    )
     return (
         same_memory and logits.dtype == output.dtype and version_of(logits) == version == version_of(output)
     )

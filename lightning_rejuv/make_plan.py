@@ -105,7 +105,6 @@ def make_plan(model: nn.Module, targets: Targets, data: Data, options: Options) 
             if reset and decoder:
                 rule, count = reset.positions, reset.positions_per_response
                 comparison = compare(model, blend, batches, rule, count, targets.reference, ends)
-                blend.make_room()
                 with phase("attributing to neurons", len(batches)):
                     attribution = _attribute(
                         model, decoder, blend, alphas, targets, batches, comparison, reset
@@ -155,7 +154,9 @@ def _attribute(
 ) -> Attribution:
     if reset.quantity == "entropy_gradient":
         blend.at(alphas)
+        blend.make_room()
         return attribute_entropy(model, decoder.groups, batches, comparison.positions, targets.base_of)
+    blend.make_room()
     total = sum(group.count for group in decoder.groups)
     top = max(1, count_of(reset.fraction, total)) if reset.budget == "union" else 0
     attribution = attribute(model, decoder, batches, comparison.positions, top)

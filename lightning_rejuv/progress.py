@@ -50,14 +50,14 @@ def reporting(listener: Listener | None) -> Iterator[None]:
 def phase(name: str, total: int) -> Iterator[None]:
     """Name what is computed inside the ``with`` block; what is done of it is told by :func:`advance`.
 
-    A phase inside another is a part of it, and has no name of its own. At its end a phase is complete, also if
-    less had to be done than was thought.
+    A phase inside another is a part of it, and has no name of its own; nor has one in which nothing is to be done. At
+    its end a phase is complete, also if less had to be done than was thought.
 
     Args:
         name: what is done, in words that stand before a progress bar.
         total: how much there is to do at most.
     """
-    if _phase.get() is not None:
+    if _phase.get() is not None or not total:
         yield
         return
     current = _Phase(name, total)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_rejuv import rejuvenate
-from lightning_rejuv.apply_plan import RejuvenationError, apply_plan, shift_all
+from lightning_rejuv.apply_plan import RejuvenationError, _read, apply_plan, shift_all
 from lightning_rejuv.config import Options, Reset
 from lightning_rejuv.neurons import NeuronGroup
 from lightning_rejuv.ops import lerp
@@ -53,7 +53,8 @@ def test_a_compiled_submodule_is_rounded_as_the_plain_one_is():
     pairs = zip(model.named_parameters(), plain.parameters(), nearest.parameters(), strict=True)
     for (name, ours), theirs, other in pairs:
         assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16)), name
-        assert not torch.equal(theirs, other), name
+        if theirs.dim() > 1:  # a bias is short enough to be rounded as to nearest by chance
+            assert not torch.equal(theirs, other), name
 
 
 @pytest.mark.skipif(lerp.kernels_on(torch.device("cpu")), reason="kernels edit the weights of this process")
@@ -67,3 +68,10 @@ def test_nothing_waits_for_the_device_until_all_is_edited(rounding):
     plan = Plan(0.4, dict.fromkeys(targets.fused, 0.4), [GroupReset(group, torch.tensor([1, 2]))])
     with pytest.raises(RejuvenationError, match=r"copy out of meta.*Edited by then: 8 of 8 parameters"):
         apply_plan(targets, plan, Options(alpha=0.4, reset=Reset(fraction=0.1), rounding=rounding))
+
+
+def test_what_rounding_did_is_read_whatever_the_default_device_is():
+    sums = [torch.ones(2, 3), torch.ones(2, 1, dtype=torch.float64)]
+    with torch.device("meta"):
+        total = _read(sums)
+    assert total.tolist() == [4.0, 4.0]

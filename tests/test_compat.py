@@ -76,6 +76,9 @@ def test_a_module_with_a_hook_or_another_forward_is_not_run_as_it_is():
     assert not is_run_as_it_is(module)
     handle.remove()
     assert is_run_as_it_is(module)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)  # on every module there is
+    assert not is_run_as_it_is(module)
+    handle.remove()
     module.forward = module.forward
     assert not is_run_as_it_is(module)
 

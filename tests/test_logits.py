@@ -21,7 +21,7 @@ from tests.families import tiny
 from tests.processes import run_in_processes
 from tests.sharding import fsdp1, fsdp2, tensor_parallel
 
-IDS = torch.randint(3, 23, (3, 7), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(3, 21, (3, 7), generator=torch.Generator().manual_seed(0))
 WHERE = torch.tensor([[0, 0, 1, 1, 0, 1, 0], [0] * 7, [1, 0, 0, 0, 0, 1, 1]]).bool()
 TARGETS = IDS.roll(-1, 1)[WHERE]
 BF16 = torch.bfloat16
@@ -88,6 +88,11 @@ def capped(self, input_ids):
 
 def reversed_tokens(self, input_ids):
     return self.lm_head(_hidden(self, input_ids)).flip(-1)
+
+
+def without_padding(self, input_ids):
+    """A vocabulary whose last tokens are padding: a view that begins where the head's output does."""
+    return self.lm_head(_hidden(self, input_ids))[..., :21]
 
 
 class Custom(nn.Module):
@@ -179,7 +184,7 @@ MODELS = {
         forward.__name__: (lambda forward=forward: subclass(forward))
         for forward in (
             *(functional_head, flat_head, viewed, twice, per_position, by_row, in_place, capped),
-            reversed_tokens,
+            *(reversed_tokens, without_padding),
         )
     },
     "custom": Custom,

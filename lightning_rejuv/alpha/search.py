@@ -167,7 +167,7 @@ def is_clear(curve: Sequence[AlphaPoint]) -> bool:
     if not all(_most(curve)):
         return False
     largest = max(math.prod(shares) for shares in _shares(curve))
-    return math.prod(shares_at(curve, USUAL_ALPHA)) >= _CLEAR * largest
+    return largest > 0 and math.prod(shares_at(curve, USUAL_ALPHA)) >= _CLEAR * largest
 
 
 def shares_at(curve: Sequence[AlphaPoint], alpha: float) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -138,22 +139,21 @@ def read_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype | None]]:
     return found
 
 
-def read_tensor(path: Path, entry: Entry) -> Tensor:
-    """Read one tensor into memory of its own, from where it lies: the header is not read again.
+def read_tensor(file: FileIO, entry: Entry) -> Tensor:
+    """Read one tensor of an open file into memory of its own, from where it lies: the header is not read again.
 
     Raises:
         OSError: the file cannot be read, or ends too early.
     """
-    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
     # Not every NumPy that is taken declares that its arrays are buffers.
     view = memoryview(cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()))
-    with open(path, "rb", buffering=0) as file:
-        file.seek(entry.offset)
-        while view:
-            got = file.readinto(view)
-            if not got:
-                raise OSError(f"{str(path)!r} ended early: it was changed while read.")
-            view = view[got:]
+    file.seek(entry.offset)
+    while view:
+        got = file.readinto(view)
+        if not got:
+            raise OSError(f"{str(file.name)!r} ended early: it was changed while read.")
+        view = view[got:]
     return tensor
 
 

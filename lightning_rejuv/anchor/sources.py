@@ -26,6 +26,7 @@ from lightning_rejuv.names import canonical_name, listing, printable
 
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _SEPARATOR = "::"  # between a path and a prefix
+_Version = tuple[int, int, int, int]  # of a file: which it is, and when it was changed
 
 
 def open_anchor(source: AnchorSource, prefix: str = "") -> Anchor:
@@ -165,7 +166,7 @@ class _SafetensorsAnchor(Anchor):
         self._place: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, torch.Size] = {}
         self._dtypes: dict[str, torch.dtype | None] = {}
-        self._entries: dict[Path, tuple[tuple[int, int, int], dict[str, Entry]]] = {}
+        self._entries: dict[Path, tuple[_Version, dict[str, Entry]]] = {}
         for file in files:
             try:
                 self._read_header(file)
@@ -212,27 +213,32 @@ class _SafetensorsAnchor(Anchor):
 
     def tensor(self, name: str) -> Tensor:
         file, key = self._place[name]
-        entry = self._entries_of(file).get(key)
-        if entry is not None and entry.shape == self._shapes[name]:
-            return read_tensor(file, entry)
+        with open(file, "rb", buffering=0) as opened:
+            entry = self._entries_of(file, _version(os.fstat(opened.fileno()))).get(key)
+            if entry is not None and entry.shape == self._shapes[name]:
+                return read_tensor(opened, entry)
         with safe_open(file, framework="pt") as handle:
             return handle.get_tensor(key)  # type: ignore[no-any-return]
 
-    def _entries_of(self, file: Path) -> dict[str, Entry]:
+    def _entries_of(self, file: Path, version: _Version) -> dict[str, Entry]:
         """Return where the tensors of a file lie, read once; empty if its header is one that only the library reads.
 
         The library reads the header again for every tensor, which for one of thousands takes longer than the tensors.
         """
-        status = os.stat(file)
-        version = (status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._entries.get(file)
         if known is None or known[0] != version:  # not read yet, or another file by now
             try:
                 known = version, {entry.name: entry for entry in read_header(file).entries}
             except ValueError:
                 known = version, {}
+            if _version(os.stat(file)) != version:  # exchanged meanwhile: the library opens what is there
+                return {}
             self._entries[file] = known
         return known[1]
+
+
+def _version(status: os.stat_result) -> _Version:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _DistributedAnchor(Anchor):

@@ -50,18 +50,19 @@ def compare(
         count: the most positions per response.
         reference: the anchor as a module on the same device, if there is one. It is run as it is, which saves a copy
             of the model's weights.
-        ends: how sure the base (0.0) and the SFT model (1.0) are on the batches, if that is known.
+        ends: how sure ``model`` is on the batches with the anchor's weights in it (0.0) and with its own (1.0), if that
+            is known; the reference is run all the same.
 
     Raises:
         ValueError: the rule selects no position.
     """
-    known = {} if ends is None else ends
+    known = {alpha: found for alpha, found in (ends or {}).items() if alpha == 1.0 or reference is None}
     with phase("comparing with the base", (2 - len(known)) * len(batches)):
-        if 0.0 in known:
-            base = known[0.0]
-        elif reference is not None:
+        if reference is not None:
             with evaluation_mode(reference):
                 base = [confidence(reference, batch) for batch in batches]
+        elif 0.0 in known:
+            base = known[0.0]
         else:
             blend.at(0.0)
             base = [confidence(model, batch) for batch in batches]

@@ -218,7 +218,7 @@ class Reader:
             whole = self._checkpoint.made[name](self.tensor).flatten()
             return whole[start:] if count is None else whole[start : start + count]
         count = entry.numel - start if count is None else count
-        buffer = torch.empty(count * entry.dtype.itemsize, dtype=torch.uint8)
+        buffer = torch.empty(count * entry.dtype.itemsize, dtype=torch.uint8, device="cpu")
         view, offset = _view(buffer), entry.offset + start * entry.dtype.itemsize
         self._fill(file, view, offset)
         if self._seen is not None:

@@ -182,7 +182,7 @@ class _Scratch:
         size = rows * columns
         held = self._held.get((role, dtype))
         if held is None or len(held) < size:
-            held = self._held[role, dtype] = torch.empty(size, dtype=dtype)
+            held = self._held[role, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return held[:size].view(rows, columns)
 
 

@@ -126,6 +126,7 @@ class _Thread(ABC, Generic[_Task]):
                 return self._tasks.get(timeout=_PATIENCE)
             except Empty:  # an interrupt before the first line of `__exit__` tells the thread nothing
                 if not self._directory.exists():
+                    self._stopped = True
                     return None
 
 

@@ -23,8 +23,7 @@ def can_lerp(param: Tensor, base: Tensor) -> bool:
     PyTorch's own lerp of two float32 tensors reads and writes as little.
     """
     wide = param.dtype == base.dtype == torch.float32
-    fits = param.is_contiguous() and param.numel() > 0 and has_kernel(param, base)
-    return kernels_on(param.device) and fits and not wide
+    return kernels_on(param.device) and param.numel() > 0 and has_kernel(param, base) and not wide
 
 
 def lerp_(param: Tensor, base: Tensor, weight: float, generator: torch.Generator | None = None) -> Tensor:
@@ -34,7 +33,7 @@ def lerp_(param: Tensor, base: Tensor, weight: float, generator: torch.Generator
     element's place, on every device.
 
     Args:
-        param: float32, bfloat16 or float16, contiguous; see :func:`can_lerp`.
+        param: float32, bfloat16 or float16, see :func:`can_lerp`; one that is not contiguous is copied meanwhile.
         base: of the same shape and of any of these dtypes; moved to the device of ``param`` as a whole.
         weight: the share of the base, 0 to 1.
         generator: with one, a half type is rounded stochastically; otherwise to nearest.
@@ -50,4 +49,8 @@ def lerp_(param: Tensor, base: Tensor, weight: float, generator: torch.Generator
         # A draw on the host: nothing waits for the device. Bit 62 makes every key an int64 of one kernel.
         draw = torch.randint(2**62, (), generator=generator, device=generator.device)
         key = int(draw) | 1 << 62
-    return triton_lerp.lerp_(param, base.to(param.device).contiguous(), weight, key)
+    fused = param.contiguous()
+    sums = triton_lerp.lerp_(fused, base.to(param.device).contiguous(), weight, key)
+    if fused is not param:
+        param.copy_(fused)
+    return sums

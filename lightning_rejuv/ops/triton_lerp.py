@@ -171,4 +171,6 @@ def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor
             MEASURE=half,
             **LERP_TILE,
         )
+    if not param.is_inference():
+        torch.autograd.graph.increment_version(param)  # as an edit of PyTorch's own does
     return sums if half else sums.zero_()

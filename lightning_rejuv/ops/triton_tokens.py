@@ -184,7 +184,6 @@ def merge_kernel(
     FINAL: tl.constexpr,
     BP: tl.constexpr,
     BM: tl.constexpr,
-    LOWEST: tl.constexpr = LOWEST,
     LOWEST_EXPONENT: tl.constexpr = LOWEST_EXPONENT,
     NO_ID: tl.constexpr = NO_ID,
 ):
@@ -207,7 +206,7 @@ def merge_kernel(
         parts = p + tl.arange(0, BP)
         inside = (parts < P)[:, None] & in_rows[None, :]
         at = parts.to(tl.int64)[:, None] * 4 * M + rows[None, :]
-        top = tl.load(part_ptr + at, mask=inside, other=LOWEST)
+        top = tl.load(part_ptr + at, mask=inside, other=float("-inf"))
         d = tl.load(part_ptr + at + M, mask=inside, other=0.0)
         s = tl.load(part_ptr + at + 2 * M, mask=inside, other=0.0)
         y = tl.load(part_ptr + at + 3 * M, mask=inside, other=float("nan"))

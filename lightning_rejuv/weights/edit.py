@@ -71,7 +71,7 @@ def lerp_(
     elif index.numel():
         at = index.to(param.device, non_blocking=True)
         rows = param.index_select(dim, at)
-        _lerp_whole(rows, base.index_select(dim, index.to(base.device, non_blocking=True)), weight, generator)
+        _lerp_whole(rows, base.index_select(dim, index.to(base.device)), weight, generator)
         param.index_copy_(dim, at, rows)
     return param
 
@@ -121,15 +121,16 @@ def _lerp_whole(param: Tensor, base: Tensor, weight: float, generator: torch.Gen
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Go through tensors of one shape piece by piece, so that no wide copy of a whole one is made.
 
-    A piece is as many elements wherever memory has them in order, and as many rows as fit elsewhere. On a CPU one
-    thread works on it.
+    A piece is as many elements wherever memory has them in order, and as many rows as fit elsewhere: a multiple of four
+    in either case, so that both draw the same random bits, of which four elements share a word. On a CPU one thread
+    works on it.
     """
     first = tensors[0]
     size = _PIECE_ON_CPU if first.device.type == "cpu" else _PIECE
     if all(tensor.is_contiguous() for tensor in tensors):
         tensors = tuple(tensor.view(-1) for tensor in tensors)
     else:
-        size = max(1, size // max(1, first[:1].numel()))
+        size = max(4, size // max(1, first[:1].numel()) // 4 * 4)
     with one_thread() if first.device.type == "cpu" else nullcontext():
         yield from zip(*(tensor.split(size) for tensor in tensors), strict=True)
 

@@ -71,6 +71,18 @@ def test_the_line_is_looked_at_closer_only_if_that_may_change_the_answer(pair, m
     assert search.curve[-1].demonstrations == pytest.approx(own, abs=1e-4)
 
 
+def test_a_base_that_is_a_module_is_run_as_it_is_with_a_search_too(pair):
+    """Its logits are capped, the model's are not: what the base says is the module's, whichever way alpha comes."""
+    base, sft = pair
+    base.lm_head.register_forward_hook(lambda _module, _args, logits: 0.5 * logits)
+    data = [greedy_batch(sft, rows=8)]
+    known = rejuvenate(copy.deepcopy(sft), base, data, alpha=0.4, reset=Reset(fraction=0.1))
+    found = rejuvenate(copy.deepcopy(sft), base, data, sampler=sample, reset=Reset(fraction=0.1))
+    assert found.comparison.entropy_base == pytest.approx(known.comparison.entropy_base, abs=1e-6)
+    plain = rejuvenate(copy.deepcopy(sft), base.state_dict(), data, alpha=0.4, reset=Reset(fraction=0.1))
+    assert abs(plain.comparison.entropy_base - known.comparison.entropy_base) > 0.01
+
+
 def test_the_format_is_what_the_base_does_not_know(pair):
     """Not what the model at each alpha does not know itself: SFT has taught it to end with token 7."""
     base, sft = pair

@@ -274,3 +274,14 @@ def test_a_line_on_which_only_one_side_can_lose_is_looked_at_closer():
 def test_a_line_with_a_value_that_is_not_finite_is_not_looked_at_any_closer():
     with pytest.raises(NoAlpha, match="at alpha 0.2 the demonstrations cost nan"):
         is_clear(line(lambda alpha: math.nan if alpha == 0.2 else 1 - alpha, base_samples, grid=FIRST))
+
+
+def test_where_no_point_keeps_both_a_closer_look_is_taken():
+    """Over-trained, with demonstrations that gain at the very end alone: between the six points lies a good alpha."""
+
+    def taught(alpha):
+        return 20 * (1 - 1 / (1 + math.exp(-(alpha - 0.886) / 0.197))) + 12.565 * alpha**2
+
+    first, whole = (line(taught, lambda alpha: 5 + 20 * alpha**2, grid=grid) for grid in (FIRST, GRID))
+    assert not is_clear(first)
+    assert choose_alpha(whole).alpha == pytest.approx(0.124, abs=1e-3)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_rejuv.anchor import Anchor, match, sources
+from lightning_rejuv.anchor.header import read_header, read_tensor
 from tests.conftest import shifted, tiny_llama
 
 
@@ -212,13 +213,31 @@ def test_a_header_that_only_the_library_reads_is_left_to_it(tmp_path, monkeypatc
     assert Anchor.open(tmp_path / "x.safetensors").tensor("w").tolist() == [0.0, 1.0, 2.0]
 
 
-def test_a_file_that_shrinks_is_an_error_that_names_it(tmp_path, monkeypatch):
+def test_a_file_that_shrinks_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(1000), "b": torch.ones(1000)}, path)
-    anchor = Anchor.open(path)
-    anchor.tensor("a")
-    kept = path.stat()
+    entry = {entry.name: entry for entry in read_header(path).entries}["b"]
     os.truncate(path, 5000)
-    monkeypatch.setattr(sources.os, "stat", lambda file: kept)  # as if it shrank while it is read
-    with pytest.raises(OSError, match="x.safetensors' ended early"):
-        anchor.tensor("b")
+    with open(path, "rb", buffering=0) as file, pytest.raises(OSError, match="x.safetensors' ended early"):
+        read_tensor(file, entry)
+
+
+def test_a_file_that_is_written_anew_in_place_is_read_anew(tmp_path):
+    """The same size and time of change, as far as anybody can set it."""
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(4), "b": torch.ones(4)}, path)
+    anchor, times = Anchor.open(path), path.stat()
+    assert anchor.tensor("a").tolist() == [0.0] * 4
+    content = bytearray(path.read_bytes())
+    half = len(content) - 32
+    header = content[8:half].replace(b'"a"', b'"?"').replace(b'"b"', b'"a"').replace(b'"?"', b'"b"')
+    path.write_bytes(bytes(content[:8]) + bytes(header) + bytes(content[half:]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert anchor.tensor("a").tolist() == [1.0] * 4
+
+
+def test_tensors_are_read_to_the_cpu_whatever_the_default_device_is(tmp_path):
+    save_file({"a": torch.ones(4)}, tmp_path / "x.safetensors")
+    anchor = Anchor.open(tmp_path / "x.safetensors")
+    with torch.device("meta"):
+        assert anchor.tensor("a").tolist() == [1.0] * 4

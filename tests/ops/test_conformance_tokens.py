@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise, product
 
 import pytest
@@ -13,6 +14,7 @@ from tests.ops.backends import Backend, backends
 from tests.ops.test_conformance import LAYOUTS, laid_out
 
 INF = float("inf")
+LOWEST = torch.finfo(torch.float32).min
 
 
 @pytest.fixture(params=backends(), ids=lambda backend: backend.name)
@@ -236,3 +238,17 @@ def test_rows_in_several_parts(backend, vocabulary, cut, dtype, monkeypatch):
     logits, target = edge_cases(vocabulary, dtype, backend.device)
     found = statistics(backend, backend.functions.token_partials(sliced(logits, cut), target, 1.0, None, 0))
     assert_token_stats(found, reference.token_stats(logits, target))
+
+
+@pytest.mark.parametrize("values", [[-INF, LOWEST, -INF], [LOWEST] * 3, [-2e38, -2e38, -INF]])
+def test_rows_whose_scaled_maximum_lies_below_the_lowest_float(backend, values):
+    """Masked as a whole, at a temperature below 1: the maximum is beyond float32, and still one."""
+    x = torch.tensor([values], dtype=torch.float32, device=backend.device)
+    sums, ids = backend.functions.token_partials(x, None, 0.5, None, 0)
+    found, first = backend.functions.merge_token_partials(sums[None], ids[None])
+    largest = max(values)
+    count = values.count(largest)
+    assert first.tolist() == [values.index(largest)]
+    assert found[0].item() == pytest.approx(math.log(count), abs=1e-6)
+    assert found[3].item() == pytest.approx(1 / count)
+    assert found[1].item() == pytest.approx(2.0 * torch.tensor(largest).item(), rel=1e-6)

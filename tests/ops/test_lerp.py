@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -29,20 +32,27 @@ def test_kernels_lerp_half_types_and_mixtures(dtype, base_dtype, can):
     assert lerp.can_lerp(torch.ones(4, dtype=dtype), torch.ones(4, dtype=base_dtype)) is can
 
 
-def test_kernels_lerp_what_memory_has_in_order():
-    matrix = torch.ones(4, 6, dtype=torch.bfloat16)
-    assert lerp.can_lerp(matrix[1:3], matrix[1:3])
-    assert lerp.can_lerp(matrix, matrix.t())  # the base is put in order
-    assert not lerp.can_lerp(matrix.t(), matrix.t())
+def test_what_memory_has_in_another_order_is_put_in_order_for_the_kernel(monkeypatch):
+    def kernel(param, base, weight, key):
+        assert param.is_contiguous()
+        assert base.is_contiguous()
+        return param.copy_(base).new_zeros(2, 1)
+
+    monkeypatch.setitem(sys.modules, "lightning_rejuv.ops.triton_lerp", SimpleNamespace(lerp_=kernel))
+    monkeypatch.setattr("lightning_rejuv.ops.triton_lerp", SimpleNamespace(lerp_=kernel), raising=False)
+    matrix, base = torch.ones(4, 6, dtype=torch.bfloat16), torch.randn(6, 4).bfloat16()
+    assert lerp.can_lerp(matrix, base.t())
+    pointer = matrix.data_ptr()
+    lerp.lerp_(matrix.t(), base, 0.5)
+    assert torch.equal(matrix, base.t())
+    assert matrix.data_ptr() == pointer
     assert not lerp.can_lerp(matrix[:0], matrix[:0])
 
 
 def test_the_key_of_a_lerp_is_a_draw_from_the_stream(monkeypatch):
-    from types import SimpleNamespace
-
     keys = []
     fake = SimpleNamespace(lerp_=lambda param, base, weight, key: keys.append(key))
-    monkeypatch.setitem(__import__("sys").modules, "lightning_rejuv.ops.triton_lerp", fake)
+    monkeypatch.setitem(sys.modules, "lightning_rejuv.ops.triton_lerp", fake)
     monkeypatch.setattr("lightning_rejuv.ops.triton_lerp", fake, raising=False)
     half, wide = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
     for name in ("a", "a", "b"):
