@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -139,22 +140,26 @@ def read_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype | None]]:
     return found
 
 
-def read_tensor(file: FileIO, entry: Entry) -> Tensor:
-    """Read one tensor of an open file into memory of its own, from where it lies: the header is not read again.
+def map_tensor(file: FileIO, entry: Entry) -> Tensor:
+    """Map one tensor of an open file into memory, from where it lies: the header is not read again.
+
+    What is looked at is read, and needs no memory that the system could not take back; what is written stays private.
 
     Raises:
-        OSError: the file cannot be read, or ends too early.
+        OSError: the file cannot be mapped, or ends too early.
     """
-    tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
-    # Not every NumPy that is taken declares that its arrays are buffers.
-    view = memoryview(cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()))
-    file.seek(entry.offset)
-    while view:
-        got = file.readinto(view)
-        if not got:
-            raise OSError(f"{str(file.name)!r} ended early: it was changed while read.")
-        view = view[got:]
-    return tensor
+    if not entry.nbytes:
+        return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+    start = entry.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    before = entry.offset - start
+    try:
+        mapped = mmap.mmap(file.fileno(), before + entry.nbytes, access=mmap.ACCESS_COPY, offset=start)
+    except ValueError as error:
+        raise OSError(f"{str(file.name)!r} ended early: it was changed while read.") from error
+    content = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.nbytes, offset=before)
+    if before % entry.dtype.itemsize:  # a number has to begin at a multiple of its size
+        content = content.clone()
+    return content.view(entry.dtype).view(entry.shape)
 
 
 def build_header(

@@ -20,7 +20,7 @@ from lightning_rejuv.anchor.conversion import architecture, as_loaded
 from lightning_rejuv.anchor.distributed import DistributedCheckpoint
 from lightning_rejuv.anchor.distributed_metadata import METADATA
 from lightning_rejuv.anchor.files import CONFIG, GENERATION, INDEX, SINGLE, read_json, weight_files
-from lightning_rejuv.anchor.header import Entry, read_header, read_shapes, read_tensor
+from lightning_rejuv.anchor.header import Entry, map_tensor, read_header, read_shapes
 from lightning_rejuv.anchor.match import names_fit
 from lightning_rejuv.names import canonical_name, listing, printable
 
@@ -216,7 +216,7 @@ class _SafetensorsAnchor(Anchor):
         with open(file, "rb", buffering=0) as opened:
             entry = self._entries_of(file, _version(os.fstat(opened.fileno()))).get(key)
             if entry is not None and entry.shape == self._shapes[name]:
-                return read_tensor(opened, entry)
+                return map_tensor(opened, entry)
         with safe_open(file, framework="pt") as handle:
             return handle.get_tensor(key)  # type: ignore[no-any-return]
 

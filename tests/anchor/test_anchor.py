@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_rejuv.anchor import Anchor, match, sources
-from lightning_rejuv.anchor.header import read_header, read_tensor
+from lightning_rejuv.anchor.header import build_header, map_tensor, read_header
 from tests.conftest import shifted, tiny_llama
 
 
@@ -213,13 +213,31 @@ def test_a_header_that_only_the_library_reads_is_left_to_it(tmp_path, monkeypatc
     assert Anchor.open(tmp_path / "x.safetensors").tensor("w").tolist() == [0.0, 1.0, 2.0]
 
 
+def test_tensors_that_begin_anywhere_are_mapped(tmp_path):
+    """A file that another program has written: nothing is aligned."""
+    path = tmp_path / "x.safetensors"
+    values = {
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "wide": torch.arange(5.0),
+        "half": torch.ones(3).bfloat16(),
+    }
+    table = [(name, value.dtype, tuple(value.shape)) for name, value in values.items()]
+    content = b"".join(value.view(torch.uint8).numpy().tobytes() for value in values.values())
+    path.write_bytes(build_header(table, {}) + content)
+    anchor = Anchor.open(path)
+    for name, value in values.items():
+        assert torch.equal(anchor.tensor(name), value)
+    anchor.tensor("wide").add_(1)  # nobody should; it stays private
+    assert torch.equal(anchor.tensor("wide"), values["wide"])
+
+
 def test_a_file_that_shrinks_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(1000), "b": torch.ones(1000)}, path)
     entry = {entry.name: entry for entry in read_header(path).entries}["b"]
     os.truncate(path, 5000)
     with open(path, "rb", buffering=0) as file, pytest.raises(OSError, match="x.safetensors' ended early"):
-        read_tensor(file, entry)
+        map_tensor(file, entry)
 
 
 def test_a_file_that_is_written_anew_in_place_is_read_anew(tmp_path):
