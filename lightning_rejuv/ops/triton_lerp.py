@@ -9,6 +9,8 @@ make the 16 bits of each of eight elements.
 # Kernels are compiled by Triton, whose argument types do not exist for mypy.
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -20,8 +22,6 @@ from lightning_rejuv.ops.triton_launch import OPTIONS, on_device, spread
 #: take it as a default: a constant that they found in the module would be compared at every launch.
 NEIGHBOURS = 8
 LERP_TILE = {"L": 128, **OPTIONS}
-#: How many of the low bits of a float32 each half type drops.
-_DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 _SMALLEST_NORMAL_HALF = 2.0**-14
 
 
@@ -138,6 +138,11 @@ def lerp_kernel(
         tl.store(sums_ptr + tl.num_programs(0) + program, tl.sum(tl.sum(line, 1), 0))
 
 
+def dropped_bits(dtype: torch.dtype) -> int:
+    """Return how many of the low bits of a float32 a dtype drops; none for float32."""
+    return round(math.log2(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps))
+
+
 def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor:
     """Lerp a contiguous ``param`` toward a contiguous ``base`` of its size in place.
 
@@ -153,7 +158,8 @@ def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor
     """
     count = param.numel()
     programs, steps = spread(count, LERP_TILE["L"] * NEIGHBOURS, param.device)
-    half = param.dtype in _DROPPED
+    dropped = dropped_bits(param.dtype)
+    half = dropped > 0
     sums = torch.empty((2, programs), dtype=torch.float32, device=param.device)
     with on_device(param.device):
         lerp_kernel[(programs,)](
@@ -166,7 +172,7 @@ def lerp_(param: Tensor, base: Tensor, weight: float, key: int | None) -> Tensor
             steps,
             NEAR_BASE=weight >= 0.5,
             STOCHASTIC=half and key is not None,
-            DROPPED=_DROPPED.get(param.dtype, 0),
+            DROPPED=dropped,
             LARGEST=torch.finfo(param.dtype).max,
             MEASURE=half,
             **LERP_TILE,

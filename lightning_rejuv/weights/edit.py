@@ -135,7 +135,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
-def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> tuple[float, float]:
+def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> Tensor:
     """Add up what rounding did to a fusion along the line from a parameter to its base.
 
     The first sum over the second is the shift of alpha, the weight that the parameter has in the fusion: how far from
@@ -150,18 +150,13 @@ def rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -
         rounded: the fusion.
 
     Returns:
-        ⟨base - param, exact - rounded⟩ and ‖base - param‖².
+        ``[2]`` on the device: ⟨base - param, exact - rounded⟩ and ‖base - param‖².
 
     >>> w, b = torch.tensor([1.0]).bfloat16(), torch.tensor([1.0078125]).bfloat16()  # the next one after 1
     >>> gap, line = rounding_sums(w, b, 0.4 * w.float() + 0.6 * b.float(), lerp_(w.clone(), b, 0.6))
-    >>> round(gap / line, 3)
+    >>> round(float(gap / line), 3)
     -0.4
     """
-    gap, length = _rounding_sums(param, base, exact, rounded).tolist()
-    return gap, length
-
-
-def _rounding_sums(param: Tensor, base: Tensor, exact: Tensor, rounded: Tensor) -> Tensor:
     wide = torch.float32 if param.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
     line = base.to(param.device, wide) - param.to(wide)
     error = exact.to(wide) - rounded.to(wide)
@@ -197,7 +192,7 @@ def lerp_measuring_(
     sums = [torch.zeros(2, device=param.device)]
     for sft, anchor, rounded in _pieces(before, base[::step], param[::step]):
         exact = torch.lerp(sft.float(), anchor.to(sft.device, torch.float32), weight)
-        sums.append(_rounding_sums(sft, anchor, exact, rounded))
+        sums.append(rounding_sums(sft, anchor, exact, rounded))
     return torch.stack(sums, 1)
 
 

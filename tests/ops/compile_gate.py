@@ -112,7 +112,7 @@ def cases() -> dict[str, Case]:
         constants = {
             "NEAR_BASE": False,
             "STOCHASTIC": stochastic,
-            "DROPPED": lerps._DROPPED.get(w.dtype, 0),
+            "DROPPED": lerps.dropped_bits(w.dtype),
             "LARGEST": torch.finfo(w.dtype).max,
             "MEASURE": half,
             **lerps.LERP_TILE,
