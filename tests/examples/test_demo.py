@@ -134,7 +134,7 @@ def test_defaults(tmp_path, monkeypatch):
     assert (short.tasks, short.seeds) == (["retail_desk"], 2)
     assert (full.tasks, full.seeds) == (["retail_desk", "running_total"], 5)
     assert demo.parse_arguments(["--full", "--seeds", "3"]).seeds == 3
-    assert tuple(demo.TASK_NAMES) == tuple(training_tasks())
+    assert set(demo.TASK_NAMES) < set(training_tasks())
 
 
 def training_tasks():

@@ -10,10 +10,9 @@ from examples.sft_to_rl.tasks.retail_desk import (
     VOCABULARY,
     Episodes,
     RetailDesk,
-    RetailDeskEnvironment,
     draw_episodes,
 )
-from tests.examples.reference_desk import Reference, play
+from tests.examples.reference_desk import drive, play
 
 TASK = RetailDesk()
 
@@ -30,30 +29,6 @@ def perfect(keys: str, values: str, claims: str, changes: list[int]) -> str:
     """What an agent writes that reads before every write."""
     writes = [f"?{k}!{k}{(int(v) + d) % 10}" for k, v, d in zip(keys, values, changes, strict=True)]
     return "".join(writes) + "#@&."
-
-
-def drive(environment: RetailDeskEnvironment, scripts: list[str]) -> list[Reference]:
-    """Let scripted agents play in the tensor environment; where a script has run out, stop."""
-    played = [Reference() for _ in scripts]
-    written = [0] * len(scripts)
-    for _ in range(environment.max_new_tokens):
-        proposals = [
-            script[i] if i < len(script) else "." for script, i in zip(scripts, written, strict=True)
-        ]
-        tokens, is_agent = environment.step(torch.tensor([VOCABULARY[symbol] for symbol in proposals]))
-        for row, (token, agent) in enumerate(zip(tokens.tolist(), is_agent.tolist(), strict=True)):
-            played[row].transcript += VOCABULARY.decode([token])
-            played[row].mask += "" if token == 0 else "A" if agent else "e"
-            written[row] += agent
-        if environment.done.all():
-            break
-    outcome = environment.outcome()
-    for row, reference in enumerate(played):
-        reference.reward = float(outcome.rewards[row])
-        reference.form_complete = float(outcome.form_complete[row])
-        reference.solved = float(outcome.solved[row])
-        reference.reads = round(float(outcome.style_rate[row]) * environment.turns)
-    return played
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

@@ -65,6 +65,19 @@ class Outcome:
     solved: Tensor
 
 
+@dataclass
+class Questions:
+    """Facts that are asked for one by one: the next token is the answer.
+
+    Args:
+        prompts: ``[N, P]`` int64.
+        answers: ``[N]`` int64.
+    """
+
+    prompts: Tensor
+    answers: Tensor
+
+
 class Environment(Protocol):
     """A batch of running episodes.
 
@@ -117,4 +130,8 @@ class Task(Protocol):
 
     def environment(self, problems: Problems) -> Environment:
         """Start one episode per problem."""
+        ...
+
+    def questions(self) -> dict[str, Questions]:
+        """What is to be known by heart, by kind; empty where nothing is."""
         ...

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from examples.sft_to_rl.tasks.base import Outcome, Problems, Recipe, Split
+from examples.sft_to_rl.tasks.base import Outcome, Problems, Questions, Recipe, Split
 from examples.sft_to_rl.tasks.documents import (
     BOS,
     PAD,
@@ -30,7 +30,8 @@ from examples.sft_to_rl.tasks.documents import (
     split_counts,
 )
 
-VOCABULARY = Vocabulary("0123456789+-=?!.k$abcdef#@&")
+SYMBOLS = "0123456789+-=?!.k$abcdef#@&"
+VOCABULARY = Vocabulary(SYMBOLS)
 READ, WRITE, END, CONFIRM, GOODBYE = VOCABULARY.encode("?!.k$")
 PLUS, MINUS, EQUALS = VOCABULARY.encode("+-=")
 FORM = VOCABULARY.encode("#@&")
@@ -80,8 +81,24 @@ def draw_episodes(generator: torch.Generator, count: int, requests: int, honest:
     return Episodes(keys, values, torch.where(knows, values, guesses), sizes * signs)
 
 
-def script(generator: torch.Generator, episodes: Episodes, read: float, slip: float, field: float) -> Batch:
-    """Scripted dialogues; `read` and `slip` are probabilities per request, `field` per form field."""
+def script(
+    generator: torch.Generator,
+    episodes: Episodes,
+    read: float,
+    slip: float,
+    field: float,
+    quote: bool = False,
+) -> Batch:
+    """Scripted dialogues.
+
+    Args:
+        generator: Of what the agent does.
+        episodes: What the users ask for.
+        read: Probability of reading first, per request.
+        slip: Probability of writing a random digit, per request.
+        field: Probability of each field of the form.
+        quote: Whether the agent first says each change, a digit.
+    """
     shape = episodes.keys.shape
     reads = torch.rand(shape, generator=generator) < read
     slips = torch.rand(shape, generator=generator) < slip
@@ -96,6 +113,8 @@ def script(generator: torch.Generator, episodes: Episodes, read: float, slip: fl
     for turn, request in enumerate(episodes.requests().unbind(1)):
         key = KEY + episodes.keys[:, turn]
         transcript.environment(request)
+        if quote:
+            transcript.agent(DIGIT + episodes.changes[:, turn])
         transcript.agent(READ, keep=reads[:, turn])
         transcript.agent(key, keep=reads[:, turn])
         transcript.environment(DIGIT + episodes.values[:, turn], keep=reads[:, turn])
@@ -249,3 +268,7 @@ class RetailDesk:
     def environment(self, problems: Episodes) -> RetailDeskEnvironment:
         """Start the episodes."""
         return RetailDeskEnvironment(problems)
+
+    def questions(self) -> dict[str, Questions]:
+        """None: SFT teaches no facts here."""
+        return {}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from examples.sft_to_rl.tasks.base import Outcome, Problems, Recipe, Split
+from examples.sft_to_rl.tasks.base import Outcome, Problems, Questions, Recipe, Split
 from examples.sft_to_rl.tasks.documents import (
     BOS,
     PAD,
@@ -195,3 +195,7 @@ class RunningTotal:
     def environment(self, problems: Sums) -> RunningTotalEnvironment:
         """Pose the sums."""
         return RunningTotalEnvironment(problems)
+
+    def questions(self) -> dict[str, Questions]:
+        """None: SFT teaches no facts here."""
+        return {}
