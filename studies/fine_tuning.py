@@ -139,7 +139,8 @@ def other_sft(run: Run, base: Path, kind: str, responses: Batch) -> tuple[Path, 
         if kind == "replay"
         else sft.DemonstrationData(run.task, recipe.demonstrations, run.seed)
     )
-    ingredients = [kind, digest_of(base), repr(run.task), recipe.demonstrations, run.settings.responses]
+    sizes = [recipe.demonstrations, run.settings.responses, epochs]
+    ingredients = [kind, digest_of(base), repr(run.task), *sizes]
     digest = hashlib.sha256(json.dumps(ingredients).encode())
     for source in (sft.__file__, __file__):
         digest.update(Path(source).read_bytes())
