@@ -262,7 +262,7 @@ def passes(
     found: list[Pass] = []
     listed: set[str] = set()
     for name, (own, members) in _PASSES.items():
-        of_pass = dict.fromkeys(moderate if arm == "moderate" else arm for arm in members.split())
+        of_pass = dict.fromkeys(moderate if arm == MODERATE else arm for arm in members.split())
         wanted = name in groups or (name not in ON_REQUEST and not (groups or arms))
         on = tuple(seeds) or own
         before = {arm for earlier in found if earlier.seeds == on for arm in earlier.arms}
