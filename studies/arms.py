@@ -17,6 +17,8 @@ TUNING_SEEDS = tuple(range(901, 909))  # never reported
 RIGID = "rigid"  # alpha of an arm that takes it from RIGID_ALPHA
 BARGAIN = "bargain"  # alpha of an arm: where the product of both shares is largest
 RULE_SEEDS = tuple(range(2001, 2021))  # on which that and 0.4 were tried after both had been thought of
+EDITION_2_SEEDS = tuple(range(3001, 3021))  # everything that is compared in docs/results/second
+MODERATE = "moderate"  # start of an arm that takes it from MODERATE_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,15 @@ class Arm:
 
     Args:
         title: What it is, in words.
-        group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``remedy`` or ``tuning``.
-        start: The checkpoint: ``base`` or a step of the SFT ladder.
+        group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``rule``, ``remedy``, ``second`` or ``tuning``.
+        start: The checkpoint: ``base``, a step of the SFT ladder, or ``moderate``, the task's step of it.
         alpha: A number; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``; None without rejuvenation.
         reset_fraction: Share of neurons that is reset.
         options: Further options of `rejuvenate`, where they are not those of `studies.seed.PINNED`.
         support_of: The arm whose support decides alpha.
         remedy: A variant of RL, see `studies.remedies`.
+        refit_steps: Training steps on the held-out demonstrations and the base's own responses, after the edit.
+        sft: SFT of the base in place of the ladder's, see `studies.fine_tuning`.
     """
 
     title: str
@@ -42,10 +46,13 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     support_of: str | None = None
     remedy: str | None = None
+    refit_steps: int = 0
+    sft: str | None = None
 
     def recipe(self, task: str) -> dict[str, Any]:
         """Everything that decides this arm's result on one task, as plain values. Equal recipes, equal results."""
-        made: dict[str, Any] = {"start": self.start}
+        moderate = self.start == MODERATE
+        made: dict[str, Any] = {"start": f"sft_{MODERATE_EPOCHS[task]}" if moderate else self.start}
         if self.alpha is not None:
             made["alpha"] = RIGID_ALPHA[task] if self.alpha == RIGID else self.alpha
             made["reset_fraction"] = self.reset_fraction
@@ -54,6 +61,10 @@ class Arm:
             made["support_of"] = ARMS[self.support_of].recipe(task)
         if self.remedy is not None:
             made["remedy"] = self.remedy
+        if self.refit_steps:
+            made["refit_steps"] = self.refit_steps
+        if self.sft is not None:
+            made["sft"] = self.sft
         return made
 
 
@@ -67,6 +78,19 @@ def _rigid(title: str, reset: float = 0.04, group: str = "rigid", **options: Any
 
 def _entropy(title: str, reset: float = 0.04, group: str = "rigid", **options: Any) -> Arm:
     return _rigid(title, reset, group, **{**_GRADIENT, **options})
+
+
+def _refitted(alpha: float, steps: int) -> Arm:
+    edit = "" if alpha == 1.0 else f"fusion, alpha {alpha:.1f}, + "
+    return Arm(f"{edit}refit, {steps} steps", "second", alpha=alpha, refit_steps=steps)
+
+
+def _usual(title: str, start: str = EXCESSIVE, reset: float = 0.0, **more: Any) -> Arm:
+    return Arm(title, "second", start, 0.4, reset, **more)
+
+
+def _rl(title: str, remedy: str) -> Arm:
+    return Arm(title, "second", remedy=remedy)
 
 
 _PAPER = {"positions": "entropy_gap", "budget": "union"}
@@ -127,6 +151,33 @@ ARMS: dict[str, Arm] = {
     "kl_to_base": Arm("KL to the base, 0.1", "remedy", remedy="kl_to_base"),
     "hot": Arm("temperature 1.5", "remedy", remedy="hot"),
     "long_rl": Arm("4 x the RL steps", "remedy", remedy="long_rl"),
+    # The second edition: what else people do, and what the edits leave open.
+    **{f"refit_{n}": _refitted(1.0, n) for n in (10, 20, 40)},
+    **{f"fusion_40_refit_{n}": _refitted(0.4, n) for n in (10, 20, 40)},
+    "base_refit_40": Arm("the base + refit, 40 steps", "second", start="base", refit_steps=40),
+    "fusion_40_reset": _usual("fusion, alpha 0.4, + entropy gradient, 2 %", reset=0.02, options=_GRADIENT),
+    "joint": _fused("alpha: joint likelihood", "second", "joint"),
+    "joint_reset": _fused(
+        "alpha: joint likelihood + entropy gradient, 2 %", "second", "joint", 0.02, **_GRADIENT
+    ),
+    "fusion_40_of_16": _usual("fusion, alpha 0.4, of SFT, 16 epochs", "sft_16"),
+    "fusion_40_of_32": _usual("fusion, alpha 0.4, of SFT, 32 epochs", "sft_32"),
+    "fusion_40_of_moderate": _usual("fusion, alpha 0.4, of moderate SFT", MODERATE),
+    "fusion_40_long": _usual("fusion, alpha 0.4, 4 x the RL steps", remedy="long_rl"),
+    "sft_replay": Arm("SFT with 10 % base responses, 64 epochs", "second", start="base", sft="replay"),
+    "sft_kl": Arm("SFT with 0.3 KL(base, model), 64 epochs", "second", start="base", sft="kl"),
+    "entropy_bonus_01": _rl("entropy bonus 0.01", "entropy_bonus_01"),
+    "entropy_bonus_20": _rl("entropy bonus 0.2", "entropy_bonus_20"),
+    "kl_to_base_02": _rl("KL to the base, 0.02", "kl_to_base_02"),
+    "kl_to_base_50": _rl("KL to the base, 0.5", "kl_to_base_50"),
+    "kl_to_sft_02": _rl("KL to the SFT model, 0.02", "kl_to_sft_02"),
+    "kl_to_sft_10": _rl("KL to the SFT model, 0.1", "kl_to_sft_10"),
+    "kl_to_sft_50": _rl("KL to the SFT model, 0.5", "kl_to_sft_50"),
+    "lr_3": _rl("3 x the RL learning rate", "lr_3"),
+    "group_32": _rl("4 prompts x 32 responses a step", "group_32"),
+    "hot_2": _rl("temperature 2", "hot_2"),
+    "dapo": _rl("groups without a signal are sampled anew (DAPO)", "dapo"),
+    "lora": _rl("RL of LoRA adapters, rank 8", "lora"),
     "tuning_positions_4": _rigid(
         "rigid + four positions a response", group="tuning", positions_per_response=4
     ),
@@ -169,8 +220,21 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
         "rigid_entropy_layer rigid_entropy_absolute rigid_entropy_positions_2 rigid_entropy_1 rigid_entropy_05",
     ),
     "rule": (RULE_SEEDS, "sft_64 bargain bargain_reset fusion_40"),
+    "second": (
+        EDITION_2_SEEDS,
+        "sft_64 fusion_40 refit_40 fusion_40_refit_20 base_refit_40 moderate joint fusion_40_reset "
+        "fusion_40_refit_40 fusion_40_refit_10 refit_20 refit_10 dapo kl_to_base long_rl joint_reset base lora sft_kl "
+        "sft_replay fusion_40_of_moderate auto_nll_100 auto_reset_entropy bargain fusion_40_long fusion_40_of_16 "
+        "fusion_40_of_32 entropy_bonus kl_to_sft_10 lr_3 group_32 hot hot_2 entropy_bonus_20 kl_to_base_50 "
+        "kl_to_base_02 entropy_bonus_01 kl_to_sft_02 kl_to_sft_50",
+    ),
     "tuning": (TUNING_SEEDS, " ".join(a for a, arm in ARMS.items() if arm.group == "tuning")),
 }
+ON_REQUEST = (
+    "rule",
+    "second",
+    "tuning",
+)  # passes on seeds of their own, run if they or arms of theirs are named
 GROUPS = tuple(dict.fromkeys([*_PASSES, *(arm.group for arm in ARMS.values())]))
 
 
@@ -189,17 +253,21 @@ def passes(
 
     Args:
         task: Name of the task.
-        groups: Passes and groups to run; with `arms` empty too, everything that is reported.
-        arms: Arms to run as well.
+        groups: Passes and groups to run; with `arms` empty too, the study's first edition.
+        arms: Arms to run as well. A pass of `ON_REQUEST` that is not named runs those that no pass before it has.
         seeds: On which seeds, for all passes; by default each on its own.
     """
     moderate = f"sft_{MODERATE_EPOCHS[task]}"
+    of_groups = [name for name, arm in ARMS.items() if arm.group in groups]
     found: list[Pass] = []
+    listed: set[str] = set()
     for name, (own, members) in _PASSES.items():
-        of_pass = dict.fromkeys(moderate if arm == "moderate" else arm for arm in members.split())
-        wanted = name not in ("rule", "tuning") if not (groups or arms) else name in groups
+        of_pass = dict.fromkeys(moderate if arm == MODERATE else arm for arm in members.split())
+        wanted = name in groups or (name not in ON_REQUEST and not (groups or arms))
         on = tuple(seeds) or own
         before = {arm for earlier in found if earlier.seeds == on for arm in earlier.arms}
-        chosen = [a for a in of_pass if wanted or a in arms or ARMS[a].group in groups]
+        others = listed if name in ON_REQUEST else set()
+        chosen = [a for a in of_pass if wanted or (a in {*arms, *of_groups} and a not in others)]
+        listed |= of_pass.keys()
         found.append(Pass(name, on, tuple(a for a in chosen if a not in before)))
     return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from examples.sft_to_rl.settings import Settings
 from examples.sft_to_rl.tasks import Task
-from studies.arms import REPORTED_SEEDS
+from studies.arms import EDITION_2_SEEDS, REPORTED_SEEDS
 from studies.files import locked, read_seeds, replace, seeds_as_lines
 
 
@@ -38,8 +39,11 @@ class Record:
         self.content: dict[str, Any] = {
             "task": task.name,
             "seed": seed,
-            "kind": "reported" if seed in REPORTED_SEEDS else "tuning",
-            "version": {"lightning_rejuv": version("lightning-rejuv"), "torch": version("torch")},
+            "kind": "reported" if seed in (*REPORTED_SEEDS, *EDITION_2_SEEDS) else "tuning",
+            "version": {
+                **{p.replace("-", "_"): version(p) for p in ("lightning-rejuv", "torch", "transformers")},
+                "cpu": cpu(),
+            },
             "recipe": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12],
             "settings": plain,
             "base": None,
@@ -116,3 +120,13 @@ class Record:
 def digest_of(checkpoint: Path) -> str:
     """Digest of a checkpoint's weights."""
     return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def cpu() -> str:
+    """The processor's model: the last bits of results follow it."""
+    information = Path("/proc/cpuinfo")
+    for line in information.read_text().splitlines() if information.is_file() else []:
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()

@@ -5,6 +5,9 @@ does not stop the others. To stop a run in the background, send its process grou
 SIGTERM in the workers); a task's results are replaced whole after every arm. Bases and SFT checkpoints are
 kept under ``--cache``; what is missing there is trained again, to the same weights on the same kind of machine
 (the results note a digest of the base, and a seed whose base differs is refused).
+
+What is run by default is the first edition. The second has seeds and results of its own:
+``python -m studies.run --groups second --out docs/results/second``.
 """
 
 from __future__ import annotations

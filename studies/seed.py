@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import LlamaForCausalLM
 
-from examples.sft_to_rl import sft
 from examples.sft_to_rl.evaluate import Scores
 from examples.sft_to_rl.model import load_model
 from examples.sft_to_rl.pipeline import pretrained_base
+from examples.sft_to_rl.tasks.documents import Batch
 from examples.sft_to_rl.training import Run, StartAndEndEvaluation, make_trainer
 from lightning_rejuv import RejuvenationReport, Reset, rejuvenate
 from lightning_rejuv.alpha.search import AlphaSearch
-from studies.arms import ARMS, BARGAIN, EPOCHS, Arm
+from studies.arms import ARMS, BARGAIN, Arm
+from studies.fine_tuning import other_sft, refit_in_place, refit_of, sft_ladder
 from studies.former_rules import find_alpha
-from studies.measures import Measures, respond, rounded, sampled_batch
+from studies.measures import Measures, Sampled, respond, rounded, sampled_batch
 from studies.record import Record, digest_of
 from studies.remedies import make_rl
 
@@ -82,20 +79,18 @@ def run_arms(run: Run, root: Path, names: tuple[str, ...], finished: Callable[[s
         raise RuntimeError(f"{len(failures)} of {len(missing)} arms failed.\n" + "\n".join(failures))
 
 
-def sft_ladder(run: Run, base: Path) -> dict[str, Path]:
-    """The checkpoints after each number of epochs, saved in one SFT run; trained now or found in the cache."""
-    recipe = run.settings.recipe_of(run.task)
-    digest = hashlib.sha256(json.dumps([digest_of(base), repr(run.task), recipe.demonstrations]).encode())
-    digest.update(Path(sft.__file__).read_bytes())
-    directory = run.cache / f"{base.name}-sft-{digest.hexdigest()[:12]}"
-    if not directory.is_dir():
-        unfinished = Path(tempfile.mkdtemp(dir=run.cache, prefix="unfinished-"))
-        module = sft.SupervisedFineTuning(load_model(base), {n: unfinished / f"sft_{n}" for n in EPOCHS})
-        steps = recipe.demonstrations // sft.BATCH_SIZE
-        trainer, _ = make_trainer(run, "sft", epochs=max(EPOCHS), log_every=steps)
-        trainer.fit(module, datamodule=sft.DemonstrationData(run.task, recipe.demonstrations, run.seed))
-        os.replace(unfinished, directory)
-    return {f"sft_{n}": directory / f"sft_{n}" for n in EPOCHS}
+class Start(NamedTuple):
+    """What an arm's RL starts from.
+
+    Args:
+        model: The model.
+        report: What rejuvenation did to it; None without one.
+        steps: Training steps that were made on the way: of a refit or of SFT of the arm's own, not of the ladder's.
+    """
+
+    model: LlamaForCausalLM
+    report: RejuvenationReport | None
+    steps: int
 
 
 class Stage:
@@ -111,44 +106,62 @@ class Stage:
         self.checkpoints = checkpoints
         self.measures = Measures(checkpoints["base"], run.task, run.settings, run.seed, run.device)
 
-    def start(self, arm: Arm) -> tuple[LlamaForCausalLM, RejuvenationReport | None]:
-        """The model that the arm's RL starts from, and what rejuvenation did to it."""
-        run = self.run
-        model = load_model(self.checkpoints[arm.start]).to(run.device)
-        options = {k: v for k, v in arm.recipe(run.task.name).items() if k not in ("start", "remedy")}
+    def start(self, arm: Arm) -> Start:
+        """Make the model that the arm's RL starts from."""
+        run, seed, base = self.run, self.run.seed, self.checkpoints["base"]
+        options = arm.recipe(run.task.name)
+        start, steps, sft = options.pop("start"), options.pop("refit_steps", 0), options.pop("sft", None)
+        options.pop("remedy", None)
+        if sft is not None:
+            checkpoint, trained = other_sft(run, base, sft, self.base_responses)
+            return Start(load_model(checkpoint).to(run.device), None, trained)
+        model = load_model(self.checkpoints[start]).to(run.device)
+        calibration = self.measures.calibration
+        refit = refit_of(steps) if steps else None
         if not options:
-            return model, None
+            if refit is not None:  # of the base, in which there is nothing to rejuvenate
+                refit_in_place(model, calibration, self.base_responses, refit, seed)
+            return Start(model, None, steps)
         target = options.pop("alpha_target", None)
         if options.pop("support_of", None) is not None:
-            model_of, _ = self.start(ARMS[arm.support_of])
-            target = max(0.0, -self.measures.support.of(model_of))
+            target = max(0.0, -self.measures.support.of(self.start(ARMS[arm.support_of]).model))
         search = None
         if options["alpha"] == BARGAIN:
-            search = self._search(arm)
+            search = self._search(start)
             options["alpha"] = search.bargain
         elif isinstance(options["alpha"], str):
-            options["alpha"] = find_alpha(
-                options["alpha"],
-                model,
-                self.checkpoints["base"],
-                lambda m: sampled_batch(respond(m, run.task, run.settings, run.seed)),
-                target,
-            )
-        base = self.checkpoints["base"]
+            rule, sample = options["alpha"], self._responses_of
+            options["alpha"] = find_alpha(rule, model, base, sample, target, calibration)
         reset = take_reset(options)
-        calibration = self.measures.calibration if reset else None
-        report = rejuvenate(model, base, calibration, seed=run.seed, reset=reset, **options)
-        return model, replace(report, search=search)
+        report = rejuvenate(
+            model,
+            base,
+            calibration if reset or refit else None,
+            seed=seed,
+            reset=reset,
+            refit=refit,
+            sampler=(lambda m: [self._responses_of(m)]) if refit else None,
+            **options,
+        )
+        return Start(model, replace(report, search=search), steps)
 
-    def _search(self, arm: Arm) -> AlphaSearch:
-        """What the library's search for alpha says of the arm's SFT model."""
+    @property
+    def base_responses(self) -> Batch:
+        """What the base samples to held-out prompts."""
+        return self.measures.support.rollouts.batch()
+
+    def _responses_of(self, model: LlamaForCausalLM) -> Sampled:
+        return sampled_batch(respond(model, self.run.task, self.run.settings, self.run.seed))
+
+    def _search(self, start: str) -> AlphaSearch:
+        """What the library's search for alpha says of an SFT model."""
         run = self.run
         report = rejuvenate(
-            load_model(self.checkpoints[arm.start]).to(run.device),
+            load_model(self.checkpoints[start]).to(run.device),
             self.checkpoints["base"],
             self.measures.calibration,
             seed=run.seed,
-            sampler=lambda m: [sampled_batch(respond(m, run.task, run.settings, run.seed))],
+            sampler=lambda m: [self._responses_of(m)],
         )
         assert report.search is not None
         return report.search
@@ -157,7 +170,7 @@ class Stage:
         """Make the start, measure it, reinforce it; the result as plain values, ``seconds`` of processor time."""
         started = time.process_time()
         run = self.run
-        model, report = self.start(arm)
+        model, report, steps = self.start(arm)
         measures = self.measures.of(model)
         base = self.checkpoints["base"]
         module = make_rl(arm.remedy, model, run.task, run.settings, run.seed, base)
@@ -184,7 +197,9 @@ class Stage:
                 for s in ("id", "ood")
             },
             "reward": [round(value, 5) for value in curves.values["rl/reward"]],
-            "rl_responses": module.settings.rl_budget,
+            "rl_responses": module.responses,
+            "gradient_steps": trainer.global_step,
+            "training_steps_before_rl": steps,
             "measures": {**measures, **dict(rounded(first))},
             "alpha": round(report.alpha, 5) if report else None,
             **({"search": asdict(report.search)} if report and report.search else {}),

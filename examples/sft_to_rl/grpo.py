@@ -100,9 +100,12 @@ class GRPO(L.LightningModule):
 
     Attributes:
         temperature: What logits are divided by, in sampling and in the policy that is optimised.
+        learning_rate: AdamW's.
+        responses: How many responses have been sampled so far.
     """
 
     temperature = 1.0
+    learning_rate = LR
 
     def __init__(self, model: LlamaForCausalLM, task: Task, settings: Settings, seed: int) -> None:
         super().__init__()
@@ -111,10 +114,11 @@ class GRPO(L.LightningModule):
         self.task, self.settings, self.seed = task, settings, seed
         self.sampler = generator(seed, "RL samples")
         self.shuffler = generator(seed, "RL minibatches")
+        self.responses = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW at a constant 5e-4 without weight decay."""
-        return torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+        """AdamW at a constant learning rate, 5e-4, without weight decay."""
+        return torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=0.0, fused=True)
 
     def train_dataloader(self) -> DataLoader:
         """The problems, one batch per step."""
@@ -142,12 +146,10 @@ class GRPO(L.LightningModule):
 
     def training_step(self, problems: Problems, batch_idx: int) -> dict[str, Any]:
         """One RL step. `PlasticityCallback` reads the rewards ``[prompts, group]`` and the entropy returned."""
-        group = self.settings.group
-        environment = self.task.environment(problems.repeat(group))
-        rollouts = sample(self.model, environment, self.sampler, temperature=self.temperature)
-        rewards = rollouts.rewards.view(-1, group)
+        rollouts = self.collect(problems)
+        rewards = rollouts.rewards.view(-1, self.settings.group)
         before = torch.nn.utils.parameters_to_vector(self.model.parameters()).detach()
-        losses, grad_norms = self._update(rollouts, rewards)
+        losses, grad_norms = self.update(rollouts, rewards)
         after = torch.nn.utils.parameters_to_vector(self.model.parameters()).detach()
 
         zero_variance = rewards.amax(dim=1) == rewards.amin(dim=1)
@@ -164,7 +166,14 @@ class GRPO(L.LightningModule):
         )
         return {"loss": torch.tensor(sum(losses)), "rewards": rewards, "entropy": rollouts.token_entropy}
 
-    def _update(self, rollouts: Rollouts, rewards: Tensor) -> tuple[list[float], list[float]]:
+    def collect(self, problems: Problems) -> Rollouts:
+        """Sample a group of responses to each problem, `settings.group` consecutive rows."""
+        environment = self.task.environment(problems.repeat(self.settings.group))
+        rollouts = sample(self.model, environment, self.sampler, temperature=self.temperature)
+        self.responses += len(rollouts.rewards)
+        return rollouts
+
+    def update(self, rollouts: Rollouts, rewards: Tensor) -> tuple[list[float], list[float]]:
         """Take one clipped step per minibatch; return the losses and the gradient norms before clipping."""
         optimizer: Any = self.optimizers()
         prompts, group = rewards.shape

@@ -10,11 +10,11 @@ from typing import Any
 
 from examples.sft_to_rl.tasks import TASKS
 from studies.analysis.statistics import SUCCESS
-from studies.arms import ARMS, MODERATE_EPOCHS, passes
+from studies.arms import ARMS, MODERATE_EPOCHS, ON_REQUEST, passes
 from studies.files import read_seeds
 
 # Of the reported seeds.
-PLANNED = tuple(arm for arm, about in ARMS.items() if about.group not in ("tuning", "rule"))
+PLANNED = tuple(arm for arm, about in ARMS.items() if about.group not in ON_REQUEST)
 Record = dict[str, Any]
 Of = Callable[[Record], float]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import subprocess
 import sys
 
@@ -11,11 +13,13 @@ from lightning_rejuv.config import Options
 from studies.arms import (
     ARMS,
     BARGAIN,
+    EDITION_2_SEEDS,
     EPOCHS,
     EXCESSIVE,
     FIRST_SEEDS,
     GROUPS,
     MODERATE_EPOCHS,
+    ON_REQUEST,
     REPORTED_SEEDS,
     RIGID_ALPHA,
     RULE_SEEDS,
@@ -23,12 +27,12 @@ from studies.arms import (
     TUNING_SEEDS,
     passes,
 )
-from studies.former_rules import TARGETS
-from studies.remedies import make_rl
+from studies.former_rules import JOINT, TARGETS
+from studies.remedies import REMEDIES, make_rl
 from studies.seed import take_reset
 
 TASKS = list(MODERATE_EPOCHS)
-NOT_OF_REJUVENATE = {"start", "support_of", "remedy"}
+NOT_OF_REJUVENATE = {"start", "support_of", "remedy", "refit_steps", "sft"}
 
 
 def test_importing_the_table_does_not_import_torch():
@@ -49,7 +53,7 @@ def test_the_table_fits_the_examples_recipes(name):
 def test_every_arm_but_tuning_is_planned_for_a_whole_set_of_seeds_and_for_each_once(name):
     planned = passes(name)
     assert {arm for p in planned for arm in p.arms} == {
-        a for a in ARMS if ARMS[a].group not in ("tuning", "rule")
+        a for a in ARMS if ARMS[a].group not in ("tuning", "rule", "second")
     }
     assert planned[0].arms[:3] == ("base", f"sft_{MODERATE_EPOCHS[name]}", "sft_64")
     assert {a for a in planned[0].arms if ARMS[a].group == "remedy"} == {
@@ -90,13 +94,14 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
     options = {key: value for key, value in recipe.items() if key not in NOT_OF_REJUVENATE}
     if options:
         if isinstance(options["alpha"], str):
-            assert options["alpha"] in {*TARGETS, BARGAIN}
+            assert options["alpha"] in {*TARGETS, BARGAIN, JOINT}
             assert options.pop("alpha_target", 1.0) > 0
             options["alpha"] = "auto"
         reset = take_reset(options)
         checked = Options(**options, reset=reset)  # raises for what it does not know
         assert (checked.reset.fraction if checked.reset else 0.0) == ARMS[arm].reset_fraction
     if "remedy" in recipe:
+        assert recipe["remedy"] in REMEDIES
         task = get_task(name)
         with pytest.raises(ValueError, match="Expected `remedy`"):
             make_rl("no_" + recipe["remedy"], None, task, None, 0, None)
@@ -117,6 +122,55 @@ def test_rules_for_alpha_are_run_only_if_asked_for_and_on_seeds_of_their_own(nam
     (run,) = [p for p in passes(name, ["rule"]) if p.arms]
     assert run == ("rule", RULE_SEEDS, ("sft_64", "bargain", "bargain_reset", "fusion_40"))
     assert not set(RULE_SEEDS) & {*REPORTED_SEEDS, *TUNING_SEEDS}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_second_edition_is_run_only_if_asked_for_and_has_every_arm_of_its_own(name):
+    assert not [p for p in passes(name) if p.arms and p.name in ON_REQUEST]
+    (run,) = [p for p in passes(name, ["second"]) if p.arms]
+    assert (run.name, run.seeds) == ("second", EDITION_2_SEEDS)
+    own = {arm for arm in ARMS if ARMS[arm].group == "second"}
+    first_edition = (
+        "sft_64 base auto_nll_100 auto_reset_entropy fusion_40 bargain entropy_bonus kl_to_base hot long_rl"
+    )
+    assert set(run.arms) == {*own, *first_edition.split(), f"sft_{MODERATE_EPOCHS[name]}"}
+    assert len(run.arms) == len(set(run.arms)) == 39
+    others = {*REPORTED_SEEDS, *TUNING_SEEDS, *RULE_SEEDS}
+    assert len(set(EDITION_2_SEEDS) - others) == 20
+
+
+def test_an_arm_of_two_editions_is_run_on_the_seeds_of_the_first_unless_the_second_is_named():
+    chosen = [p for p in passes("retail_desk", arms=["sft_64", "refit_40"]) if p.arms]
+    assert [(p.name, p.arms) for p in chosen] == [
+        ("main", ("sft_64",)),
+        ("confirmation", ("sft_64",)),
+        ("second", ("refit_40",)),
+    ]
+    fusions = [p.name for p in passes("retail_desk", groups=["fusion"]) if p.arms]
+    assert fusions == ["main", "controls", "sweeps"]
+
+
+# Digest of the recipes of the first edition's arms, on both tasks: its recorded results were made by them.
+FIRST_EDITION = "0da02c021aa36278"
+
+
+def test_the_recipes_of_recorded_results_stay_as_they_are():
+    recipes = {
+        task: {arm: ARMS[arm].recipe(task) for arm in ARMS if ARMS[arm].group != "second"}
+        for task in ("retail_desk", "running_total")
+    }
+    text = json.dumps(recipes, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == FIRST_EDITION
+
+
+def test_a_recipe_names_the_moderate_checkpoint_of_its_task():
+    starts = {task: ARMS["fusion_40_of_moderate"].recipe(task)["start"] for task in TASKS}
+    assert starts == {task: f"sft_{get_task(task).recipe.moderate_epochs}" for task in TASKS}
+    assert ARMS["fusion_40_of_moderate"].recipe("retail_desk") == {
+        "start": "sft_8",
+        "alpha": 0.4,
+        "reset_fraction": 0.0,
+    }
 
 
 def test_random_controls_differ_from_their_arms_in_the_ranking_alone():
@@ -157,6 +211,7 @@ def test_selection_keeps_the_order_of_the_passes():
         "sweeps",
         "variants",
         "rule",
+        "second",
         "tuning",
     ]
     chosen = passes("retail_desk", groups=["fusion"], arms=["rigid", "tuning_omega_50"])

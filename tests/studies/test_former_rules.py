@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_rejuv import rejuvenate
-from studies.former_rules import TARGETS, find_alpha
+from studies.former_rules import JOINT, TARGETS, find_alpha, golden_section
 from tests.conftest import sharpened, tiny_llama
 
 
@@ -85,3 +85,39 @@ def test_a_model_that_is_the_base_keeps_alpha_1(pair, tmp_path):
     base, _ = pair
     base.save_pretrained(tmp_path / "base")
     assert find_alpha("auto", copy.deepcopy(base), tmp_path / "base", respond) == 1.0
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_the_joint_alpha_is_where_a_grid_over_fused_models_has_its_minimum(pair, share, tmp_path):
+    base, sft = pair
+    base.save_pretrained(tmp_path / "base")
+    own = respond(base)
+    taught = {
+        name: rows[: round(share * 64)] for name, rows in respond(sft).items()
+    }  # two batches, of other sizes
+    taught = [{name: rows[part] for name, rows in taught.items()} for part in (slice(0, 5), slice(5, None))]
+
+    def joint(alpha):
+        model = copy.deepcopy(sft)
+        rejuvenate(model, base, alpha=alpha)
+        return sum(nll(model, batch) * len(batch["input_ids"]) for batch in (*taught, own))
+
+    grid = [number / 100 for number in range(1, 100)]
+    best = min(grid, key=joint)
+    before = copy.deepcopy(sft.state_dict())
+    alpha = find_alpha(JOINT, sft, tmp_path / "base", respond, demonstrations=taught)
+    assert 0.05 < best < 0.95
+    assert abs(alpha - best) <= 0.01
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sft.state_dict().items())
+
+
+@pytest.mark.parametrize("minimum", [0.0, 0.1234, 0.5, 0.987, 1.0])
+def test_the_golden_section_comes_within_its_tolerance_in_twelve_evaluations(minimum):
+    tried = []
+
+    def value(alpha):
+        tried.append(alpha)
+        return abs(alpha - minimum)
+
+    assert abs(golden_section(value) - minimum) <= 0.0026
+    assert len(tried) == len(set(tried)) == 12

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
+from studies.arms import EDITION_2_SEEDS, REPORTED_SEEDS, RULE_SEEDS
 from studies.files import read_seeds
 from studies.record import Record
 from studies.sizes import sizes
@@ -54,3 +61,31 @@ def test_arms_from_two_bases_are_never_in_one_seed(tmp_path):
     ):
         ours.add("rigid", {})
     assert list(read_seeds(ours.path)[901]["arms"]) == ["base"]
+
+
+def test_new_seeds_say_with_what_they_were_made(tmp_path):
+    found = Record(tmp_path, TASK, 901, SETTINGS).content["version"]
+    assert list(found) == ["lightning_rejuv", "torch", "transformers", "cpu"]
+    assert (found["torch"], found["transformers"]) == (torch.__version__, transformers.__version__)
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        assert f"model name\t: {found['cpu']}\n" in Path("/proc/cpuinfo").read_text()
+
+
+def test_seeds_that_were_recorded_before_processors_were_are_continued(tmp_path):
+    recorded = Path(__file__).parents[2] / "docs/results/study/retail_desk.jsonl"
+    shutil.copy(recorded, tmp_path)
+    task, settings = sizes("retail_desk")
+    record = Record(tmp_path, task, 1001, settings)
+    version = json.loads(recorded.read_text().splitlines()[0])["version"]
+    assert "cpu" not in version
+    record.add("refit_40", {})
+    assert read_seeds(record.path)[1001]["version"] == version
+    assert "base" in read_seeds(record.path)[1001]["arms"]
+
+
+def test_tuning_seeds_are_not_reported(tmp_path):
+    kinds = {
+        seed: Record(tmp_path, TASK, seed, SETTINGS).content["kind"]
+        for seed in (*REPORTED_SEEDS, *EDITION_2_SEEDS, *RULE_SEEDS, 905)
+    }
+    assert {seed for seed, kind in kinds.items() if kind == "reported"} == {*REPORTED_SEEDS, *EDITION_2_SEEDS}
