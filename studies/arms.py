@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 EPOCHS = (1, 2, 4, 8, 16, 32, 64)
-MODERATE_EPOCHS = {"retail_desk": 8, "running_total": 2}
+MODERATE_EPOCHS = {"retail_desk": 8, "running_total": 2, "price_desk": 8}
 EXCESSIVE = "sft_64"
-RIGID_ALPHA = {"retail_desk": 0.8, "running_total": 0.7}  # deliberately too large
+RIGID_ALPHA = {"retail_desk": 0.8, "running_total": 0.7, "price_desk": 0.8}  # deliberately too large
 FIRST_SEEDS = tuple(range(1001, 1021))  # the main arms; they decided the defaults
 SECOND_SEEDS = tuple(range(1021, 1041))  # the decision on fresh seeds, controls and sweeps
 REPORTED_SEEDS = FIRST_SEEDS + SECOND_SEEDS
@@ -27,7 +27,8 @@ class Arm:
 
     Args:
         title: What it is, in words.
-        group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``rule``, ``remedy``, ``second`` or ``tuning``.
+        group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``rule``, ``remedy``,
+            ``second``, ``frontier`` or ``tuning``.
         start: The checkpoint: ``base``, a step of the SFT ladder, or ``moderate``, the task's step of it.
         alpha: A number; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``; None without rejuvenation.
         reset_fraction: Share of neurons that is reset.
@@ -178,6 +179,18 @@ ARMS: dict[str, Arm] = {
     "hot_2": _rl("temperature 2", "hot_2"),
     "dapo": _rl("groups without a signal are sampled anew (DAPO)", "dapo"),
     "lora": _rl("RL of LoRA adapters, rank 8", "lora"),
+    # The price desk's frontier of what SFT taught against plasticity: what a reset or a refit does to a larger alpha.
+    **{
+        f"fusion_{p}_{name}": _fused(
+            f"fusion, alpha {p / 100:.1f}, + {title}, 4 %", "frontier", p / 100, 0.04, **how
+        )
+        for p in (60, 70, 80, 100)
+        for name, title, how in (
+            ("reset", "entropy gradient", _GRADIENT),
+            ("random", "random neurons, the entropy gradient's count", {**_GRADIENT, "rank_by": "random"}),
+        )
+    },
+    **{f"fusion_{p}_refit_20": replace(_refitted(p / 100, 20), group="frontier") for p in (60, 70)},
     "tuning_positions_4": _rigid(
         "rigid + four positions a response", group="tuning", positions_per_response=4
     ),
@@ -191,83 +204,3 @@ ARMS: dict[str, Arm] = {
         "rigid + entropy gradient within each matrix", group="tuning", scope="module"
     ),
 }
-
-# In the order in which they are run, each on all its seeds before the next begins.
-_PASSES: dict[str, tuple[tuple[int, ...], str]] = {
-    "main": (
-        FIRST_SEEDS,
-        "base moderate sft_64 fusion_30 fusion_50 auto_nll_100 auto_reset auto_reset_entropy rigid rigid_reset "
-        "rigid_random rigid_equal_support rigid_paper rigid_entropy entropy_bonus kl_to_base hot long_rl",
-    ),
-    "confirmation": (
-        SECOND_SEEDS,
-        "sft_64 moderate auto_nll_100 auto_reset_entropy auto_reset_random rigid_entropy rigid_entropy_random "
-        "rigid_entropy_equal_support rigid_reset",
-    ),
-    "controls": (
-        SECOND_SEEDS,
-        "rigid_paper rigid_paper_random reset_alone fusion_50 fusion_50_reset fusion_50_random "
-        "fusion_50_equal_support auto_nll_60 auto_nll_150 auto_support auto_kl auto_entropy",
-    ),
-    "sweeps": (
-        SECOND_SEEDS,
-        "rigid fusion_40 fusion_20 fusion_60 fusion_70 fusion_80 fusion_10 fusion_90 sft_16 sft_32 sft_4 sft_2 "
-        "sft_8 sft_1",
-    ),
-    "variants": (
-        SECOND_SEEDS,
-        "rigid_entropy_2 rigid_entropy_8 rigid_entropy_gap rigid_entropy_module rigid_signed auto_reset_entropy_4 "
-        "rigid_entropy_layer rigid_entropy_absolute rigid_entropy_positions_2 rigid_entropy_1 rigid_entropy_05",
-    ),
-    "rule": (RULE_SEEDS, "sft_64 bargain bargain_reset fusion_40"),
-    "second": (
-        EDITION_2_SEEDS,
-        "sft_64 fusion_40 refit_40 fusion_40_refit_20 base_refit_40 moderate joint fusion_40_reset "
-        "fusion_40_refit_40 fusion_40_refit_10 refit_20 refit_10 dapo kl_to_base long_rl joint_reset base lora sft_kl "
-        "sft_replay fusion_40_of_moderate auto_nll_100 auto_reset_entropy bargain fusion_40_long fusion_40_of_16 "
-        "fusion_40_of_32 entropy_bonus kl_to_sft_10 lr_3 group_32 hot hot_2 entropy_bonus_20 kl_to_base_50 "
-        "kl_to_base_02 entropy_bonus_01 kl_to_sft_02 kl_to_sft_50",
-    ),
-    "tuning": (TUNING_SEEDS, " ".join(a for a, arm in ARMS.items() if arm.group == "tuning")),
-}
-ON_REQUEST = (
-    "rule",
-    "second",
-    "tuning",
-)  # passes on seeds of their own, run if they or arms of theirs are named
-GROUPS = tuple(dict.fromkeys([*_PASSES, *(arm.group for arm in ARMS.values())]))
-
-
-class Pass(NamedTuple):
-    """Arms of one task that are run on all their seeds before the next pass begins."""
-
-    name: str
-    seeds: tuple[int, ...]
-    arms: tuple[str, ...]
-
-
-def passes(
-    task: str, groups: Sequence[str] = (), arms: Sequence[str] = (), seeds: Sequence[int] = ()
-) -> list[Pass]:
-    """What to run on `task`, each arm once for each seed.
-
-    Args:
-        task: Name of the task.
-        groups: Passes and groups to run; with `arms` empty too, the study's first edition.
-        arms: Arms to run as well. A pass of `ON_REQUEST` that is not named runs those that no pass before it has.
-        seeds: On which seeds, for all passes; by default each on its own.
-    """
-    moderate = f"sft_{MODERATE_EPOCHS[task]}"
-    of_groups = [name for name, arm in ARMS.items() if arm.group in groups]
-    found: list[Pass] = []
-    listed: set[str] = set()
-    for name, (own, members) in _PASSES.items():
-        of_pass = dict.fromkeys(moderate if arm == MODERATE else arm for arm in members.split())
-        wanted = name in groups or (name not in ON_REQUEST and not (groups or arms))
-        on = tuple(seeds) or own
-        before = {arm for earlier in found if earlier.seeds == on for arm in earlier.arms}
-        others = listed if name in ON_REQUEST else set()
-        chosen = [a for a in of_pass if wanted or (a in {*arms, *of_groups} and a not in others)]
-        listed |= of_pass.keys()
-        found.append(Pass(name, on, tuple(a for a in chosen if a not in before)))
-    return found

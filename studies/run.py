@@ -7,7 +7,7 @@ kept under ``--cache``; what is missing there is trained again, to the same weig
 (the results note a digest of the base, and a seed whose base differs is refused).
 
 What is run by default is the first edition. The second has seeds and results of its own:
-``python -m studies.run --groups second --out docs/results/second``.
+``python -m studies.run --groups core frontier remedies --out docs/results/second``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.arms import ARMS, GROUPS, MODERATE_EPOCHS, passes
+from studies.arms import ARMS, MODERATE_EPOCHS
 from studies.files import read_seeds
+from studies.passes import GROUPS, passes
 
 # torch, transformers and Lightning are imported by the workers only: this process starts them at once.
 TASKS = tuple(MODERATE_EPOCHS)
@@ -91,7 +92,7 @@ def run_job(job: Job) -> None:
     from studies.seed import run_arms
     from studies.sizes import sizes
 
-    task, settings = sizes(job.task, job.model, job.miniature)
+    task, settings = sizes(job.task, job.model, job.miniature, job.seed)
     run = Run(task, job.seed, settings, job.cache, job.cache, tensorboard=False, device=job.device)
     run_arms(run, job.out, job.arms, _progress.finished)
 

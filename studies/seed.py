@@ -21,6 +21,7 @@ from lightning_rejuv.alpha.search import AlphaSearch
 from studies.arms import ARMS, BARGAIN, Arm
 from studies.fine_tuning import other_sft, refit_in_place, refit_of, sft_ladder
 from studies.former_rules import find_alpha
+from studies.knowledge import knowledge
 from studies.measures import Measures, Sampled, respond, rounded, sampled_batch
 from studies.record import Record, digest_of
 from studies.remedies import make_rl
@@ -172,6 +173,7 @@ class Stage:
         run = self.run
         model, report, steps = self.start(arm)
         measures = self.measures.of(model)
+        known = knowledge(model, run.task)
         base = self.checkpoints["base"]
         module = make_rl(arm.remedy, model, run.task, run.settings, run.seed, base)
         evaluation = StartAndEndEvaluation(run)
@@ -201,6 +203,7 @@ class Stage:
             "gradient_steps": trainer.global_step,
             "training_steps_before_rl": steps,
             "measures": {**measures, **dict(rounded(first))},
+            **({"knowledge": {"start": known, "end": knowledge(module.model, run.task)}} if known else {}),
             "alpha": round(report.alpha, 5) if report else None,
             **({"search": asdict(report.search)} if report and report.search else {}),
             "neurons_reset": report.neurons_reset if report else 0,

@@ -12,11 +12,15 @@ from examples.sft_to_rl.tasks.base import Recipe
 
 ModelSize = Literal["small", "large"]
 
+LARGER: dict[str, Task] = {"retail_desk": RetailDesk(requests=4), "running_total": RunningTotal(steps=6)}
+
 # 28 M parameters: 8 layers, heads of 64.
 LARGE = Shape(width=512, mlp_width=1536, layers=8, heads=8)
 
 
-def sizes(task: str, model: ModelSize = "small", miniature: bool = False) -> tuple[Task, Settings]:
+def sizes(
+    task: str, model: ModelSize = "small", miniature: bool = False, seed: int = 0
+) -> tuple[Task, Settings]:
     """The task and the settings of one study.
 
     Args:
@@ -24,11 +28,19 @@ def sizes(task: str, model: ModelSize = "small", miniature: bool = False) -> tup
         model: ``small``, the example's model of 0.1 M parameters; or ``large``, 28 M parameters on longer
             problems: four requests and six steps instead of two and four.
         miniature: All stages in seconds, on the same problems; nothing is learned.
+        seed: Of what the task draws once.
+
+    Raises:
+        ValueError: If the task has no large problems.
     """
-    chosen: Task = get_task(task)
+    chosen = get_task(task, seed)
     settings = Settings(id_evaluation=(128, 8), ood_evaluation=(128, 4))
     if model == "large":
-        chosen = RetailDesk(requests=4) if task == "retail_desk" else RunningTotal(steps=6)
+        if task not in LARGER:
+            raise ValueError(
+                f"Expected `task` to be one of {sorted(LARGER)} with a large model but got {task!r}."
+            )
+        chosen = LARGER[task]
         settings = Settings(id_evaluation=(128, 8), ood_evaluation=(128, 4), shape=LARGE)
     if miniature:
         settings = replace(

@@ -63,7 +63,9 @@ def run_job(job: Job) -> dict[str, Any]:
     from examples.sft_to_rl.training import Run
 
     settings = Settings.miniature() if job.miniature else Settings()
-    return run_seed(Run(get_task(job.task, job.seed), job.seed, settings, job.out, job.cache, job.bars, _position))
+    return run_seed(
+        Run(get_task(job.task, job.seed), job.seed, settings, job.out, job.cache, job.bars, _position)
+    )
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:

@@ -10,11 +10,13 @@ from typing import Any
 
 from examples.sft_to_rl.tasks import TASKS
 from studies.analysis.statistics import SUCCESS
-from studies.arms import ARMS, MODERATE_EPOCHS, ON_REQUEST, passes
+from studies.arms import ARMS, MODERATE_EPOCHS
 from studies.files import read_seeds
+from studies.passes import passes
 
-# Of the reported seeds.
-PLANNED = tuple(arm for arm, about in ARMS.items() if about.group not in ON_REQUEST)
+# Of the first edition.
+_FIRST = {arm for task in MODERATE_EPOCHS for of_pass in passes(task) for arm in of_pass.arms}
+PLANNED = tuple(arm for arm in ARMS if arm in _FIRST)
 Record = dict[str, Any]
 Of = Callable[[Record], float]
 

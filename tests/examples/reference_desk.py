@@ -10,6 +10,7 @@ import torch
 from examples.sft_to_rl.tasks.documents import Vocabulary
 from examples.sft_to_rl.tasks.retail_desk import VOCABULARY, RetailDeskEnvironment
 
+
 class Over(Exception):
     """The episode ended."""
 

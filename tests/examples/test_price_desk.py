@@ -39,7 +39,10 @@ def test_environment_equals_a_plain_simulation(turns):
         requests = zip(keys, values, changes, strict=True)
         symbols = list("".join(f"{d}?{k}!{k}{(int(v) + d) % 10}" for k, v, d in requests) + "#@&.")
         for _ in range(rng.choice([0, 0, 1, 2])):
-            position, symbol = rng.randrange(len(symbols)), rng.choice("0123456789+-=?!.k$abcdef#@&" + item(7))
+            position, symbol = (
+                rng.randrange(len(symbols)),
+                rng.choice("0123456789+-=?!.k$abcdef#@&" + item(7)),
+            )
             symbols[position : position + rng.randrange(2)] = [symbol] * rng.choice([1, 1, 5])
         scripts.append("".join(symbols) + ".")
     played = drive(TASK.environment(purchases), scripts, VOCABULARY)
@@ -106,7 +109,8 @@ def test_splits_share_no_item_and_claims_are_right_a_quarter_of_the_time_or_by_l
     asked, unasked = (TASK.problems(generator(901, "problems"), 4000, split) for split in ("id", "ood"))
     assert set(asked.items.flatten().tolist()) == KINDS["asked"]
     assert set(unasked.items.flatten().tolist()) == KINDS["unasked"]
-    assert KINDS["asked"] | KINDS["unasked"] == KINDS["new"] and len(KINDS["new"]) == NEW
+    assert KINDS["asked"] | KINDS["unasked"] == KINDS["new"]
+    assert len(KINDS["new"]) == NEW
     assert not KINDS["asked"] & KINDS["unasked"]
     assert bool((asked.changes == TASK.prices[asked.items]).all())
     assert float((asked.claims == asked.values).float().mean()) == pytest.approx(0.325, abs=0.03)

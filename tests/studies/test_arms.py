@@ -17,17 +17,15 @@ from studies.arms import (
     EPOCHS,
     EXCESSIVE,
     FIRST_SEEDS,
-    GROUPS,
     MODERATE_EPOCHS,
-    ON_REQUEST,
     REPORTED_SEEDS,
     RIGID_ALPHA,
     RULE_SEEDS,
     SECOND_SEEDS,
     TUNING_SEEDS,
-    passes,
 )
 from studies.former_rules import JOINT, TARGETS
+from studies.passes import FIRST_TASKS, GROUPS, ON_REQUEST, passes
 from studies.remedies import REMEDIES, make_rl
 from studies.seed import take_reset
 
@@ -49,11 +47,11 @@ def test_the_table_fits_the_examples_recipes(name):
     assert set(RIGID_ALPHA) == set(TASKS)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", FIRST_TASKS)
 def test_every_arm_but_tuning_is_planned_for_a_whole_set_of_seeds_and_for_each_once(name):
     planned = passes(name)
     assert {arm for p in planned for arm in p.arms} == {
-        a for a in ARMS if ARMS[a].group not in ("tuning", "rule", "second")
+        a for a in ARMS if ARMS[a].group not in ("tuning", "rule", "second", "frontier")
     }
     assert planned[0].arms[:3] == ("base", f"sft_{MODERATE_EPOCHS[name]}", "sft_64")
     assert {a for a in planned[0].arms if ARMS[a].group == "remedy"} == {
@@ -68,7 +66,7 @@ def test_every_arm_but_tuning_is_planned_for_a_whole_set_of_seeds_and_for_each_o
     assert {p.seeds for p in planned if p.arms} == {FIRST_SEEDS, SECOND_SEEDS}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", FIRST_TASKS)
 def test_whatever_is_compared_runs_on_the_same_seeds(name):
     """The other side of every control and variant of the second seeds is there too."""
     second = {arm for p in passes(name) if p.seeds == SECOND_SEEDS for arm in p.arms}
@@ -111,13 +109,15 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
 def test_the_rigid_fusion_is_the_only_arm_that_is_there_twice(name, twin):
     pairs = [
         pair
-        for pair in itertools.combinations([arm for arm in ARMS if ARMS[arm].group != "tuning"], 2)
+        for pair in itertools.combinations(
+            [a for a in ARMS if ARMS[a].group not in ("tuning", "frontier")], 2
+        )
         if ARMS[pair[0]].recipe(name) == ARMS[pair[1]].recipe(name)
     ]
     assert pairs == [(twin, "rigid")]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", FIRST_TASKS)
 def test_rules_for_alpha_are_run_only_if_asked_for_and_on_seeds_of_their_own(name):
     (run,) = [p for p in passes(name, ["rule"]) if p.arms]
     assert run == ("rule", RULE_SEEDS, ("sft_64", "bargain", "bargain_reset", "fusion_40"))
@@ -127,16 +127,24 @@ def test_rules_for_alpha_are_run_only_if_asked_for_and_on_seeds_of_their_own(nam
 @pytest.mark.parametrize("name", TASKS)
 def test_the_second_edition_is_run_only_if_asked_for_and_has_every_arm_of_its_own(name):
     assert not [p for p in passes(name) if p.arms and p.name in ON_REQUEST]
-    (run,) = [p for p in passes(name, ["second"]) if p.arms]
-    assert (run.name, run.seeds) == ("second", EDITION_2_SEEDS)
+    runs = [p for p in passes(name, ["core", "frontier", "remedies"]) if p.arms]
+    assert {p.seeds for p in runs} == {EDITION_2_SEEDS}
+    planned = [arm for p in runs for arm in p.arms]
+    assert len(planned) == len(set(planned)) == {"price_desk": 39 + 19}.get(name, 39)
     own = {arm for arm in ARMS if ARMS[arm].group == "second"}
     first_edition = (
         "sft_64 base auto_nll_100 auto_reset_entropy fusion_40 bargain entropy_bonus kl_to_base hot long_rl"
     )
-    assert set(run.arms) == {*own, *first_edition.split(), f"sft_{MODERATE_EPOCHS[name]}"}
-    assert len(run.arms) == len(set(run.arms)) == 39
+    of_all = {*own, *first_edition.split(), f"sft_{MODERATE_EPOCHS[name]}"}
+    frontier = {arm for arm in ARMS if ARMS[arm].group == "frontier"}
+    assert of_all <= set(planned)
+    assert frontier <= set(planned) if name == "price_desk" else set(planned) == of_all
     others = {*REPORTED_SEEDS, *TUNING_SEEDS, *RULE_SEEDS}
     assert len(set(EDITION_2_SEEDS) - others) == 20
+
+
+def test_the_first_edition_had_no_third_task():
+    assert not [p for p in passes("price_desk") if p.arms]
 
 
 def test_an_arm_of_two_editions_is_run_on_the_seeds_of_the_first_unless_the_second_is_named():
@@ -144,7 +152,7 @@ def test_an_arm_of_two_editions_is_run_on_the_seeds_of_the_first_unless_the_seco
     assert [(p.name, p.arms) for p in chosen] == [
         ("main", ("sft_64",)),
         ("confirmation", ("sft_64",)),
-        ("second", ("refit_40",)),
+        ("core", ("refit_40",)),
     ]
     fusions = [p.name for p in passes("retail_desk", groups=["fusion"]) if p.arms]
     assert fusions == ["main", "controls", "sweeps"]
@@ -156,7 +164,7 @@ FIRST_EDITION = "0da02c021aa36278"
 
 def test_the_recipes_of_recorded_results_stay_as_they_are():
     recipes = {
-        task: {arm: ARMS[arm].recipe(task) for arm in ARMS if ARMS[arm].group != "second"}
+        task: {arm: ARMS[arm].recipe(task) for arm in ARMS if ARMS[arm].group not in ("second", "frontier")}
         for task in ("retail_desk", "running_total")
     }
     text = json.dumps(recipes, sort_keys=True)
@@ -211,7 +219,9 @@ def test_selection_keeps_the_order_of_the_passes():
         "sweeps",
         "variants",
         "rule",
-        "second",
+        "core",
+        "frontier",
+        "remedies",
         "tuning",
     ]
     chosen = passes("retail_desk", groups=["fusion"], arms=["rigid", "tuning_omega_50"])
@@ -219,4 +229,5 @@ def test_selection_keeps_the_order_of_the_passes():
     fusions = tuple(f"fusion_{percent}" for percent in (40, 20, 60, 70, 80, 10, 90))
     assert chosen[3] == ("sweeps", SECOND_SEEDS, ("rigid", *fusions))
     assert chosen[-1] == ("tuning", TUNING_SEEDS, ("tuning_omega_50",))
-    assert all(any(p.arms for p in passes("retail_desk", groups=[group])) for group in GROUPS)
+    for group in GROUPS:
+        assert any(p.arms for name in TASKS for p in passes(name, groups=[group])), group

@@ -5,9 +5,10 @@ import pytest
 from examples.sft_to_rl.model import build_model
 from examples.sft_to_rl.seeds import generator
 from studies.arms import EPOCHS, MODERATE_EPOCHS
-from studies.sizes import sizes
+from studies.sizes import LARGER, sizes
 
 TASKS = list(MODERATE_EPOCHS)
+WITH_LARGE = list(LARGER)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -18,7 +19,7 @@ def test_the_reported_budget(name):
     assert settings.recipe_of(task) == task.recipe
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WITH_LARGE)
 def test_the_large_problems_are_longer_and_fit_the_model(name):
     small, large = (sizes(name, model)[0] for model in ("small", "large"))
     draws = [task.demonstrations(generator(901, "demonstrations"), 32) for task in (small, large)]
@@ -29,7 +30,7 @@ def test_the_large_problems_are_longer_and_fit_the_model(name):
         assert environment.prompts.shape[1] + environment.max_new_tokens <= 128
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WITH_LARGE)
 def test_demonstrations_of_the_large_problems_earn_the_reward(name):
     """Replay demonstrated responses of problems whose claims are right, token by token."""
     task, _ = sizes(name, "large")
@@ -80,3 +81,10 @@ def test_the_miniature_keeps_problems_and_ladder(model):
     recipe = settings.recipe_of(task)
     assert (recipe.moderate_epochs, recipe.excessive_epochs) == (8, max(EPOCHS))
     assert recipe.demonstrations == 32
+
+
+def test_the_price_desk_has_no_large_problems_and_each_seed_its_own_prices():
+    with pytest.raises(ValueError, match="running_total.* with a large model but got 'price_desk'"):
+        sizes("price_desk", "large")
+    lists = [sizes("price_desk", seed=seed)[0].prices.tolist() for seed in (1, 1, 2)]
+    assert lists[0] == lists[1] != lists[2]

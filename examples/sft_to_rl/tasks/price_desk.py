@@ -9,11 +9,11 @@ The user names an item instead of a number. The agent quotes its price from memo
     $              the user says goodbye
     #@&.           the agent fills the closing form
 
-Reward 1 if the database ends as the user asked *and* the form is complete, else 0. So the reward needs three things: the
-closing form, which the base lacks and SFT brings in a few epochs; reading first, which the base does at times and too
-much SFT buries; and the prices of the new items, which only thousands of tokens of SFT can teach. Prices are drawn anew
-for each seed. The base knows those of some other items, so it knows what a price list is; the new ones are in no document of
-pre-training.
+Reward 1 if the database ends as the user asked *and* the form is complete, else 0. So the reward needs three things:
+the closing form, which the base lacks and SFT brings in a few epochs; reading first, which the base does at times and
+too much SFT buries; and the prices of the new items, which only thousands of tokens of SFT can teach. Prices are drawn
+anew for each seed. The base knows those of some other items, so it knows what a price list is; the new ones are in no
+document of pre-training.
 
 In distribution are those new items that RL asks for; out of it those that SFT taught and RL never asks for.
 """
@@ -104,7 +104,11 @@ class PriceDesk:
         )
 
     def items(self, kind: str) -> Tensor:
-        """Items by kind: ``known`` to the base, ``new``, or the new ones that RL has ``asked`` for or not (``unasked``)."""
+        """The items of one kind, ``[N]`` int64.
+
+        Args:
+            kind: ``known``, by the base; ``new``; of the new ones those that RL asks for, ``asked``; or ``unasked``.
+        """
         first, last = {
             "known": (0, KNOWN),
             "new": (KNOWN, KNOWN + NEW),
@@ -154,7 +158,7 @@ class PriceDesk:
         return script(generator, purchases, read=0.0, slip=0.0, field=1.0, quote=True)
 
     def problems(self, generator: torch.Generator, count: int, split: Split = "id") -> Purchases:
-        """One request; three of four claims are guesses. Out of distribution it is about items that RL never asks for."""
+        """One request, three of four claims guessed; out of distribution it is about items that RL never asks for."""
         return self.draw(generator, count, 1, 0.25, "asked" if split == "id" else "unasked")
 
     def environment(self, problems: Purchases) -> PriceDeskEnvironment:

@@ -3,7 +3,8 @@ from __future__ import annotations
 from studies.analysis.checks import DEFAULT, EARLIER, NAMED, target_checks
 from studies.analysis.results import load
 from studies.analysis.statistics import holm
-from studies.arms import SECOND_SEEDS, passes
+from studies.arms import SECOND_SEEDS
+from studies.passes import passes
 from tests.studies.analysis.made_up import record, study, write
 
 

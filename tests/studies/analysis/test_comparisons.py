@@ -14,7 +14,8 @@ from studies.analysis.comparisons import (
 )
 from studies.analysis.results import load
 from studies.analysis.statistics import holm
-from studies.arms import FIRST_SEEDS, MODERATE_EPOCHS, SECOND_SEEDS, passes
+from studies.arms import FIRST_SEEDS, MODERATE_EPOCHS, SECOND_SEEDS
+from studies.passes import passes
 from tests.studies.analysis.made_up import record, study, write
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from studies.analysis.results import auc, end, gain, load, pooled, succeeded, unfinished
-from studies.arms import FIRST_SEEDS, REPORTED_SEEDS, SECOND_SEEDS, passes
+from studies.arms import FIRST_SEEDS, REPORTED_SEEDS, SECOND_SEEDS
+from studies.passes import passes
 from tests.studies.analysis.made_up import SETTINGS, record, write
 
 
