@@ -21,6 +21,7 @@ from studies.analysis.comparisons import (
     confirmed,
 )
 from studies.analysis.forecast_summary import forecast_of, verdict_of
+from studies.analysis.landscape import landscape_of
 from studies.analysis.real_forecast import real_forecast_of
 from studies.analysis.results import TaskResults, auc, end, gain, start, succeeded, unfinished
 from studies.analysis.statistics import SUCCESS, mean, plain, success_rate
@@ -67,7 +68,7 @@ def summarise(tasks: Mapping[str, TaskResults], results: Path | None = None) -> 
         "verdict": verdict_of(tasks),
     }
     if results is not None:
-        summary |= {"real_forecast": real_forecast_of(results)}
+        summary |= {"real_forecast": real_forecast_of(results), "landscape": landscape_of(results, tasks)}
     return _rounded(summary)
 
 
