@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studies.analysis.markdown import NONE, interval, listed, number, plus_minus, table
+from studies.analysis.markdown import interval, listed, number, plus_minus, table
 from studies.analysis.tables import Summary
 from studies.verdicts import confusion_table
 
@@ -20,8 +20,6 @@ def forecast_blocks(summary: Summary) -> dict[str, str]:
         **{f"forecast {side}": forecast_table(summary, side) for side in SIDES},
         "thresholds": thresholds_table(summary, "over_trained"),
         "bounds": bounds_table(summary),
-        "forecast within": within_table(summary),
-        **({"forecast real": real_table(found)} if (found := summary.get("real_forecast")) else {}),
         **{f"verdict {side}": verdict_table(summary, side) for side in summary["verdict"]},
     }
 
@@ -160,62 +158,6 @@ def verdict_table(summary: Summary, side: str) -> str:
     """Levels of the library's verdict by what became of the starts."""
     names = titles(summary)
     return confusion_table({names[name]: found for name, found in summary["verdict"][side].items()})
-
-
-def within_table(summary: Summary) -> str:
-    """ROC-AUCs over all starts, and over the pairs of one arm, which differ in their seeds alone."""
-    by_task, names = summary["forecast_within"], titles(summary)
-    header = ["measure before RL"]
-    for name in by_task:
-        header += [f"{names[name]}: over all starts", "n", "within an arm", "pairs (arms)"]
-
-    def quality(measure: str) -> float:
-        return _distance([found["measures"].get(measure, {}).get("within") for found in by_task.values()])
-
-    every = dict.fromkeys(measure for found in by_task.values() for measure in found["measures"])
-    rows = []
-    for measure in sorted(every, key=quality, reverse=True):
-        cells = []
-        for found in by_task.values():
-            row = found["measures"].get(measure, {})
-            cells += [
-                interval(row.get("all")),
-                str(row["all"]["n"]) if row else NONE,
-                *_within(row.get("within")),
-            ]
-        rows.append([f"`{measure}`", *cells])
-    return table(header, rows)
-
-
-def real_table(found: Mapping[str, Any]) -> str:
-    """ROC-AUCs on a real model: over all starts, over pairs of one recipe, and of one arm of one recipe."""
-    header = ["measure before RL", "n", "over all starts"]
-    header += ["within a recipe", "pairs (recipes)", "within an arm", "pairs (arms)"]
-    measures = found["measures"]
-    ordered = sorted(measures, key=lambda name: _distance([measures[name]["recipe"]]), reverse=True)
-    return table(
-        header,
-        [
-            [
-                f"`{name}`",
-                str(measures[name]["all"]["n"]),
-                interval(measures[name]["all"]),
-                *_within(measures[name]["recipe"]),
-                *_within(measures[name]["arm"]),
-            ]
-            for name in ordered
-        ],
-    )
-
-
-def _within(row: Mapping[str, Any] | None) -> list[str]:
-    return [interval(row), f"{row['pairs']} ({row['strata']})" if row else NONE]
-
-
-def _distance(rows: Sequence[Mapping[str, Any] | None]) -> float:
-    """How far the mean of areas lies from one half; those that are not there count as one half."""
-    values = [row["value"] for row in rows if row is not None]
-    return abs(sum(values) / len(values) - 0.5) if values else -1.0
 
 
 def sparse(summary: Summary, side: str, measures: Sequence[str]) -> str:

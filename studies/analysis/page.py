@@ -12,6 +12,7 @@ from studies.analysis.markdown import fill_places, places
 from studies.analysis.requirements import requirement_blocks
 from studies.analysis.reset_tables import reset_blocks
 from studies.analysis.tables import outcome_blocks
+from studies.analysis.within_tables import within_blocks
 
 PLACE = places("study")
 
@@ -23,6 +24,7 @@ def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
         **requirement_blocks(summary),
         **reset_blocks(summary),
         **forecast_blocks(summary),
+        **within_blocks(summary),
         **landscape_blocks(summary.get("landscape")),
         **finding_blocks(summary),
     }
