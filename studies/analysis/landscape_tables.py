@@ -26,6 +26,7 @@ TITLES = {
     "refit_40": "refit, 40 steps",
 }
 LOSS_TITLES = {"demonstrations": "demonstrations", "base_samples": "base samples"}
+PLANNED_SEEDS = frozenset(range(1021, 1029))  # studies/plan_landscape.md
 DIGITS = {"sharpness": 1, "sam_gap": 3, "relative_sam_gap": 3}
 
 
@@ -58,7 +59,10 @@ def state(found: Summary) -> str:
     for task in found["tasks"].values():
         same, seeds = task["bases_as_recorded"], task["seeds"]
         recorded = f"the base is bit for bit the recorded one in {of(same, len(seeds))}"
-        parts.append(f"{task['title']}: seeds {seed_ranges(seeds)}; {recorded}")
+        planned = of(len(PLANNED_SEEDS & set(seeds)), len(PLANNED_SEEDS))
+        parts.append(
+            f"{task['title']}: seeds {seed_ranges(seeds)}, {planned} of those that were planned; {recorded}"
+        )
     places = {
         f"{where['cpu']}, torch {where['torch']}, transformers {where['transformers']}"
         for task in found["tasks"].values()

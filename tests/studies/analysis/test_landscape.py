@@ -141,6 +141,7 @@ def test_blocks(tmp_path):
     results, tasks = _results(tmp_path)
     found = landscape_of(results, tasks)
     made = landscape_blocks(found)
+    assert ", 5/8 of those that were planned; the base is bit for bit" in made["landscape state"]
     assert "recorded one in 1/5" in made["landscape state"]
     start = rows(made["landscape starts running_total"])["SFT, 64 epochs"]
     assert start["successes"] == "0/5"
