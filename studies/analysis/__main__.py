@@ -29,7 +29,7 @@ def main(root: Path) -> None:
     tasks = load(results)
     if not tasks:
         raise SystemExit(f"Expected results of at least one reported seed in {results} but found none.")
-    summary = summarise(tasks)
+    summary = summarise(tasks, results.parent)
     draw(tasks, summary, root / "docs" / "images")
     page = root / "docs" / "evidence.md"
     page.write_text(filled(page.read_text(), summary))

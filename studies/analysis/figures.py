@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis import forecast
 from studies.analysis.checks import DEFAULT, EARLIER, NAMED, REMEDIES
-from studies.analysis.forecast_tables import ranked
+from studies.analysis.forecast_tables import ranked, turned_areas
 from studies.analysis.reset_tables import CONTROLS, OPTIONS
 from studies.analysis.results import TaskResults, end, start
 from studies.analysis.statistics import SUCCESS
@@ -35,6 +35,7 @@ TASK_COLORS = ("#0072b2", "#e69f00", "#cc79a7")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 WIDTH = 32  # characters of a label, then it goes on in a second line
 AREAS = 14  # measures in the panel of ROC-AUCs
+SMALLER = "\N{DOWNWARDS ARROW}"  # marks a measure whose area is that of its negative
 
 Tasks = Mapping[str, TaskResults]
 
@@ -194,11 +195,12 @@ def draw_forecast(tasks: Tasks, summary: Mapping[str, Any]) -> Figure:
 def _draw_areas(axes: Axes, tasks: Tasks, summary: Mapping[str, Any]) -> None:
     _tidy(axes, "ROC-AUC for success, held-out seeds")
     measures = ranked(summary, "over_trained")[:AREAS][::-1]
-    for place, (name, color) in enumerate(zip(tasks, TASK_COLORS, strict=False)):
-        for row, measure in enumerate(measures):
-            area = (
-                summary["forecast"]["over_trained"][name]["measures"].get(measure, {}).get("roc_auc_held_out")
-            )
+    labels = []
+    for row, measure in enumerate(measures):
+        found, reverse = turned_areas(summary, "over_trained", measure)
+        labels.append(f"{measure} {SMALLER}" if reverse else measure)
+        for place, (name, color) in enumerate(zip(tasks, TASK_COLORS, strict=False)):
+            area = found.get(name)
             if area is None:
                 continue
             height = row + 0.16 * (0.5 - place)
@@ -206,9 +208,9 @@ def _draw_areas(axes: Axes, tasks: Tasks, summary: Mapping[str, Any]) -> None:
                 axes.plot([area["low"], area["high"]], [height] * 2, color=color, linewidth=1.6)
             axes.plot(area["value"], height, "o", color=color, markersize=6, clip_on=False)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(measures)), measures, fontsize=9.5)
+    axes.set_yticks(range(len(measures)), labels, fontsize=9.5)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("below 0.5: smaller values go with success", fontsize=11)
+    axes.set_xlabel(f"{SMALLER} smaller values go with success; without it larger ones", fontsize=11)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     handles = [
         Line2D([], [], marker="o", color=color, label=task.title)

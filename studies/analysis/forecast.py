@@ -113,14 +113,21 @@ def roc_auc(found: Sequence[Start], measure: str) -> Estimate | None:
     clusters = len({start.cluster for start in group})
     if clusters < 3:
         return Estimate(len(group), area, None, None)
-    areas = clustered_auc(group, measure, _times_drawn(clusters))
+    low, high = resampled(clustered_auc(group, measure, times_drawn(clusters)))
+    return Estimate(len(group), area, low, high)
+
+
+def resampled(values: np.ndarray) -> tuple[float | None, float | None]:
+    """Percentile interval of a figure's bootstrap replicates, those left out in which it is not defined (NaN)."""
+    if np.isnan(values).all():
+        return None, None
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(areas, [tail, 1 - tail])
-    return Estimate(len(group), area, float(low), float(high))
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 @lru_cache
-def _times_drawn(clusters: int) -> np.ndarray:
+def times_drawn(clusters: int) -> np.ndarray:
     """How often each replicate of the bootstrap draws each seed, ``[RESAMPLES, clusters]``."""
     draws = np.random.default_rng(0).integers(clusters, size=(RESAMPLES, clusters))
     return np.stack([(draws == cluster).sum(axis=1) for cluster in range(clusters)], axis=1)

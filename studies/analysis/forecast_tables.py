@@ -45,24 +45,33 @@ def ranked(summary: Summary, side: str) -> list[str]:
     return sorted(names, key=quality, reverse=True)
 
 
-def areas(summary: Summary, side: str, measure: str) -> str:
-    """A measure's ROC-AUCs on held-out seeds in words, turned so that above one half is better than a guess.
+def turned_areas(summary: Summary, side: str, measure: str) -> tuple[dict[str, dict[str, Any]], bool]:
+    """A measure's ROC-AUCs on held-out seeds by task, turned so that above one half is better than a guess.
 
     It is turned in all tasks or in none, by the mean over tasks.
+
+    Returns:
+        Areas with their intervals, and whether they are turned: whether smaller values go with success.
     """
     rows = {
-        task["title"].lower(): row
-        for name, task in summary["tasks"].items()
+        name: row
+        for name in summary["tasks"]
         if (row := summary["forecast"][side][name]["measures"].get(measure, {}).get("roc_auc_held_out"))
     }
+    reverse = sum(row["value"] for row in rows.values()) < len(rows) / 2
+    return {name: _turned(row) if reverse else row for name, row in rows.items()}, reverse
+
+
+def areas(summary: Summary, side: str, measure: str) -> str:
+    """A measure's `turned_areas` in words."""
+    rows, reverse = turned_areas(summary, side, measure)
     if not rows:
         return ""
-    reverse = sum(row["value"] for row in rows.values()) < len(rows) / 2
-    texts = [f"{interval(_turned(row) if reverse else row)} ({title})" for title, row in rows.items()]
+    texts = [f"{interval(row)} ({summary['tasks'][name]['title'].lower()})" for name, row in rows.items()]
     return f"`{measure}`{' (the smaller the better)' * reverse} {listed(texts)}"
 
 
-def _turned(row: Mapping[str, Any]) -> dict[str, float | None]:
+def _turned(row: Mapping[str, Any]) -> dict[str, Any]:
     """The area of the negated measure."""
     low, high = (None if row[bound] is None else 1 - row[bound] for bound in ("high", "low"))
     return {"value": 1 - row["value"], "low": low, "high": high}

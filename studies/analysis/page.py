@@ -7,10 +7,12 @@ from typing import Any
 
 from studies.analysis.findings import finding_blocks
 from studies.analysis.forecast_tables import forecast_blocks
+from studies.analysis.landscape_tables import landscape_blocks
 from studies.analysis.markdown import fill_places, places
 from studies.analysis.requirements import requirement_blocks
 from studies.analysis.reset_tables import reset_blocks
 from studies.analysis.tables import outcome_blocks
+from studies.analysis.within_tables import within_blocks
 
 PLACE = places("study")
 
@@ -22,6 +24,8 @@ def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
         **requirement_blocks(summary),
         **reset_blocks(summary),
         **forecast_blocks(summary),
+        **within_blocks(summary),
+        **landscape_blocks(summary.get("landscape")),
         **finding_blocks(summary),
     }
 

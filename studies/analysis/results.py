@@ -57,6 +57,7 @@ class TaskResults:
         settings: Sizes of every stage, the same for all seeds.
         versions: Every combination of versions that some seed ran with.
         tokens: Mean length of the base's own responses by seed, those that support is measured on.
+        solved: Share of these responses that solve the task, by seed.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TaskResults:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: list[dict[str, str]] = field(default_factory=list)
     tokens: dict[int, float] = field(default_factory=dict)
+    solved: dict[int, float] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -144,7 +146,9 @@ def _add(task: TaskResults, content: Record) -> None:
         task.versions.append(content["version"])
     if content["arms"]:
         task.seeds[content["seed"]] = content["arms"]
-        task.tokens[content["seed"]] = content["base_samples"]["tokens_per_response"]
+        samples = content["base_samples"]
+        task.tokens[content["seed"]] = samples["tokens_per_response"]
+        task.solved[content["seed"]] = samples["solved"] / samples["responses"]
 
 
 def pooled(tasks: Sequence[TaskResults], arm: str, of: Of) -> dict[tuple[str, int], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from studies.analysis.checks import DEFAULT, target_checks
@@ -20,8 +21,11 @@ from studies.analysis.comparisons import (
     confirmed,
 )
 from studies.analysis.forecast_summary import forecast_of, verdict_of
+from studies.analysis.landscape import landscape_of
+from studies.analysis.real_forecast import real_forecast_of
 from studies.analysis.results import TaskResults, auc, end, gain, start, succeeded, unfinished
 from studies.analysis.statistics import SUCCESS, mean, plain, success_rate
+from studies.analysis.within_recipe import within_of
 from studies.arms import EXCESSIVE, SECOND_SEEDS
 
 DIGITS = 5
@@ -29,8 +33,13 @@ SPLITS = ("id", "ood")
 FRESHLY = (DEFAULT, "auto_nll_100")  # arms whose ends on the second set of seeds are shown by themselves
 
 
-def summarise(tasks: Mapping[str, TaskResults]) -> dict[str, Any]:
-    """Build the summary; every number is rounded, every missing one is null."""
+def summarise(tasks: Mapping[str, TaskResults], results: Path | None = None) -> dict[str, Any]:
+    """Build the summary; every number is rounded, every missing one is null.
+
+    Args:
+        tasks: The results of the study.
+        results: docs/results, for what other results the page shows; without it they are left out.
+    """
     confirmatory = compare(CONFIRMATORY, tasks, test=True)
     summary: dict[str, Any] = {
         "tasks": {name: _of_task(task) for name, task in tasks.items()},
@@ -55,8 +64,11 @@ def summarise(tasks: Mapping[str, TaskResults]) -> dict[str, Any]:
             side: forecast_of(tasks, over_trained_side)
             for side, over_trained_side in (("all", False), ("over_trained", True))
         },
+        "forecast_within": within_of(tasks),
         "verdict": verdict_of(tasks),
     }
+    if results is not None:
+        summary |= {"real_forecast": real_forecast_of(results), "landscape": landscape_of(results, tasks)}
     return _rounded(summary)
 
 

@@ -19,7 +19,8 @@ NUMBER = re.compile(r"\d+\.\d+")
 
 
 def _summary(root):
-    return summarise(load(root / "docs" / "results" / "study"))
+    results = root / "docs" / "results"
+    return summarise(load(results / "study"), results)
 
 
 # The forecast's bootstrap takes the time: a whole study is summarised once.
