@@ -21,7 +21,6 @@ from studies.arms import (
 _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
     "main": (
         FIRST_SEEDS,
-        LENGTH_SEEDS,
         "base moderate sft_64 fusion_30 fusion_50 auto_nll_100 auto_reset auto_reset_entropy rigid rigid_reset "
         "rigid_random rigid_equal_support rigid_paper rigid_entropy entropy_bonus kl_to_base hot long_rl",
     ),
