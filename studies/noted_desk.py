@@ -59,6 +59,7 @@ class NotedDesk(RetailDesk):
     note: int = 32
 
     title = "Retail desk with notes"
+    positions = 256
 
     @property
     def name(self) -> str:  # type: ignore[override]

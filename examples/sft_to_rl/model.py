@@ -31,8 +31,10 @@ class Shape:
     heads: int = 4
 
 
-def build_model(vocabulary_size: int, seed: int, shape: Shape = Shape()) -> LlamaForCausalLM:
-    """A freshly initialised Llama.
+def build_model(
+    vocabulary_size: int, seed: int, shape: Shape = Shape(), positions: int = 128
+) -> LlamaForCausalLM:
+    """A freshly initialised Llama with a context of `positions` tokens.
 
     Layer matrices start at std 1/√fan_in, those that write into the residual stream a further 1/√(2·layers)
     smaller, embedding and head at 0.02. (At 0.02 everywhere this width learns a third slower.)
@@ -43,7 +45,7 @@ def build_model(vocabulary_size: int, seed: int, shape: Shape = Shape()) -> Llam
         intermediate_size=shape.mlp_width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         attn_implementation="sdpa",

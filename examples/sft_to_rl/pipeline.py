@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -60,8 +61,9 @@ def recipe_digest(run: Run) -> str:
     shape = dataclasses.asdict(run.settings.shape)
     ingredients = [repr(run.task), run.seed, recipe.pretraining_steps, recipe.decay_steps, shape]
     digest = hashlib.sha256(json.dumps(ingredients).encode())
-    sources = [Path(module.__file__) for module in (model_module, muon, pretrain)]
-    for source in [*sources, *sorted(Path(tasks.__file__).parent.glob("*.py"))]:
+    sources = {Path(module.__file__) for module in (model_module, muon, pretrain)}
+    sources |= {*Path(tasks.__file__).parent.glob("*.py"), Path(inspect.getfile(type(run.task)))}
+    for source in sorted(sources, key=lambda path: path.name):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -75,7 +77,7 @@ def pretrained_base(run: Run) -> tuple[Path, float]:
     started = time.monotonic()
     recipe = run.settings.recipe_of(run.task)
     steps = sum(recipe.pretraining_steps)
-    model = build_model(len(run.task.vocabulary), run.seed, run.settings.shape)
+    model = build_model(len(run.task.vocabulary), run.seed, run.settings.shape, run.task.positions)
     module = pretrain.Pretraining(model, run.task, recipe, run.seed)
     trainer, _ = make_trainer(run, "pretrain", epochs=1, log_every=min(20, steps))
     trainer.fit(module)

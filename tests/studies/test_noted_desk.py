@@ -75,3 +75,11 @@ def test_a_demonstration_earns_the_reward_with_its_note():
     agent = VOCABULARY.decode(batch["input_ids"][0][batch["labels"][0] != IGNORE])
     assert drive(TASK.environment(episode), [agent])[0].reward == 1.0
     assert TASK.name == "noted_desk_3"
+
+
+@pytest.mark.parametrize("note", [32, 112])
+def test_every_episode_fits_the_context_of_its_model(note):
+    task = NotedDesk(note=note)
+    for split in ("id", "ood"):
+        environment = task.environment(task.problems(generator(901, "problems"), 8, split))
+        assert environment.prompts.shape[1] + environment.max_new_tokens <= task.positions

@@ -109,12 +109,21 @@ class Environment(Protocol):
 
 
 class Task(Protocol):
-    """A task of the demo. All randomness comes from the generators that are passed in."""
+    """A task of the demo. All randomness comes from the generators that are passed in.
+
+    Attributes:
+        name: By which it is asked for.
+        title: The same in words.
+        vocabulary: Its tokens.
+        recipe: How long its base and its SFT ladder are trained.
+        positions: How many tokens an episode may have, the prompt included: the context of its model.
+    """
 
     name: str
     title: str
     vocabulary: Vocabulary
     recipe: Recipe
+    positions: int
 
     def pretraining_documents(self, generator: torch.Generator, count: int, warm_up: bool) -> Batch:
         """Documents the base learns from; `warm_up` selects the easier ones of the first phase."""

@@ -94,6 +94,7 @@ class PriceDesk:
     name = "price_desk"
     title = "Price desk"
     vocabulary = VOCABULARY
+    positions = 128
     recipe = Recipe((200, 500), decay_steps=350, demonstrations=384, moderate_epochs=8, excessive_epochs=64)
 
     @property

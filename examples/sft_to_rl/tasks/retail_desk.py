@@ -234,6 +234,7 @@ class RetailDesk:
     name = "retail_desk"
     title = "Retail desk"
     vocabulary = VOCABULARY
+    positions = 128
     recipe = Recipe((200, 500), decay_steps=350, demonstrations=128, moderate_epochs=8, excessive_epochs=64)
 
     def pretraining_documents(self, generator: torch.Generator, count: int, warm_up: bool) -> Batch:

@@ -161,6 +161,7 @@ class RunningTotal:
     name = "running_total"
     title = "Running total"
     vocabulary = VOCABULARY
+    positions = 128
     recipe = Recipe((300, 400), decay_steps=240, demonstrations=256, moderate_epochs=2, excessive_epochs=64)
 
     def pretraining_documents(self, generator: torch.Generator, count: int, warm_up: bool) -> Batch:
