@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis.results import TaskResults, end
@@ -29,18 +30,19 @@ LANE = 0.25  # between two tasks of a row
 
 
 class Marked(NamedTuple):
-    """Starts of one kind on the frontier: their name, marker, colour, and each arm's label."""
+    """Starts of one kind on the frontier: name, marker, colour, each arm's label, and where this stands, in points."""
 
     name: str
     marker: str
     color: str
     arms: dict[str, str]
+    offset: tuple[int, int] = (7, 4)
     filled: bool = True
 
 
 FUSIONS = {"base": "0", **{f"fusion_{p}": f".{p // 10}" for p in range(20, 90, 10)}, EXCESSIVE: "1"}
 MARKED = (
-    Marked("rung of SFT (epochs)", "s", "#56b4e9", {f"sft_{n}": str(n) for n in (4, 8, 16, 32)}),
+    Marked("rung of SFT (epochs)", "s", "#0072b2", {f"sft_{n}": str(n) for n in (4, 8, 16, 32)}, (-7, 3)),
     Marked(
         "reset of targeted neurons (alpha)",
         "^",
@@ -55,6 +57,7 @@ MARKED = (
         "v",
         "#d55e00",
         {f"fusion_{p}_random": _alpha for p, _alpha in ((60, ".6"), (70, ".7"), (80, ".8"), (100, "1"))},
+        (7, -12),
         filled=False,
     ),
     Marked("refit (steps)", "D", "#009e73", {f"refit_{n}": str(n) for n in (10, 20, 40)}),
@@ -62,7 +65,7 @@ MARKED = (
     Marked(
         "fusion + refit (alpha, steps)",
         "P",
-        "#cc79a7",
+        "#aa4499",
         {
             f"fusion_{p}_refit_{n}": f".{p // 10}, {n}"
             for p, n in ((40, 10), (40, 20), (40, 40), (60, 20), (70, 20))
@@ -133,7 +136,7 @@ def _place(desk: TaskResults, arm: str) -> tuple[float, float] | None:
 
 
 def _draw_frontier(axes: Axes, desk: TaskResults) -> None:
-    _tidy(axes, "Price desk: what a start knows, and where RL from it ends (means)")
+    _tidy(axes, "Price desk: what is known before RL, and where RL ends")
     line = {label: place for arm, label in FUSIONS.items() if (place := _place(desk, arm))}
     handles = []
     if line:
@@ -149,15 +152,15 @@ def _draw_frontier(axes: Axes, desk: TaskResults) -> None:
         places = {label: place for arm, label in kind.arms.items() if (place := _place(desk, arm))}
         for label, place in places.items():
             axes.plot(*place, **style, markeredgewidth=1.5)
-            _label(axes, label, place, kind.color, (8, 4))
+            _label(axes, label, place, kind.color, kind.offset)
         if places:
-            handles.append(Line2D([], [], label=kind.name, **style))
+            handles.append(Line2D([], [], label=kind.name, markeredgewidth=1.5, **style))
     if not handles:
         axes.text(0.5, 0.5, "not run yet", fontsize=14, ha="center", transform=axes.transAxes)
     axes.axhline(SUCCESS, color=INK, linewidth=0.9, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.06, 1.02)
-    axes.set_xlabel("prices known before RL, of those that RL never asks for", fontsize=12)
+    axes.set_xlabel("prices known before RL, of those that RL never asks for; means over seeds", fontsize=12)
     axes.set_ylabel("pass@1 after RL, in distribution", fontsize=12)
     axes.grid(color=FAINT, linewidth=0.6)
     axes.legend(
@@ -173,7 +176,9 @@ def _label(axes: Axes, text: str, place: tuple[float, float], color: str, offset
         textcoords="offset points",
         fontsize=11,
         color=color,
-        ha="center" if not offset[0] else "left",
+        zorder=6,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        ha="center" if not offset[0] else "left" if offset[0] > 0 else "right",
     )
 
 
