@@ -168,13 +168,14 @@ CHECKS = (
 def confirmatory(tasks: Tasks) -> str:
     """Question 1 first, as planned, then the family of eight."""
     desk = all_tasks(tasks)[PRICE_DESK]
+    results = confirmatory_results(tasks)
     verdicts = [check.verdict(desk) for check in CHECKS]
     rows = [
         [check.claim, f"`{check.arm}`", _figure(check, desk), of_threshold(check), verdict]
         for check, verdict in zip(CHECKS, verdicts, strict=True)
     ]
     checks = table(["question 1, the price desk", "arm", "found", "threshold", "verdict"], rows)
-    return f"{_purpose(verdicts)}\n\n{checks}\n\n{_about(tasks)}\n\n{_comparisons(tasks)}"
+    return f"{_purpose(verdicts)}\n\n{checks}\n\n{_about(results)}\n\n{_comparisons(tasks, results)}"
 
 
 def of_threshold(check: Check) -> str:
@@ -198,8 +199,8 @@ def _purpose(verdicts: list[str]) -> str:
     return "Whether the price desk does what it is for is not decided yet: runs are missing."
 
 
-def _about(tasks: Tasks) -> str:
-    done = sum(result.adjusted is not None for result in confirmatory_results(tasks))
+def _about(results: list[Result]) -> str:
+    done = sum(result.adjusted is not None for result in results)
     return (
         f"Of the eight comparisons {done} are finished. Differences are of pass@1 after RL in "
         "distribution, paired by seed; Holm's adjustment is over all "
@@ -207,7 +208,7 @@ def _about(tasks: Tasks) -> str:
     )
 
 
-def _comparisons(tasks: Tasks) -> str:
+def _comparisons(tasks: Tasks, results: list[Result]) -> str:
     found = all_tasks(tasks)
     header = [
         "comparison",
@@ -222,7 +223,7 @@ def _comparisons(tasks: Tasks) -> str:
         "verdict",
     ]
     rows = []
-    for result in confirmatory_results(tasks):
+    for result in results:
         question, ours, theirs, name = result.planned
         made, task = result.difference, found[name]
         sides = f"{successes(task, ours)} against {successes(task, theirs)}"
