@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -144,10 +144,12 @@ def _draw_frontier(axes: Axes, desk: TaskResults) -> None:
         handles.append(
             Line2D([], [], marker="o", color=INK, label="fusion (alpha): 0 is the base, 1 excessive SFT")
         )
+        before = 0.0
         for label, place in line.items():
-            _label(axes, label, place, INK, (0, -14))
+            _label(axes, label, place, INK, (-6, 4) if place[1] >= before else (-6, -12))
+            before = place[1]
     for kind in MARKED:
-        style = {"marker": kind.marker, "linestyle": "", "color": kind.color, "markersize": 9}
+        style: dict[str, Any] = {"marker": kind.marker, "linestyle": "", "color": kind.color, "markersize": 9}
         style["markerfacecolor"] = kind.color if kind.filled else "white"
         places = {label: place for arm, label in kind.arms.items() if (place := _place(desk, arm))}
         for label, place in places.items():

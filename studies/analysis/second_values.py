@@ -56,7 +56,7 @@ def knowledge(moment: str, kind: str) -> Of:
         if known is None:
             return float("nan")
         kinds = ("asked", "unasked") if kind == "new" else (kind,)
-        return sum(known[moment][each]["right"] for each in kinds) / len(kinds)
+        return float(sum(known[moment][each]["right"] for each in kinds) / len(kinds))
 
     return share
 

@@ -56,6 +56,7 @@ def test_every_cell_of_the_remedies(tmp_path):
         "0.10 → 0.85 ± 0.64",  # t(1) = 12.706, standard error .05
         "0.75 ± 0.64",
         "2/2",
+        "1.00 [0.34, 1.00]",  # Wilson: 1 / (1 + 1.96² / 2)
         "0.36",  # of .1, .2, .3 and the end: .375 and .35
         "5120",
         "75",
