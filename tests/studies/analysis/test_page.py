@@ -79,7 +79,7 @@ def test_whole_study(whole):
     made = blocks(whole)
     for block in made.values():
         if block.startswith("|"):
-            rows(block)
+            rows(block.split("\n\n")[0])
     side = whole["forecast"]["over_trained"]["running_total"]["measures"]["support"]
     assert side["threshold"]["value"] == pytest.approx(CUTS["running_total"], abs=0.3)
     assert side["roc_auc_held_out"]["value"] > 0.99

@@ -193,8 +193,6 @@ def test_command_writes_tables_and_the_picture(tmp_path, capsys):
     assert not re.search(r"\|<!-- end -->", once)  # a table ends with its line
     assert (tmp_path / "docs" / "images" / "study-second.png").stat().st_size > 20_000
     assert "second: Price desk: 2 seeds, 58 arms, 116 runs of RL" in capsys.readouterr().out
-    main(tmp_path)
-    assert page.read_text() == once
 
 
 def test_seeds_of_the_plan():
