@@ -168,6 +168,7 @@ def test_the_picture_has_every_seed_and_every_start(tmp_path):
     dots = [line for line in left.lines if line.get_marker() in "osD" and len(line.get_xdata()) == 3]
     assert len(dots) == len(ROWS) * 3
     desk = results(tmp_path)["price_desk"]
+    assert right.get_xlabel().endswith("; n = 3")
     (fusion,) = [line for line in right.lines if line.get_linestyle() == "-"]
     assert len(fusion.get_xdata()) == len(FUSIONS) == 9
     ends = [desk.seeds[seed]["fusion_50"]["id"]["end"]["pass_at_1"] for seed in EDITION_2_SEEDS[:3]]
@@ -182,6 +183,11 @@ def test_the_picture_has_every_seed_and_every_start(tmp_path):
             and to_rgba(line.get_markeredgecolor()) == to_rgba(kind.color)
         ]
         assert len(points) == len(kind.arms)
+
+
+def test_the_picture_says_where_starts_have_different_seeds(tmp_path):
+    second(tmp_path, {"price_desk": {"base": [0.1, 0.2, 0.3], "sft_kl": [0.5], "hot": [0.1] * 5}})
+    assert draw_second(results(tmp_path)).axes[1].get_xlabel().endswith("; n = 1 to 3")
 
 
 def test_the_picture_of_no_runs_says_so(tmp_path):
