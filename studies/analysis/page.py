@@ -11,14 +11,21 @@ from studies.analysis.landscape_tables import landscape_blocks
 from studies.analysis.markdown import fill_places, places
 from studies.analysis.requirements import requirement_blocks
 from studies.analysis.reset_tables import reset_blocks
+from studies.analysis.results import TaskResults
+from studies.analysis.second import second_blocks
 from studies.analysis.tables import outcome_blocks
 from studies.analysis.within_tables import within_blocks
 
 PLACE = places("study")
 
 
-def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Everything that a page may hold, by the name of its place."""
+def blocks(summary: Mapping[str, Any], second: Mapping[str, TaskResults] | None = None) -> dict[str, str]:
+    """Everything that a page may hold, by the name of its place.
+
+    Args:
+        summary: Of the first edition.
+        second: Results of the second; without them its tables say that nothing has been run.
+    """
     return {
         **outcome_blocks(summary),
         **requirement_blocks(summary),
@@ -27,13 +34,19 @@ def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
         **within_blocks(summary),
         **landscape_blocks(summary.get("landscape")),
         **finding_blocks(summary),
+        **second_blocks(second or {}),
     }
 
 
-def filled(text: str, summary: Mapping[str, Any]) -> str:
+def filled(text: str, summary: Mapping[str, Any], second: Mapping[str, TaskResults] | None = None) -> str:
     """A page with its places filled anew.
+
+    Args:
+        text: The page.
+        summary: Of the first edition.
+        second: Results of the second.
 
     Raises:
         ValueError: A place with a name that nothing is made for.
     """
-    return fill_places(text, "study", blocks(summary))
+    return fill_places(text, "study", blocks(summary, second))
