@@ -117,7 +117,7 @@ ARMS: dict[str, Arm] = {
         "fusion of equal support", "reset", alpha="auto", support_of="fusion_50_reset"
     ),
     "auto_reset": _fused("alpha auto + reset, 2 %", "reset", "auto", 0.02),
-    # Added after the first five reported seeds (1001-1005) had been seen: see docs/evidence.md.
+    # Added after the first five reported seeds (1001-1005) had been seen: see docs/evidence-appendix.md.
     "auto_reset_entropy": _fused("alpha auto + entropy gradient, 2 %", "reset", "auto", 0.02, **_GRADIENT),
     "auto_reset_entropy_4": _fused("alpha auto + entropy gradient, 4 %", "reset", "auto", 0.04, **_GRADIENT),
     "auto_reset_random": _fused(

@@ -3,7 +3,7 @@
     .venv/bin/python -m studies.analysis
 
 It reads ``docs/results/study/<task>.jsonl``, finished or not, and writes ``docs/images/study-*.png`` and the tables
-between the marks of ``docs/evidence.md``.
+between the marks of ``docs/evidence.md``, its appendix and ``README.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from studies.analysis.figures import draw
-from studies.analysis.page import filled
+from studies.analysis.page import PAGES, filled
 from studies.analysis.results import load
 from studies.analysis.summary import summarise
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(root: Path) -> None:
-    """Update the page and its figures below `root`, the repository.
+    """Update the pages and their figures below `root`, the repository.
 
     Raises:
         SystemExit: There are no results yet.
@@ -31,8 +31,8 @@ def main(root: Path) -> None:
         raise SystemExit(f"Expected results of at least one reported seed in {results} but found none.")
     summary = summarise(tasks, results.parent)
     draw(tasks, summary, root / "docs" / "images")
-    page = root / "docs" / "evidence.md"
-    page.write_text(filled(page.read_text(), summary))
+    for page in (root / name for name in PAGES):
+        page.write_text(filled(page.read_text(), summary))
     for task in summary["tasks"].values():
         runs = sum(row["n"] for row in task["arms"].values())
         print(f"{task['title']}: {len(task['seeds'])} seeds, {len(task['arms'])} arms, {runs} runs of RL")

@@ -15,6 +15,11 @@ from studies.analysis.tables import outcome_blocks
 from studies.analysis.within_tables import within_blocks
 
 PLACE = places("study")
+#: Below the repository's root.
+PAGES = ("docs/evidence.md", "docs/evidence-appendix.md", "README.md")
+#: How names begin of what is made from results of their own, which need not be there yet.
+OF_OTHER_RESULTS = ("second ", "landscape ", "forecast real")
+NOT_YET = "*No results yet.*"
 
 
 def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -31,9 +36,10 @@ def blocks(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def filled(text: str, summary: Mapping[str, Any]) -> str:
-    """A page with its places filled anew.
+    """A page with its places filled anew; where other results than the study's are missing it says so.
 
     Raises:
         ValueError: A place with a name that nothing is made for.
     """
-    return fill_places(text, "study", blocks(summary))
+    missing = {name: NOT_YET for name in PLACE.findall(text) if name.startswith(OF_OTHER_RESULTS)}
+    return fill_places(text, "study", {**missing, **blocks(summary)})
