@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from studies.analysis.findings import finding_blocks
@@ -17,11 +18,15 @@ from studies.analysis.tables import outcome_blocks
 from studies.analysis.within_tables import within_blocks
 
 PLACE = places("study")
-#: Below the repository's root.
-PAGES = ("docs/evidence.md", "docs/evidence-appendix.md", "README.md")
 #: How names begin of what is made from results of their own, which need not be there yet.
 OF_OTHER_RESULTS = ("landscape ", "forecast real")
 NOT_YET = "*No results yet.*"
+
+
+def pages(root: Path) -> list[Path]:
+    """README and the pages of docs/ that have places, below `root`, the repository."""
+    found = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [page for page in found if page.is_file() and PLACE.search(page.read_text())]
 
 
 def blocks(summary: Mapping[str, Any], second: Mapping[str, TaskResults] | None = None) -> dict[str, str]:
