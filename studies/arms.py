@@ -7,9 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 EPOCHS = (1, 2, 4, 8, 16, 32, 64)
-MODERATE_EPOCHS = {"retail_desk": 8, "running_total": 2, "price_desk": 8}
+MODERATE_EPOCHS = {
+    "retail_desk": 8,
+    "running_total": 2,
+    "price_desk": 8,
+    "noted_desk_32": 8,
+    "noted_desk_112": 8,
+}
 EXCESSIVE = "sft_64"
-RIGID_ALPHA = {"retail_desk": 0.8, "running_total": 0.7, "price_desk": 0.8}  # deliberately too large
+RIGID_ALPHA = {
+    "running_total": 0.7,
+    **dict.fromkeys(MODERATE_EPOCHS.keys() - {"running_total"}, 0.8),
+}  # too large
 FIRST_SEEDS = tuple(range(1001, 1021))  # the main arms; they decided the defaults
 SECOND_SEEDS = tuple(range(1021, 1041))  # the decision on fresh seeds, controls and sweeps
 REPORTED_SEEDS = FIRST_SEEDS + SECOND_SEEDS
@@ -18,6 +27,7 @@ RIGID = "rigid"  # alpha of an arm that takes it from RIGID_ALPHA
 BARGAIN = "bargain"  # alpha of an arm: where the product of both shares is largest
 RULE_SEEDS = tuple(range(2001, 2021))  # on which that and 0.4 were tried after both had been thought of
 EDITION_2_SEEDS = tuple(range(3001, 3021))  # everything that is compared in docs/results/second
+LENGTH_SEEDS = tuple(range(3101, 3106))  # responses of about 10, 40 and 120 tokens
 MODERATE = "moderate"  # start of an arm that takes it from MODERATE_EPOCHS
 
 

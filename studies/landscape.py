@@ -195,7 +195,7 @@ def run_job(job: tuple[str, int, Path, Path, Path, bool]) -> str:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     silence()
-    task, settings = sizes(name, miniature=miniature)
+    task, settings = sizes(name, miniature=miniature, seed=seed)
     run = Run(task, seed, settings, cache, cache, tensorboard=False)
     content = measure_seed(run, {} if miniature else read_seeds(study / f"{name}.jsonl").get(seed, {}))
     with locked(out):

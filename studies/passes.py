@@ -9,6 +9,7 @@ from studies.arms import (
     ARMS,
     EDITION_2_SEEDS,
     FIRST_SEEDS,
+    LENGTH_SEEDS,
     MODERATE,
     MODERATE_EPOCHS,
     RULE_SEEDS,
@@ -63,15 +64,22 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
         "entropy_bonus_01 entropy_bonus_20 kl_to_base_02 kl_to_base_50 kl_to_sft_02 kl_to_sft_50 bargain "
         "auto_nll_100 auto_reset_entropy",
     ),
+    "length": (
+        LENGTH_SEEDS,
+        "sft_64 fusion_40 fusion_20 fusion_60 fusion_80 fusion_30 fusion_50 fusion_70 joint auto_nll_100 bargain "
+        "moderate refit_40",
+    ),
     "tuning": (TUNING_SEEDS, " ".join(a for a, arm in ARMS.items() if arm.group == "tuning")),
 }
 # Passes on seeds of their own, run if they or arms of theirs are named.
-ON_REQUEST = ("rule", "core", "frontier", "remedies", "tuning")
+ON_REQUEST = ("rule", "core", "frontier", "remedies", "length", "tuning")
 FIRST_TASKS = ("retail_desk", "running_total")  # of the first edition
 # Passes of some tasks only.
 ONLY_ON = {
     **dict.fromkeys(("main", "confirmation", "controls", "sweeps", "variants", "rule"), FIRST_TASKS),
+    **dict.fromkeys(("core", "remedies"), (*FIRST_TASKS, "price_desk")),
     "frontier": ("price_desk",),
+    "length": ("retail_desk", "noted_desk_32", "noted_desk_112"),
 }
 GROUPS = tuple(dict.fromkeys([*_PASSES, *(arm.group for arm in ARMS.values())]))
 

@@ -9,9 +9,11 @@ from examples.sft_to_rl.model import Shape
 from examples.sft_to_rl.settings import Settings
 from examples.sft_to_rl.tasks import RetailDesk, RunningTotal, Task, get_task
 from examples.sft_to_rl.tasks.base import Recipe
+from studies.noted_desk import NotedDesk
 
 ModelSize = Literal["small", "large"]
 
+NOTED: dict[str, Task] = {task.name: task for task in (NotedDesk(note=32), NotedDesk(note=112))}
 LARGER: dict[str, Task] = {"retail_desk": RetailDesk(requests=4), "running_total": RunningTotal(steps=6)}
 
 # 28 M parameters: 8 layers, heads of 64.
@@ -33,7 +35,7 @@ def sizes(
     Raises:
         ValueError: If the task has no large problems.
     """
-    chosen = get_task(task, seed)
+    chosen = NOTED[task] if task in NOTED else get_task(task, seed)
     settings = Settings(id_evaluation=(128, 8), ood_evaluation=(128, 4))
     if model == "large":
         if task not in LARGER:

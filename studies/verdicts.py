@@ -33,8 +33,9 @@ MEASURES = {
     "zero_variance_groups": "zero_variance_fraction",
     "token_entropy": "token_entropy",
 }
-# How often a response with the closing form would be right for another problem: one digit of ten; a whole database.
-CHANCE = {"retail_desk": 0.0, "running_total": 0.1}
+# How often a response with the closing form would be right for another problem: one digit of ten, in the
+# running total and in the one record of the price desk; a whole database.
+CHANCE = {"retail_desk": 0.0, "running_total": 0.1, "price_desk": 0.1}
 OF_ROLLOUTS = ("pass_at_1", "pass_at_8", "zero_variance_fraction")
 
 

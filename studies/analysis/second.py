@@ -52,7 +52,7 @@ def _of_pass(task: TaskResults, of_pass: Pass) -> list[str]:
     if not any(runs.values()):
         missing = NOT_YET
     elif len(few) == len(runs):
-        missing = "all"
+        missing = "all of them"
     else:
         missing = ", ".join(few) or "none"
     return [

@@ -122,7 +122,7 @@ class Check(NamedTuple):
         of_record: The figure of a run.
         threshold: What the mean, or the count, over seeds is to reach or to stay within.
         at_least: Whether the threshold is a lower one.
-        count: Whether it is a count of seeds, which further seeds can only raise.
+        counted: Whether it is a count of seeds, which further seeds can only raise.
     """
 
     claim: str
@@ -130,14 +130,14 @@ class Check(NamedTuple):
     of_record: Of
     threshold: float
     at_least: bool = False
-    count: bool = False
+    counted: bool = False
 
     def found(self, task: TaskResults) -> float | None:
         """The figure over the seeds that there are: their mean, or how many."""
         by_seed = list(values(task, self.arm, self.of_record).values())
         if not by_seed:
             return None
-        return sum(by_seed) if self.count else mean(by_seed).value
+        return sum(by_seed) if self.counted else mean(by_seed).value
 
     def verdict(self, task: TaskResults) -> str:
         """Whether it is met; open while seeds are missing, unless no seed could change it."""
@@ -145,7 +145,7 @@ class Check(NamedTuple):
         if value is None:
             return NOT_YET
         holds = value >= self.threshold if self.at_least else value <= self.threshold
-        if self.count and not holds:
+        if self.counted and not holds:
             return "not met" if n >= PLANNED_N else f"not met already, {of(n, PLANNED_N)} seeds"
         if n < PLANNED_N:
             return f"{UNFINISHED}, {of(n, PLANNED_N)} seeds"
@@ -154,14 +154,14 @@ class Check(NamedTuple):
 
 CHECKS = (
     Check("excessive SFT knows at least .8 of the prices", EXCESSIVE, knowledge("start", "new"), 0.8, True),
-    Check("RL from excessive SFT succeeds in at most 4 of 20 seeds", EXCESSIVE, succeeded, 4, count=True),
+    Check("RL from excessive SFT succeeds in at most 4 of 20 seeds", EXCESSIVE, succeeded, 4, counted=True),
     Check(
         "the base with 40 steps on the calibration data knows at most .5 of the prices",
         "base_refit_40",
         knowledge("start", "new"),
         0.5,
     ),
-    Check("RL from the base succeeds in at most 1 of 20 seeds", "base", succeeded, 1, count=True),
+    Check("RL from the base succeeds in at most 1 of 20 seeds", "base", succeeded, 1, counted=True),
 )
 
 
@@ -188,7 +188,7 @@ def _figure(check: Check, desk: TaskResults) -> str:
     value, n = check.found(desk), len(values(desk, check.arm, check.of_record))
     if value is None:
         return NONE
-    return of(round(value), n) if check.count else f"{number(value)} (n = {n})"
+    return of(round(value), n) if check.counted else f"{number(value)} (n = {n})"
 
 
 def _purpose(verdicts: list[str]) -> str:

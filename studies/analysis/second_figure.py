@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis.results import TaskResults, end
 from studies.analysis.second_brief import BEST, best_other
-from studies.analysis.second_values import DEFAULT, PRICE_DESK, Tasks, all_tasks, knowledge, values
+from studies.analysis.second_values import DEFAULT, PRICE_DESK, Tasks, all_tasks, count, knowledge, values
 from studies.analysis.statistics import SUCCESS
 from studies.arms import EXCESSIVE, MODERATE
 
@@ -144,10 +144,12 @@ def _draw_frontier(axes: Axes, desk: TaskResults) -> None:
         handles.append(
             Line2D([], [], marker="o", color=INK, label="fusion (alpha): 0 is the base, 1 excessive SFT")
         )
+        before = 0.0
         for label, place in line.items():
-            _label(axes, label, place, INK, (0, -14))
+            _label(axes, label, place, INK, (-6, 4) if place[1] >= before else (-6, -12))
+            before = place[1]
     for kind in MARKED:
-        style = {"marker": kind.marker, "linestyle": "", "color": kind.color, "markersize": 9}
+        style: dict[str, Any] = {"marker": kind.marker, "linestyle": "", "color": kind.color, "markersize": 9}
         style["markerfacecolor"] = kind.color if kind.filled else "white"
         places = {label: place for arm, label in kind.arms.items() if (place := _place(desk, arm))}
         for label, place in places.items():
@@ -160,12 +162,21 @@ def _draw_frontier(axes: Axes, desk: TaskResults) -> None:
     axes.axhline(SUCCESS, color=INK, linewidth=0.9, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.06, 1.02)
-    axes.set_xlabel("prices known before RL, of those that RL never asks for; means over seeds", fontsize=12)
+    axes.set_xlabel(f"prices known before RL, of those that RL never asks for{_seeds(desk)}", fontsize=12)
     axes.set_ylabel("pass@1 after RL, in distribution", fontsize=12)
     axes.grid(color=FAINT, linewidth=0.6)
     axes.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, fontsize=11, frameon=False
     )
+
+
+def _seeds(desk: TaskResults) -> str:
+    """Over how many seeds the means are: not the same for all starts while runs are missing."""
+    shown = [*FUSIONS, *(arm for kind in MARKED for arm in kind.arms)]
+    counts = sorted({count(desk, arm) for arm in shown} - {0})
+    if not counts:
+        return ""
+    return f"; n = {counts[0]}" if len(counts) == 1 else f"; n = {counts[0]} to {counts[-1]}"
 
 
 def _label(axes: Axes, text: str, place: tuple[float, float], color: str, offset: tuple[int, int]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from studies.analysis.markdown import NONE, listed, table
-from studies.analysis.results import SECOND_EDITION, Of, TaskResults, auc, end, start
+from studies.analysis.markdown import NONE, interval, listed, table
+from studies.analysis.results import SECOND_EDITION, Of, TaskResults, auc, end, start, succeeded
 from studies.analysis.second_values import (
     PRICE_DESK,
     Tasks,
@@ -15,8 +15,10 @@ from studies.analysis.second_values import (
     rate,
     successes,
     title,
+    values,
     with_interval,
 )
+from studies.analysis.statistics import plain, success_rate
 from studies.arms import ARMS, MODERATE_EPOCHS
 from studies.passes import passes
 
@@ -86,6 +88,7 @@ def remedies(task: TaskResults) -> str:
         "ID start → end",
         "OOD end",
         "successes",
+        "success rate",
         "mean reward during RL",
         "responses",
         "gradient steps",
@@ -104,12 +107,14 @@ def remedies(task: TaskResults) -> str:
 
 
 def _remedy(task: TaskResults, arm: str) -> list[str]:
+    wins = [bool(won) for won in values(task, arm, succeeded).values()]
     return [
         title(arm),
         str(count(task, arm)),
         f"{average(task, arm, start('id'))} → {with_interval(task, arm, end('id'))}",
         with_interval(task, arm, end("ood")),
         successes(task, arm),
+        interval(plain(success_rate(sum(wins), len(wins)))),
         average(task, arm, auc),
         *(
             average(task, arm, _field(name), digits=0)

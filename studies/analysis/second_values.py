@@ -27,7 +27,8 @@ TITLES = {EXCESSIVE: "excessive SFT", MODERATE: "moderate SFT"}
 
 def all_tasks(tasks: Tasks) -> dict[str, TaskResults]:
     """Every task of the edition in order, empty where it has no runs."""
-    return {name: tasks.get(name) or TaskResults(name, edition=SECOND_EDITION) for name in MODERATE_EPOCHS}
+    planned = [name for name in MODERATE_EPOCHS if SECOND_EDITION.planned(name)]
+    return {name: tasks.get(name) or TaskResults(name, edition=SECOND_EDITION) for name in planned}
 
 
 def in_task(task: TaskResults, arm: str) -> str:
@@ -56,7 +57,7 @@ def knowledge(moment: str, kind: str) -> Of:
         if known is None:
             return float("nan")
         kinds = ("asked", "unasked") if kind == "new" else (kind,)
-        return sum(known[moment][each]["right"] for each in kinds) / len(kinds)
+        return float(sum(known[moment][each]["right"] for each in kinds) / len(kinds))
 
     return share
 

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from examples.sft_to_rl.tasks import get_task
 from lightning_rejuv.config import Options
 from studies.arms import (
     ARMS,
@@ -28,6 +27,7 @@ from studies.former_rules import JOINT, TARGETS
 from studies.passes import FIRST_TASKS, GROUPS, ON_REQUEST, passes
 from studies.remedies import REMEDIES, make_rl
 from studies.seed import take_reset
+from studies.sizes import sizes
 
 TASKS = list(MODERATE_EPOCHS)
 NOT_OF_REJUVENATE = {"start", "support_of", "remedy", "refit_steps", "sft"}
@@ -40,7 +40,7 @@ def test_importing_the_table_does_not_import_torch():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_table_fits_the_examples_recipes(name):
-    recipe = get_task(name).recipe
+    recipe = sizes(name)[0].recipe
     assert recipe.moderate_epochs == MODERATE_EPOCHS[name]
     assert f"sft_{recipe.excessive_epochs}" == EXCESSIVE
     assert {recipe.moderate_epochs, recipe.excessive_epochs} <= set(EPOCHS)
@@ -100,7 +100,7 @@ def test_every_recipe_is_one_that_the_library_and_the_ladder_take(arm, name):
         assert (checked.reset.fraction if checked.reset else 0.0) == ARMS[arm].reset_fraction
     if "remedy" in recipe:
         assert recipe["remedy"] in REMEDIES
-        task = get_task(name)
+        task, _ = sizes(name)
         with pytest.raises(ValueError, match="Expected `remedy`"):
             make_rl("no_" + recipe["remedy"], None, task, None, 0, None)
 
@@ -124,7 +124,7 @@ def test_rules_for_alpha_are_run_only_if_asked_for_and_on_seeds_of_their_own(nam
     assert not set(RULE_SEEDS) & {*REPORTED_SEEDS, *TUNING_SEEDS}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*FIRST_TASKS, "price_desk"])
 def test_the_second_edition_is_run_only_if_asked_for_and_has_every_arm_of_its_own(name):
     assert not [p for p in passes(name) if p.arms and p.name in ON_REQUEST]
     runs = [p for p in passes(name, ["core", "frontier", "remedies"]) if p.arms]
@@ -144,7 +144,25 @@ def test_the_second_edition_is_run_only_if_asked_for_and_has_every_arm_of_its_ow
 
 
 def test_the_first_edition_had_no_third_task():
-    assert not [p for p in passes("price_desk") if p.arms]
+    for name in set(TASKS) - set(FIRST_TASKS):
+        assert not [p for p in passes(name) if p.arms]
+
+
+def test_lengths_are_compared_with_the_same_arms_on_seeds_of_their_own():
+    runs = {name: [p for p in passes(name, ["length"]) if p.arms] for name in TASKS}
+    assert {name for name, of_task in runs.items() if of_task} == {
+        "retail_desk",
+        "noted_desk_32",
+        "noted_desk_112",
+    }
+    (arms,) = {of_task[0].arms for of_task in runs.values() if of_task}
+    assert {"sft_64", "joint", "fusion_40", "sft_8"} <= set(arms)
+    assert not set(runs["retail_desk"][0].seeds) & {
+        *EDITION_2_SEEDS,
+        *REPORTED_SEEDS,
+        *TUNING_SEEDS,
+        *RULE_SEEDS,
+    }
 
 
 def test_an_arm_of_two_editions_is_run_on_the_seeds_of_the_first_unless_the_second_is_named():
@@ -173,7 +191,7 @@ def test_the_recipes_of_recorded_results_stay_as_they_are():
 
 def test_a_recipe_names_the_moderate_checkpoint_of_its_task():
     starts = {task: ARMS["fusion_40_of_moderate"].recipe(task)["start"] for task in TASKS}
-    assert starts == {task: f"sft_{get_task(task).recipe.moderate_epochs}" for task in TASKS}
+    assert starts == {task: f"sft_{sizes(task)[0].recipe.moderate_epochs}" for task in TASKS}
     assert ARMS["fusion_40_of_moderate"].recipe("retail_desk") == {
         "start": "sft_8",
         "alpha": 0.4,
@@ -222,6 +240,7 @@ def test_selection_keeps_the_order_of_the_passes():
         "core",
         "frontier",
         "remedies",
+        "length",
         "tuning",
     ]
     chosen = passes("retail_desk", groups=["fusion"], arms=["rigid", "tuning_omega_50"])

@@ -69,6 +69,7 @@ def test_a_flat_loss_has_no_gap():
     assert relative_sam_gap(lambda: weight.sum() * 0.0, [weight]) == 0.0
 
 
+@pytest.mark.slow
 def test_a_seed_is_measured_once_and_its_weights_are_left_alone(tmp_path, monkeypatch, capsys):
     silence()
     monkeypatch.setattr(landscape, "EDITS", EDITS)

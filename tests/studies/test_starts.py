@@ -227,6 +227,7 @@ BUDGETS = {  # responses, training steps before RL
 }
 
 
+@pytest.mark.slow
 def test_every_result_says_what_was_spent(stage, tmp_path, monkeypatch):
     """Optimizer steps are counted by AdamW itself."""
     ladder = {name: path for name, path in stage.checkpoints.items() if name != "base"}

@@ -56,6 +56,7 @@ def test_every_cell_of_the_remedies(tmp_path):
         "0.10 → 0.85 ± 0.64",  # t(1) = 12.706, standard error .05
         "0.75 ± 0.64",
         "2/2",
+        "1.00 [0.34, 1.00]",  # Wilson: 1 / (1 + 1.96² / 2)
         "0.36",  # of .1, .2, .3 and the end: .375 and .35
         "5120",
         "75",
@@ -167,6 +168,7 @@ def test_the_picture_has_every_seed_and_every_start(tmp_path):
     dots = [line for line in left.lines if line.get_marker() in "osD" and len(line.get_xdata()) == 3]
     assert len(dots) == len(ROWS) * 3
     desk = results(tmp_path)["price_desk"]
+    assert right.get_xlabel().endswith("; n = 3")
     (fusion,) = [line for line in right.lines if line.get_linestyle() == "-"]
     assert len(fusion.get_xdata()) == len(FUSIONS) == 9
     ends = [desk.seeds[seed]["fusion_50"]["id"]["end"]["pass_at_1"] for seed in EDITION_2_SEEDS[:3]]
@@ -181,6 +183,11 @@ def test_the_picture_has_every_seed_and_every_start(tmp_path):
             and to_rgba(line.get_markeredgecolor()) == to_rgba(kind.color)
         ]
         assert len(points) == len(kind.arms)
+
+
+def test_the_picture_says_where_starts_have_different_seeds(tmp_path):
+    second(tmp_path, {"price_desk": {"base": [0.1, 0.2, 0.3], "sft_kl": [0.5], "hot": [0.1] * 5}})
+    assert draw_second(results(tmp_path)).axes[1].get_xlabel().endswith("; n = 1 to 3")
 
 
 def test_the_picture_of_no_runs_says_so(tmp_path):
