@@ -3,7 +3,7 @@
     .venv/bin/python -m studies.analysis
 
 It reads ``docs/results/study/<task>.jsonl`` and ``docs/results/second/<task>.jsonl``, finished or not, and writes
-``docs/images/study-*.png`` and the tables between the marks of the pages in ``docs/``.
+``docs/images/study-*.png`` and the tables between the marks of ``README.md`` and of the pages in ``docs/``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from studies.analysis.figures import draw
-from studies.analysis.page import PLACE, filled
+from studies.analysis.page import filled, pages
 from studies.analysis.results import FIRST, SECOND_EDITION, load
 from studies.analysis.second_figure import draw_second
 from studies.analysis.summary import summarise
@@ -37,10 +37,8 @@ def main(root: Path) -> None:
     draw(tasks, summary, images)
     if second:
         draw_second(second).savefig(images / "study-second.png", metadata={"Software": None})
-    for page in sorted((root / "docs").glob("*.md")):
-        text = page.read_text()
-        if PLACE.search(text):
-            page.write_text(filled(text, summary, second))
+    for page in pages(root):
+        page.write_text(filled(page.read_text(), summary, second))
     for edition, of_edition in ((FIRST, tasks), (SECOND_EDITION, second)):
         for task in of_edition.values():
             runs = sum(len(task.records(arm)) for arm in task.arms)

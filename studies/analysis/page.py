@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from studies.analysis.findings import finding_blocks
@@ -17,6 +18,15 @@ from studies.analysis.tables import outcome_blocks
 from studies.analysis.within_tables import within_blocks
 
 PLACE = places("study")
+#: How names begin of what is made from results of their own, which need not be there yet.
+OF_OTHER_RESULTS = ("landscape ", "forecast real")
+NOT_YET = "*No results yet.*"
+
+
+def pages(root: Path) -> list[Path]:
+    """README and the pages of docs/ that have places, below `root`, the repository."""
+    found = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [page for page in found if page.is_file() and PLACE.search(page.read_text())]
 
 
 def blocks(summary: Mapping[str, Any], second: Mapping[str, TaskResults] | None = None) -> dict[str, str]:
@@ -39,7 +49,7 @@ def blocks(summary: Mapping[str, Any], second: Mapping[str, TaskResults] | None 
 
 
 def filled(text: str, summary: Mapping[str, Any], second: Mapping[str, TaskResults] | None = None) -> str:
-    """A page with its places filled anew.
+    """A page with its places filled anew; where other results than the study's are missing it says so.
 
     Args:
         text: The page.
@@ -49,4 +59,5 @@ def filled(text: str, summary: Mapping[str, Any], second: Mapping[str, TaskResul
     Raises:
         ValueError: A place with a name that nothing is made for.
     """
-    return fill_places(text, "study", blocks(summary, second))
+    missing = {name: NOT_YET for name in PLACE.findall(text) if name.startswith(OF_OTHER_RESULTS)}
+    return fill_places(text, "study", {**missing, **blocks(summary, second)})

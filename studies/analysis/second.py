@@ -8,6 +8,7 @@ from studies.analysis.second_brief import brief, recompute
 from studies.analysis.second_confirmatory import confirmatory
 from studies.analysis.second_defaults import defaults
 from studies.analysis.second_pairs import pair_blocks
+from studies.analysis.second_sentences import sentence_blocks
 from studies.analysis.second_tables import row_blocks
 from studies.analysis.second_values import NOT_YET, Tasks, all_tasks, count
 from studies.passes import Pass, passes
@@ -25,6 +26,7 @@ def second_blocks(tasks: Tasks) -> dict[str, str]:
         "second defaults": defaults(tasks),
         "second state": state(tasks),
         "second recompute": recompute(),
+        **sentence_blocks(tasks),
         **row_blocks(tasks),
         **pair_blocks(tasks),
     }

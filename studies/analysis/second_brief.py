@@ -23,12 +23,12 @@ from studies.arms import ARMS, EDITION_2_SEEDS, EXCESSIVE, MODERATE
 
 BEST = "best"  # stands for `best_other`
 ROWS = {
-    EXCESSIVE: "excessive SFT, 64 epochs",
+    EXCESSIVE: "excessive SFT",
     MODERATE: "moderate SFT",
-    BEST: "the best other rung of SFT; where none was run, the best remedy within RL",
-    "long_rl": "excessive SFT, 4 x the RL steps",
-    "refit_40": "excessive SFT, refit of 40 steps",
-    DEFAULT: "excessive SFT, fusion with alpha 0.4 (the default)",
+    BEST: "best other rung, or remedy within RL",
+    "long_rl": "4 x the RL steps",
+    "refit_40": "refit, 40 steps",
+    DEFAULT: "fusion, alpha 0.4, the default",
 }
 
 #: Recomputes the successes of `brief` for one task; run it in the root of the repository.
@@ -84,14 +84,14 @@ def brief(tasks: Tasks) -> str:
     header.append("Price desk: prices known after RL")
     rows = []
     for row, name in ROWS.items():
-        cells = [name]
+        cells = [name if row in (MODERATE, BEST) else f"{name} (`{row}`)"]
         for task in found.values():
             cells += _cells(task, row)
         desk = found[PRICE_DESK]
         arm = best_other(desk) if row == BEST else row
         cells.append(average(desk, arm, knowledge("end", "unasked")) if arm else NONE)
         rows.append(cells)
-    return f"{_head(found)}\n\n{table(header, rows)}"
+    return f"{table(header, rows)}\n\n{_about(found)}"
 
 
 def _cells(task: TaskResults, row: str) -> list[str]:
@@ -103,7 +103,7 @@ def _cells(task: TaskResults, row: str) -> list[str]:
     return [ends, successes(task, arm)]
 
 
-def _head(tasks: Tasks) -> str:
+def _about(tasks: Tasks) -> str:
     parts = [
         f"{task.title}: seeds {seed_ranges(list(task.seeds))} (n = {len(task.seeds)})"
         if task.seeds
@@ -114,6 +114,7 @@ def _head(tasks: Tasks) -> str:
         f"Planned are seeds {seed_ranges(EDITION_2_SEEDS)} ({PLANNED_N}) of each task. Of these there are so far: "
         f"{'; '.join(parts)}. A cell has the mean pass@1 after RL in distribution and, in brackets, out of "
         "distribution; successes are the seeds that end at .5 or above in distribution, of those that have the arm. "
-        "The third row is picked on the seeds that it is shown for, which flatters it. Prices known are those of "
+        "The third row is a remedy within RL where no other rung was run; it is picked on the seeds that it is shown "
+        "for, which flatters it. The last three start from excessive SFT. Prices known are those of "
         "the half that RL never asks for."
     )

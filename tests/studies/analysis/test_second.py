@@ -33,8 +33,10 @@ BLOCKS = {
     "second frontier",
     "second pairs",
     "second recompute",
+    "second refit",
     *(f"second remedies {task}" for task in TASKS),
     "second state",
+    "second successes",
     "second summary statistics",
 }
 
@@ -51,7 +53,13 @@ def tables(block):
 def test_without_runs_every_block_says_so(tmp_path):
     made = second_blocks(results(tmp_path))
     assert made.keys() == BLOCKS
-    for name in BLOCKS - {"second recompute", "second pairs", "second summary statistics", "second defaults"}:
+    for name in BLOCKS - {
+        "second recompute",
+        "second pairs",
+        "second summary statistics",
+        "second defaults",
+        "second refit",
+    }:
         assert NOT_YET in made[name] or "no arm has been run yet" in made[name]
     assert not re.search(r"\d\.\d\d", made["second brief"])
     assert made["second defaults"].count("nothing follows yet") == 3
