@@ -12,8 +12,16 @@ from matplotlib.patheffects import withStroke
 
 from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis.results import TaskResults, end
-from studies.analysis.second_brief import BEST, best_other
-from studies.analysis.second_values import DEFAULT, PRICE_DESK, Tasks, all_tasks, count, knowledge, values
+from studies.analysis.second_values import (
+    DEFAULT,
+    PRICE_DESK,
+    TARGETED,
+    Tasks,
+    all_tasks,
+    count,
+    knowledge,
+    values,
+)
 from studies.analysis.statistics import SUCCESS
 from studies.arms import EXCESSIVE, MODERATE
 
@@ -21,10 +29,10 @@ TASK_STYLES = (("#0072b2", "o"), ("#e69f00", "s"), ("#cc79a7", "D"))  # Okabe-It
 ROWS = {
     EXCESSIVE: "excessive SFT",
     MODERATE: "moderate SFT",
-    BEST: "best other rung,\nor remedy within RL",
     "long_rl": "4 x the RL steps",
     "refit_40": "refit, 40 steps",
     DEFAULT: "fusion, alpha 0.4",
+    TARGETED: "fusion, alpha 0.7,\n+ reset, 4 %",
 }
 LANE = 0.25  # between two tasks of a row
 
@@ -89,8 +97,7 @@ def _draw_ends(axes: Axes, tasks: Tasks) -> None:
     _tidy(axes, "Pass@1 after RL, in distribution: a dot is a seed")
     for row, arm in enumerate(reversed(ROWS)):
         for lane, ((color, marker), task) in enumerate(zip(TASK_STYLES, tasks.values(), strict=True)):
-            named = best_other(task) if arm == BEST else arm
-            ends = np.array(list(values(task, named, end("id")).values())) if named else np.array([])
+            ends = np.array(list(values(task, arm, end("id")).values()))
             height = row + LANE * (1 - lane)
             if not ends.size:
                 axes.text(0.0, height, "not run yet", fontsize=10, color=color, va="center")

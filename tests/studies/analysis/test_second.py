@@ -10,7 +10,7 @@ from studies.analysis.__main__ import main
 from studies.analysis.markdown import DASH, NONE
 from studies.analysis.results import SECOND_EDITION, load, unfinished
 from studies.analysis.second import second_blocks
-from studies.analysis.second_brief import RECOMPUTE, best_other
+from studies.analysis.second_brief import RECOMPUTE
 from studies.analysis.second_values import NOT_YET
 from studies.arms import EDITION_2_SEEDS
 from tests.studies.analysis.made_up import (
@@ -34,10 +34,12 @@ BLOCKS = {
     "second pairs",
     "second recompute",
     "second refit",
+    "second reset",
     *(f"second remedies {task}" for task in TASKS),
     "second state",
     "second successes",
     "second summary statistics",
+    "second targeted",
 }
 
 
@@ -59,6 +61,7 @@ def test_without_runs_every_block_says_so(tmp_path):
         "second summary statistics",
         "second defaults",
         "second refit",
+        "second reset",
     }:
         assert NOT_YET in made[name] or "no arm has been run yet" in made[name]
     assert not re.search(r"\d\.\d\d", made["second brief"])
@@ -98,12 +101,10 @@ def test_every_number_of_the_brief(tmp_path):
             "price_desk": {
                 "sft_64": [0.3, 0.5],
                 "sft_8": [0.5, 0.7],
-                "sft_16": [0.6, 0.8],
-                "sft_32": [0.9],  # higher, but in one seed only
-                "hot": [0.95, 0.95],  # a remedy, which a rung goes before
+                "fusion_70_reset": [0.6, 0.8],
                 "fusion_40": [0.49, 0.31],
             },
-            "retail_desk": {"sft_8": [0.9], "hot": [0.4], "dapo": [0.6], "long_rl": [0.99]},
+            "retail_desk": {"sft_8": [0.9], "long_rl": [0.99]},
         },
     )
     made = second_blocks(results(tmp_path))["second brief"]
@@ -113,25 +114,15 @@ def test_every_number_of_the_brief(tmp_path):
     )
     (table,) = tables(made)
     assert len(table) == 6
-    excessive, moderate, best, long, refit, default = table.values()
+    excessive, moderate, long, refit, default, targeted = table.values()
     desk = [f"Price desk: {name}" for name in ("ID (OOD)", "successes", "prices known after RL")]
     assert [excessive[column] for column in desk] == ["0.40 (0.30)", "1/2", "0.20"]  # half of each end
     assert [moderate[column] for column in desk] == ["0.60 (0.50)", "2/2", "0.30"]
-    assert [best[column] for column in desk] == ["0.70 (0.60) `sft_16`", "2/2", "0.35"]
+    assert [targeted[column] for column in desk] == ["0.70 (0.60)", "2/2", "0.35"]
     assert [default[column] for column in desk] == ["0.40 (0.30)", "0/2", "0.20"]
     assert [refit[column] for column in desk] == [NOT_YET, NONE, NONE]
-    assert best["Retail desk: ID (OOD)"] == "0.60 (0.50) `dapo`"
     assert long["Retail desk: ID (OOD)"] == "0.99 (0.89)"
     assert {row["Running total: ID (OOD)"] for row in table.values()} == {NOT_YET}
-
-
-def test_the_best_other_is_never_an_edit_or_a_row_of_its_own(tmp_path):
-    arms = ("base", "sft_2", "sft_64", "long_rl", "fusion_40_long", "refit_40", "fusion_40", "sft_kl")
-    second(tmp_path, {"running_total": {arm: [0.9] for arm in arms}})
-    task = results(tmp_path)["running_total"]
-    assert best_other(task) is None
-    second(tmp_path, {"running_total": {**{arm: [0.9] for arm in arms}, "lora": [0.1]}})
-    assert best_other(results(tmp_path)["running_total"]) == "lora"
 
 
 def test_the_snippet_recomputes_the_successes(tmp_path):
@@ -145,7 +136,7 @@ def test_the_snippet_recomputes_the_successes(tmp_path):
     made = second_blocks(tasks)
     assert made["second recompute"] == f"```python\n{RECOMPUTE}```"
     (table,) = tables(made["second brief"])
-    arms = ["sft_64", "sft_8", best_other(tasks["price_desk"]), "long_rl", "refit_40", "fusion_40"]
+    arms = ["sft_64", "sft_8", "long_rl", "refit_40", "fusion_40", "fusion_70_reset"]
     assert [row["Price desk: successes"] for row in table.values()] == [counts[arm] for arm in arms]
     assert len(RECOMPUTE.splitlines()) <= 12
 
@@ -164,10 +155,10 @@ def test_state_tells_what_is_missing_and_what_it_ran_on(tmp_path):
     made = second_blocks(results(tmp_path))["second state"]
     lines = [line.split(" | ") for line in made.splitlines() if line.startswith("| ")]
     core = lines[2]
-    assert core[:5] == ["| Retail desk", "core", "13", f"3001{DASH}3002 (2)", "27/260"]
+    assert core[:5] == ["| Retail desk", "core", "14", f"3001{DASH}3002 (2)", "29/280"]
     frontier = next(line for line in lines if line[1] == "frontier")
     assert frontier[0] == "| Price desk"
-    assert frontier[3:] == [f"3001{DASH}3002 (2)", "38/380", "all of them |"]
+    assert frontier[3:] == [f"3001{DASH}3002 (2)", "36/360", "all of them |"]
     assert len(lines) == 1 + 1 + 2 + 2 + 3
     assert made.endswith("on Abacus 9 and a processor that was not noted.")
     runs = 2 * (13 + 26 + 13 + 26 + 13 + 19 + 26) + 1
