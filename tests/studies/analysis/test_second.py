@@ -161,7 +161,7 @@ def test_state_tells_what_is_missing_and_what_it_ran_on(tmp_path):
     assert frontier[3:] == [f"3001{DASH}3002 (2)", "36/360", "all of them |"]
     assert len(lines) == 1 + 1 + 2 + 2 + 3
     assert made.endswith("on Abacus 9 and a processor that was not noted.")
-    runs = 2 * (13 + 26 + 13 + 26 + 13 + 19 + 26) + 1
+    runs = 2 * (14 + 26 + 14 + 26 + 14 + 18 + 26) + 1
     assert f"The {runs} runs were made with lightning_rejuv 0.1.0, torch 2.13.0" in made
 
 
