@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 Level = Literal["healthy", "at risk", "over-confident", "cannot start", "unknown"]
 
 #: What repeated sampling gains, as a share of what independent rollouts of the same pass@1 would gain. At the study's
-#: retail desk (docs/evidence.md, "The verdict") most starts below the first fail, nearly all above the second succeed;
-#: on a real model excessive SFT has at most .25, and most of it fails; nearly all that RL improves has at least .5.
+#: retail desk (docs/evidence-appendix.md, "The verdict") most starts below the first fail, nearly all above the second
+#: succeed; on a real model excessive SFT has at most .25, and most of it fails; nearly all that RL improves has at
+#: least .5.
 GAIN_OVER_CONFIDENT, GAIN_AT_RISK = 0.05, 0.3
 #: The same of a model whose own entropy is over-confident: a few prompts that it can still do must not acquit it.
 GAIN_SURE = 0.6
@@ -31,9 +32,9 @@ GUESSED, ENTROPY_KEPT = 1.5, 0.9
 #: model that RL rescued, .91 in the best that it did not.
 ZERO_VARIANCE_AT_RISK = 0.75
 #: Token entropy over the base's. A base that does not know the format is unsure of it, so that what SFT has rightly
-#: taught lowers the ratio as well, and recipes differ (docs/evidence.md): excessive SFT has 0.04 in one and 0.14 in the
-#: other, a start that RL improves 0.09 in the first. In the study hardly a start below the second is improved in one
-#: of the tasks.
+#: taught lowers the ratio as well, and recipes differ (docs/evidence-appendix.md): excessive SFT has 0.04 in one and
+#: 0.14 in the other, a start that RL improves 0.09 in the first. In the study hardly a start below the second is
+#: improved in one of the tasks.
 ENTROPY_OVER_CONFIDENT, ENTROPY_AT_RISK = 0.05, 0.3
 #: Token entropy over the negative log-likelihood of held-out demonstrations, 1 for a calibrated model; judged if
 #: the entropy is below ENTROPY_LOW of the base's, since a model that has not learned them has a low one as well.

@@ -48,6 +48,7 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
     "core": (
         EDITION_2_SEEDS,
         "sft_64 moderate fusion_40 fusion_40_reset joint joint_reset refit_40 fusion_40_refit_20 base_refit_40 base "
+        "fusion_70_reset "
         "dapo kl_to_base sft_kl",
     ),
     "frontier": (

@@ -132,6 +132,20 @@ def unfinished(job: Job) -> Job:
     return replace(job, arms=tuple(arm for arm in job.arms if arm not in done))
 
 
+def arm_called(name: str) -> str:
+    """The arm of this name or of this title, as a page shows them.
+
+    >>> arm_called("sft_64"), arm_called("SFT, 64 epochs"), arm_called("SFT, 64 epochs (`sft_64`)")
+    ('sft_64', 'sft_64', 'sft_64')
+    """
+    own = name.rpartition("(`")[2].removesuffix("`)").strip("`")
+    found = [arm for arm, about in ARMS.items() if own == arm or name == about.title]
+    if len(found) != 1:
+        several = f", of which there are several: {', '.join(found)}" if found else ""
+        raise argparse.ArgumentTypeError(f"Expected an arm of studies/arms.py but got {name!r}{several}.")
+    return found[0]
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__.split("\n")[0])
@@ -150,7 +164,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--groups", nargs="+", default=[], choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}"
     )
     parser.add_argument(
-        "--arms", nargs="+", default=[], choices=ARMS, metavar="ARM", help="see studies/arms.py"
+        "--arms",
+        nargs="+",
+        default=[],
+        type=arm_called,
+        metavar="ARM",
+        help="see studies/arms.py; a title does",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes, default 2")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")

@@ -162,7 +162,8 @@ def test_figures_are_the_demos():
     # The table again, without the code that wrote it.
     titles = {"base": "base", "modsft": "moderate SFT", "oversft": "excessive SFT"}
     titles["rejuvenated"] = "excessive SFT, rejuvenated"
-    printed_table = README.read_text().split("<!-- demo: table -->")[1].split("<!-- end -->")[0]
+    demo = (ROOT / "docs" / "demo.md").read_text()
+    printed_table = demo.split("<!-- demo: table -->")[1].split("<!-- end -->")[0]
     lines = [line for line in printed_table.splitlines() if "→ **" in line]
     assert len(lines) == len(titles) == len(summary["arms"])
     for arm, title in titles.items():
@@ -174,7 +175,7 @@ def test_figures_are_the_demos():
         ends = [result["id"]["end"]["pass_at_1"] for result in row["per_seed"]]
         assert line.endswith(f"| {sum(end >= 0.5 for end in ends)} of {len(ends)} |")
         assert row["id"]["end"] == pytest.approx(sum(ends) / len(ends))
-    assert f"{summary['rl_budget']:,} sampled responses" in README.read_text()
+    assert f"{summary['rl_budget']:,} sampled responses" in demo
 
 
 def test_successes_of_the_full_demo_are_those_of_its_seeds():

@@ -47,7 +47,6 @@ def blocks(summary: dict[str, Any]) -> dict[str, str]:
         row = summary["arms"][arm]
         points = (f"{row[split]['start']:.2f} → **{row[split]['end']:.2f}**" for split in ("id", "ood"))
         rows.append(f"| {' | '.join([about.title, *points])} | {row['successes']} of {summary['seeds']} |")
-    edits = [result["rejuvenation"] for result in summary["arms"]["rejuvenated"]["per_seed"]]
     versions = summary["versions"]
     return {
         "headline": headline(summary),
@@ -56,7 +55,6 @@ def blocks(summary: dict[str, Any]) -> dict[str, str]:
             f"Pass@1 before → after the same GRPO: {summary['rl_budget']:,} sampled responses per arm, seeds "
             f"{', '.join(map(str, summary['seed_numbers']))}, means."
         ),
-        "alphas": " and ".join(f"{edit['alpha']:.2f}" for edit in edits),
         "versions": (
             f"Python {versions['python']}, torch {versions['torch']}, lightning {versions['lightning']}, "
             f"torchmetrics {versions['torchmetrics']}, transformers {versions['transformers']}"

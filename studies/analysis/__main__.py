@@ -2,8 +2,8 @@
 
     .venv/bin/python -m studies.analysis
 
-It reads ``docs/results/study/<task>.jsonl``, finished or not, and writes ``docs/images/study-*.png`` and the tables
-between the marks of ``docs/evidence.md``.
+It reads ``docs/results/study/<task>.jsonl`` and ``docs/results/second/<task>.jsonl``, finished or not, and writes
+``docs/images/study-*.png`` and the tables between the marks of ``README.md`` and of the pages in ``docs/``.
 """
 
 from __future__ import annotations
@@ -12,30 +12,39 @@ import argparse
 from pathlib import Path
 
 from studies.analysis.figures import draw
-from studies.analysis.page import filled
-from studies.analysis.results import load
+from studies.analysis.page import filled, pages
+from studies.analysis.results import FIRST, SECOND_EDITION, load
+from studies.analysis.second_figure import draw_second
 from studies.analysis.summary import summarise
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(root: Path) -> None:
-    """Update the page and its figures below `root`, the repository.
+    """Update the pages and their figures below `root`, the repository.
 
     Raises:
-        SystemExit: There are no results yet.
+        SystemExit: There are no results of the first edition yet.
     """
-    results = root / "docs" / "results" / "study"
-    tasks = load(results)
+    results, images = root / "docs" / "results", root / "docs" / "images"
+    tasks = load(results / FIRST.directory)
     if not tasks:
-        raise SystemExit(f"Expected results of at least one reported seed in {results} but found none.")
-    summary = summarise(tasks, results.parent)
-    draw(tasks, summary, root / "docs" / "images")
-    page = root / "docs" / "evidence.md"
-    page.write_text(filled(page.read_text(), summary))
-    for task in summary["tasks"].values():
-        runs = sum(row["n"] for row in task["arms"].values())
-        print(f"{task['title']}: {len(task['seeds'])} seeds, {len(task['arms'])} arms, {runs} runs of RL")
+        raise SystemExit(
+            f"Expected results of at least one reported seed in {results / FIRST.directory} but found none."
+        )
+    second = load(results / SECOND_EDITION.directory, SECOND_EDITION)
+    summary = summarise(tasks, results)
+    draw(tasks, summary, images)
+    if second:
+        draw_second(second).savefig(images / "study-second.png", metadata={"Software": None})
+    for page in pages(root):
+        page.write_text(filled(page.read_text(), summary, second))
+    for edition, of_edition in ((FIRST, tasks), (SECOND_EDITION, second)):
+        for task in of_edition.values():
+            runs = sum(len(task.records(arm)) for arm in task.arms)
+            print(
+                f"{edition.directory}: {task.title}: {len(task.seeds)} seeds, {len(task.arms)} arms, {runs} runs of RL"
+            )
 
 
 if __name__ == "__main__":

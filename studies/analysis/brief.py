@@ -1,4 +1,4 @@
-"""The opening of docs/evidence.md: what the study says, in few sentences whose words depend on the numbers."""
+"""What the first edition says, in few sentences whose words depend on the numbers: for README and the appendix."""
 
 from __future__ import annotations
 
@@ -26,6 +26,45 @@ def brief(summary: Summary) -> list[str]:
     lines += [_targeted(summary), _at_a_good_alpha(summary)]
     lines += [_forecast(summary)]
     return [line for line in lines if line]
+
+
+def headline(summary: Summary) -> str:
+    """For README: how many seeds succeed, both tasks together, on the fresh ones first."""
+    tasks = summary["tasks"].values()
+    parts = []
+    for name, of_task in (
+        ("excessive SFT", lambda task: task["excessive"]),
+        ("moderate SFT", lambda task: task["moderate"]),
+        ("fusion at 0.4", lambda task: "fusion_40"),
+        (f"fusion and a reset (`{DEFAULT}`)", lambda task: DEFAULT),
+    ):
+        counts = []
+        for key in ("fresh", "arms"):
+            rows = [task[key][of_task(task)] for task in tasks if of_task(task) in task[key]]
+            if rows:
+                good, n = (sum(row[count] for row in rows) for count in ("successes", "n"))
+                counts.append(f"{good} of {n}")
+        if len(counts) == 2:
+            fresh, whole = counts
+            parts.append(f"{name} in {fresh}" + (f" ({whole} on all seeds)" if whole != fresh else ""))
+    return listed(parts) or "no start yet"
+
+
+def tokens(summary: Summary) -> str:
+    """Mean length of the base's responses, task by task."""
+    found = [task["tokens_per_response"] for task in summary["tasks"].values()]
+    return f"{listed([number(value, 1) for value in found])} tokens"
+
+
+def paper_rule(summary: Summary) -> str:
+    """The source paper's neurons against as many random ones, on the end point: a difference for each task."""
+    parts = [
+        f"{number(row['value'], sign=True)} ({summary['tasks'][row['task']]['title'].lower()}, n = {row['n']})"
+        for row in summary["confirmatory"]
+        if (row["ours"], row["theirs"], row["outcome"]) == ("rigid_paper", "rigid_paper_random", "id")
+        and row["task"] != "all"
+    ]
+    return listed(parts) or "not run yet"
 
 
 def _rescue(task: Mapping[str, Any]) -> str:

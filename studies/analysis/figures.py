@@ -1,4 +1,4 @@
-"""The figures of docs/evidence.md: every seed is a dot, so that two outcomes do not hide behind one mean."""
+"""The figures of the pages of evidence: every seed is a dot, so that two outcomes do not hide behind one mean."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLORS = {
 }
 TASK_COLORS = ("#0072b2", "#e69f00", "#cc79a7")
 NO_BREAK = "\N{NO-BREAK SPACE}"
-WIDTH = 32  # characters of a label, then it goes on in a second line
+WIDTH = 44  # characters of a label, then it goes on in a second line
 AREAS = 14  # measures in the panel of ROC-AUCs
 SMALLER = "\N{DOWNWARDS ARROW}"  # marks a measure whose area is that of its negative
 
@@ -45,8 +45,10 @@ def draw(tasks: Tasks, summary: Mapping[str, Any], directory: Path) -> None:
     figures = {
         "end-points": draw_arms(tasks, _claim),
         "alpha": draw_alpha(tasks),
-        "reset": draw_arms(tasks, lambda _: CONTROLS),
-        "options": draw_arms(tasks, lambda _: (DEFAULT, "rigid_entropy", "rigid_reset", *OPTIONS)),
+        "reset": draw_arms(tasks, lambda _: by_end(tasks, CONTROLS)),
+        "options": draw_arms(
+            tasks, lambda _: by_end(tasks, (DEFAULT, "rigid_entropy", "rigid_reset", *OPTIONS))
+        ),
         "forecast": draw_forecast(tasks, summary),
     }
     for name, figure in figures.items():
@@ -63,19 +65,27 @@ def _claim(task: TaskResults) -> Sequence[str]:
     return ("base", task.moderate, *EARLIER, EXCESSIVE, *REMEDIES, *fixed, *NAMED, DEFAULT)
 
 
+def by_end(tasks: Tasks, arms: Sequence[str]) -> list[str]:
+    """Arms in the order of where they end in distribution, the best first: means over seeds, then over tasks."""
+
+    def height(arm: str) -> float:
+        each = [list(task.values(arm, end("id")).values()) for task in tasks.values()]
+        return float(np.mean([np.mean(values) for values in each if values] or [0.0]))
+
+    return sorted(arms, key=height, reverse=True)
+
+
 def draw_arms(tasks: Tasks, arms_of: Callable[[TaskResults], Sequence[str]]) -> Figure:
     """A panel for each task, a row for each arm: seeds in and out of distribution, and their means."""
     shown = {name: [arm for arm in arms_of(task) if task.records(arm)] for name, task in tasks.items()}
     rows = max(len(arms) for arms in shown.values())
-    figure = Figure(figsize=(13, 1.9 + 0.42 * rows), dpi=100, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(14, 1.9 + 0.56 * rows), dpi=100, facecolor="white", layout="constrained")
     for axes, (name, task) in zip(_panels(figure, len(tasks)), tasks.items(), strict=True):
         _tidy(axes, f"{task.title}: pass@1 after RL")
         for row, arm in enumerate(reversed(shown[name])):
             _draw_row(axes, task, arm, row)
-        labels = [f"{ARMS[arm].title} ({len(task.records(arm))})" for arm in reversed(shown[name])]
-        axes.set_yticks(range(len(labels)), [_wrapped(label) for label in labels], fontsize=9.5)
-        for label, arm in zip(axes.get_yticklabels(), reversed(shown[name]), strict=True):
-            label.set_color(color_of(arm))
+        labels = [_label(arm, len(task.records(arm))) for arm in reversed(shown[name])]
+        axes.set_yticks(range(len(labels)), labels, fontsize=9.5, color=INK)
         axes.axvline(SUCCESS, color=INK, linewidth=0.8, linestyle=":")
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.6, len(labels) - 0.4)
@@ -84,9 +94,10 @@ def draw_arms(tasks: Tasks, arms_of: Callable[[TaskResults], Sequence[str]]) -> 
     return figure
 
 
-def _wrapped(label: str) -> str:
-    """A label in lines that keep a percent sign with its number, and the count with the last word."""
-    return fill(label.replace(" %", f"{NO_BREAK}%").replace(" (", f"{NO_BREAK}("), WIDTH)
+def _label(arm: str, seeds: int) -> str:
+    """What an arm is, in lines that keep a percent sign with its number; below it its name and its count of seeds."""
+    title = fill(ARMS[arm].title.replace(" %", f"{NO_BREAK}%"), WIDTH)
+    return f"{title}\n{arm} ({seeds})"
 
 
 def _draw_row(axes: Axes, task: TaskResults, arm: str, row: int) -> None:

@@ -1,11 +1,11 @@
-"""Sentences of docs/evidence.md whose words depend on the numbers, so that no claim outlives its evidence."""
+"""Sentences of the pages of evidence whose words depend on the numbers, so that no claim outlives its evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from studies.analysis.brief import brief
+from studies.analysis.brief import brief, headline, paper_rule, tokens
 from studies.analysis.comparisons import CONFIRMATORY, SECOND, THIRD
 from studies.analysis.defaults import defaults_table
 from studies.analysis.forecast_tables import areas, ranked, sparse
@@ -33,6 +33,9 @@ def finding_blocks(summary: Summary) -> dict[str, str]:
         "suggesting seeds": seed_ranges([seed for seed in FIRST_SEEDS if seed not in SECOND.seeds]),
         "second seeds": seed_ranges(SECOND.seeds),
         "third seeds": seed_ranges(THIRD.seeds),
+        "headline": headline(summary),
+        "paper rule": paper_rule(summary),
+        "tokens": tokens(summary),
         "counts": _counts(summary),
         "state": _state(summary),
         "versions": _versions(summary),

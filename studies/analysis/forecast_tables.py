@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md about what can be told before RL."""
+"""The tables of the pages of evidence about what can be told before RL."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def starts_table(task: Summary) -> str:
     header = ["start", "n", *(called(name) for name in MEASURES), "pass@1 after RL", "successes"]
     rows = []
     for arm, row in task["arms"].items():
-        title = TITLES.get(arm) or ARMS[arm].title
+        title = f"{TITLES.get(arm) or ARMS[arm].title} (`{arm}`)"
         cells = [plus_minus(row["measures"][name], DIGITS[name.rpartition("/")[2]]) for name in MEASURES]
         ends = [plus_minus(row["end"]), of(row["successes"], row["runs"]) if row["runs"] else NONE]
         rows.append([title, str(row["n"]), *cells, *ends])

@@ -30,7 +30,7 @@ def fill_places(text: str, mark: str, made: Mapping[str, str]) -> str:
         name = place.group(1)
         if name not in made:
             raise ValueError(f"Expected a place among {sorted(made)} but the page has {name!r}.")
-        around = "\n" if made[name].startswith(("|", "-", "`")) else ""
+        around = "\n" if made[name].startswith(("|", "-", "`")) or "\n" in made[name] else ""
         return f"<!-- {mark}: {name} -->{around}{made[name]}{around}<!-- end -->"
 
     return places(mark).sub(fill, text)

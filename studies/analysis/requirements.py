@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from studies.analysis.checks import DEFAULT, NAMED, REJUVENATED
-from studies.analysis.markdown import NONE, listed, number, of, plus_minus, seed_ranges, signed, table
+from studies.analysis.markdown import DASH, NONE, listed, number, of, plus_minus, seed_ranges, signed, table
 from studies.analysis.tables import SPLITS, Summary, title
 from studies.arms import ARMS, SECOND_SEEDS
 
@@ -51,13 +51,23 @@ def checks_table(summary: Summary, ours: str, fresh: bool = False) -> str:
     order = ["moderate", *[role for role in found if role != "moderate"]]
     rows = [
         [
-            "moderate SFT (at least as good)" if role == "moderate" else title(role),
+            f"{_moderate(summary)} (at least as good)" if role == "moderate" else title(role),
             *[_check(found[role].get(column)) for column in columns],
         ]
         for role in order
         if role in found
     ]
     return table(header, rows)
+
+
+def _moderate(summary: Summary) -> str:
+    """Moderate SFT with its names in the raw results, which differ from task to task.
+
+    >>> _moderate({"tasks": {"a": {"moderate": "sft_8"}, "b": {"moderate": "sft_2"}}})
+    'moderate SFT (`sft_8`, `sft_2`)'
+    """
+    names = dict.fromkeys(f"`{task['moderate']}`" for task in summary["tasks"].values())
+    return f"moderate SFT ({', '.join(names)})"
 
 
 def _check(check: Row | None) -> str:
@@ -67,7 +77,8 @@ def _check(check: Row | None) -> str:
         return f"{signed(check)} (1) undecided"
     uncertain = check["passed"] and check["strict"] and (check["p_holm"] is None or check["p_holm"] >= 0.05)
     word = ("pass†" if uncertain else "pass") if check["passed"] else "**fail**"
-    return f"{signed(check)} ({check['n']}) {word}"
+    counts = f"{check['wins']}{DASH}{check['losses']} of {check['n']}"
+    return f"{signed(check)} ({counts}) {word}"
 
 
 def _targets(summary: Summary, arm: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md about the reset."""
+"""The tables of the pages of evidence about the reset."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from examples.sft_to_rl.tasks import TASKS
 from studies.analysis.statistics import SUCCESS
@@ -14,11 +14,39 @@ from studies.arms import ARMS, MODERATE_EPOCHS
 from studies.files import read_seeds
 from studies.passes import passes
 
-# Of the first edition.
-_FIRST = {arm for task in MODERATE_EPOCHS for of_pass in passes(task) for arm in of_pass.arms}
-PLANNED = tuple(arm for arm in ARMS if arm in _FIRST)
 Record = dict[str, Any]
 Of = Callable[[Record], float]
+
+
+class Edition(NamedTuple):
+    """Runs that were planned together and lie together.
+
+    Args:
+        directory: Where they lie, below docs/results.
+        groups: The passes that belong to it; none stands for those that `studies.run` runs by default.
+    """
+
+    directory: str
+    groups: tuple[str, ...] = ()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arms that are planned in some task, in the order of the table of arms."""
+        planned = {arm for task in MODERATE_EPOCHS for arm in self.planned(task)}
+        return tuple(arm for arm in ARMS if arm in planned)
+
+    def planned(self, task: str) -> dict[str, set[int]]:
+        """The seeds that are planned for each arm of a task."""
+        seeds: dict[str, set[int]] = {}
+        for of_pass in passes(task, self.groups):
+            for arm in of_pass.arms:
+                seeds.setdefault(arm, set()).update(of_pass.seeds)
+        return seeds
+
+
+FIRST = Edition("study")
+SECOND_EDITION = Edition("second", ("core", "frontier", "remedies"))
+PLANNED = FIRST.arms
 
 
 def end(split: str) -> Of:
@@ -58,6 +86,7 @@ class TaskResults:
         versions: Every combination of versions that some seed ran with.
         tokens: Mean length of the base's own responses by seed, those that support is measured on.
         solved: Share of these responses that solve the task, by seed.
+        edition: What was planned.
     """
 
     name: str
@@ -67,6 +96,7 @@ class TaskResults:
     versions: list[dict[str, str]] = field(default_factory=list)
     tokens: dict[int, float] = field(default_factory=dict)
     solved: dict[int, float] = field(default_factory=dict)
+    edition: Edition = FIRST
 
     @property
     def title(self) -> str:
@@ -81,7 +111,7 @@ class TaskResults:
     @property
     def arms(self) -> list[str]:
         """Arms that at least one seed has, in the order of the table of arms."""
-        return [arm for arm in PLANNED if any(arm in seed for seed in self.seeds.values())]
+        return [arm for arm in self.edition.arms if any(arm in seed for seed in self.seeds.values())]
 
     def records(self, arm: str) -> dict[int, Record]:
         """The arm's record by seed, of the seeds that have it."""
@@ -98,16 +128,14 @@ def unfinished(task: TaskResults) -> dict[str, tuple[int, int]]:
 
     What a seed has beyond its plan does not count.
     """
-    planned: dict[str, set[int]] = {arm: set() for arm in PLANNED}
-    for of_task in passes(task.name):
-        for arm in of_task.arms:
-            planned[arm].update(of_task.seeds)
+    of_task = task.edition.planned(task.name)
+    planned = {arm: of_task[arm] for arm in task.edition.arms if arm in of_task}
     run = {arm: len(seeds & task.records(arm).keys()) for arm, seeds in planned.items()}
     return {arm: (run[arm], len(seeds)) for arm, seeds in planned.items() if run[arm] < len(seeds)}
 
 
-def load(directory: Path) -> dict[str, TaskResults]:
-    """Read ``<task>.jsonl`` in `directory`.
+def load(directory: Path, edition: Edition = FIRST) -> dict[str, TaskResults]:
+    """Read ``<task>.jsonl`` in `directory`, the results of one edition.
 
     Raises:
         ValueError: An unknown task or arm, or two seeds of a task that ran with different settings.
@@ -115,7 +143,7 @@ def load(directory: Path) -> dict[str, TaskResults]:
     tasks: dict[str, TaskResults] = {}
     found = [content for path in directory.glob("*.jsonl") for content in read_seeds(path).values()]
     for content in sorted(found, key=lambda content: (_place(content["task"]), content["seed"])):
-        task = tasks.setdefault(content["task"], TaskResults(content["task"]))
+        task = tasks.setdefault(content["task"], TaskResults(content["task"], edition=edition))
         if content["kind"] == "tuning":
             task.tuning.append(content["seed"])
             continue
@@ -131,16 +159,17 @@ def _place(task: str) -> int:
 
 def _add(task: TaskResults, content: Record) -> None:
     where = f"seed {content['seed']} of {task.name}"
-    unknown = sorted(content["arms"].keys() - set(PLANNED))
+    unknown = sorted(content["arms"].keys() - set(task.edition.arms))
     if unknown:
         raise ValueError(
             f"Expected arms of studies/arms.py, none for tuning, but {where} has {', '.join(unknown)}."
         )
-    task.settings = task.settings or content["settings"]
-    if content["settings"] != task.settings:
+    settings = _of_any_seed(content)
+    task.settings = task.settings or settings
+    if settings != task.settings:
         raise ValueError(
             f"Expected all seeds of {task.name} to have the same settings but {where} has "
-            f"{content['settings']} where an earlier one has {task.settings}."
+            f"{settings} where an earlier one has {task.settings}."
         )
     if content["version"] not in task.versions:
         task.versions.append(content["version"])
@@ -149,6 +178,14 @@ def _add(task: TaskResults, content: Record) -> None:
         samples = content["base_samples"]
         task.tokens[content["seed"]] = samples["tokens_per_response"]
         task.solved[content["seed"]] = samples["solved"] / samples["responses"]
+
+
+def _of_any_seed(content: Record) -> dict[str, Any]:
+    """The settings without the seed that a task is drawn from."""
+    settings = dict(content["settings"])
+    if "task" in settings:
+        settings["task"] = settings["task"].replace(f"(seed={content['seed']})", "(seed=…)")
+    return settings
 
 
 def pooled(tasks: Sequence[TaskResults], arm: str, of: Of) -> dict[tuple[str, int], float]:

@@ -101,6 +101,22 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(result.pvalue)
 
 
+def mcnemar_p(ours: Mapping[Any, bool], theirs: Mapping[Any, bool]) -> float | None:
+    """Two-sided exact p-value of McNemar's test over the pairs that both have; None if they share none.
+
+    Pairs of which one side alone succeeds are the only ones that count: a sign test on them. Without any it is 1.
+
+    >>> mcnemar_p({1: True, 2: True, 3: True, 4: True}, {1: False, 2: False, 3: False, 4: True})
+    0.25
+    """
+    pairs = ours.keys() & theirs.keys()
+    if not pairs:
+        return None
+    won = sum(ours[pair] and not theirs[pair] for pair in pairs)
+    lost = sum(theirs[pair] and not ours[pair] for pair in pairs)
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
 def success_rate(successes: int, n: int) -> Estimate:
     """Share of successes with Wilson's interval, which also makes sense at 0 and 1.
 

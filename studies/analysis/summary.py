@@ -30,7 +30,8 @@ from studies.arms import EXCESSIVE, SECOND_SEEDS
 
 DIGITS = 5
 SPLITS = ("id", "ood")
-FRESHLY = (DEFAULT, "auto_nll_100")  # arms whose ends on the second set of seeds are shown by themselves
+# Arms whose ends on the second set of seeds are shown by themselves, beside moderate SFT.
+FRESHLY = (DEFAULT, "auto_nll_100", EXCESSIVE, "fusion_40")
 
 
 def summarise(tasks: Mapping[str, TaskResults], results: Path | None = None) -> dict[str, Any]:
@@ -103,7 +104,11 @@ def _of_task(task: TaskResults) -> dict[str, Any]:
         "unfinished": {
             arm: {"run": run, "planned": planned} for arm, (run, planned) in unfinished(task).items()
         },
-        "fresh": {arm: _fresh(task, arm) for arm in FRESHLY if task.records(arm).keys() & set(SECOND_SEEDS)},
+        "fresh": {
+            arm: _fresh(task, arm)
+            for arm in (*FRESHLY, task.moderate)
+            if task.records(arm).keys() & set(SECOND_SEEDS)
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md about outcomes and about alpha."""
+"""The tables of the pages of evidence about outcomes and about alpha."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ RULES = tuple(arm for arm, about in ARMS.items() if about.group == "alpha")
 def outcome_blocks(summary: Summary) -> dict[str, str]:
     """Tables by the name of their place in the page."""
     return {
+        "main": both_table(summary),
         **{f"main {name}": main_table(task) for name, task in summary["tasks"].items()},
         **{f"arms {name}": arms_table(task) for name, task in summary["tasks"].items()},
         "seeds": seeds_table(summary),
@@ -108,14 +109,40 @@ def main_table(task: Summary) -> str:
         row = task["arms"].get(_in_task(arm, task))
         if row is not None:
             cells = _arm_cells(row)
-            rows.append([name, *cells[:-1], interval(row["success_rate"]), cells[-1]])
+            rows.append(
+                [name.format(_in_task(arm, task)), *cells[:-1], interval(row["success_rate"]), cells[-1]]
+            )
+    return table(header, rows)
+
+
+def both_table(summary: Summary) -> str:
+    """The arms of the claim on all tasks beside one another: where they end, and how many seeds succeed."""
+    tasks = summary["tasks"].values()
+    header = ["RL from"]
+    for task in tasks:
+        header += [f"{task['title']}: ID start → end", "OOD end", "successes"]
+    rows = []
+    for arm, name in claim_arms():
+        cells: list[str] = []
+        for task in tasks:
+            row = task["arms"].get(_in_task(arm, task))
+            if row is None:
+                cells += [NONE] * 3
+                continue
+            cells += [_from_to(row["id"]), plus_minus(row["ood"]["end"]), of(row["successes"], row["n"])]
+        if set(cells) != {NONE}:
+            names = dict.fromkeys(_in_task(arm, task) for task in tasks)
+            rows.append([name.format("`, `".join(names)), *cells])
     return table(header, rows)
 
 
 def claim_arms() -> list[tuple[str, str]]:
-    """The arms of the claim with their titles; "moderate" stands for another checkpoint in each task."""
+    """The arms of the claim with their titles; "moderate" stands for another checkpoint in each task.
+
+    The titles of it and of "excessive" have a place for its name in the raw results.
+    """
     arms = ["base", "moderate", *EARLIER, "excessive", *REMEDIES, "fusion_30", *NAMED, DEFAULT]
-    names = {"moderate": "moderate SFT", "excessive": "excessive SFT"}
+    names = {"moderate": "moderate SFT (`{}`)", "excessive": "excessive SFT (`{}`)"}
     return [(arm, names.get(arm) or title(arm)) for arm in arms]
 
 

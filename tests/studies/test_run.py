@@ -88,7 +88,8 @@ def test_sizes_are_kept_apart():
     ("arguments", "message"),
     [
         (["--workers", "0"], "Expected --workers to be at least 1 but got 0"),
-        (["--arms", "rigd"], "invalid choice: 'rigd'"),
+        (["--arms", "rigd"], "Expected an arm of studies/arms.py but got 'rigd'"),
+        (["--arms", "fusion of equal support"], "fusion_50_equal_support, rigid_equal_support"),
         (["--groups", "everything"], "invalid choice: 'everything'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
@@ -97,3 +98,14 @@ def test_wrong_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_arms_are_called_as_the_pages_call_them():
+    names = [
+        "sft_64",
+        "SFT, 64 epochs",
+        "moderate SFT (`sft_8`)",
+        "fusion of equal support (`rigid_equal_support`)",
+    ]
+    found = parse_arguments(["--arms", *names]).arms
+    assert found == ["sft_64", "sft_64", "sft_8", "rigid_equal_support"]

@@ -9,7 +9,7 @@ from studies.analysis.forecast import Start
 from studies.verdicts import confusion, confusion_table, main, of_notes, of_real, of_start
 from tests.studies.analysis.made_up import record, rows, write
 
-PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence-appendix.md"
 
 
 def start(form_rate=1.0, task="running_total", success=True, **measures):

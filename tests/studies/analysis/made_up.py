@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from studies.analysis.results import PLANNED
+from studies.analysis.results import PLANNED, SECOND_EDITION
 from studies.files import read_seeds, seeds_as_lines
 
 SETTINGS = {"rl_steps": 4, "prompts": 2}
@@ -49,10 +49,16 @@ def record(end: float, support: float = -1.0, **changes: Any) -> dict[str, Any]:
 
 
 def write(
-    root: Path, task: str, seed: int, arms: dict[str, dict[str, Any]], kind: str = "reported", **changes: Any
+    root: Path,
+    task: str,
+    seed: int,
+    arms: dict[str, dict[str, Any]],
+    kind: str = "reported",
+    edition: str = "study",
+    **changes: Any,
 ) -> None:
     """Write one seed of a task, in the place of what is there of it."""
-    path = root / "docs" / "results" / "study" / f"{task}.jsonl"
+    path = root / "docs" / "results" / edition / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "task": task,
@@ -116,6 +122,56 @@ def study(
             write(root, task, seed, arms)
     for seed in (901, 902):
         write(root, tasks[0], seed, {"base": record(0.99)}, kind="tuning")
+
+
+def known(before: float, after: float, asked: float = 0.0) -> dict[str, Any]:
+    """Knowledge before and after RL; that of the prices that RL asks for is higher by `asked`."""
+    return {
+        moment: {
+            "asked": {"right": round(share + asked, 5), "probability": share},
+            "unasked": {"right": share, "probability": share},
+            "known": {"right": 0.35, "probability": 0.3},
+        }
+        for moment, share in (("start", before), ("end", after))
+    }
+
+
+def run(ending: float, before: float | None = None, after: float = 0.0, **changes: Any) -> dict[str, Any]:
+    """A record of the second edition; with knowledge, if `before` is given."""
+    told = {} if before is None else {"knowledge": known(before, after)}
+    steps = {"gradient_steps": 80, "training_steps_before_rl": 0}
+    return record(ending, **{**steps, **told, **changes})
+
+
+def second(
+    root: Path, ends: dict[str, dict[str, Sequence[float]]], first_seed: int = 3001, **more: Any
+) -> None:
+    """Write ends by task and arm, one for each seed; the price desk's model knows as much as it ends at."""
+    for task, arms in ends.items():
+        for place in range(max(map(len, arms.values()))):
+            runs = {
+                arm: run(values[place], values[place] if task == "price_desk" else None, values[place] / 2)
+                for arm, values in arms.items()
+                if place < len(values)
+            }
+            seed = first_seed + place
+            settings = {**SETTINGS, "task": f"PriceDesk(seed={seed})" if task == "price_desk" else "Desk()"}
+            write(root, task, seed, runs, edition="second", settings=settings, **more)
+
+
+def whole_second(root: Path, seeds: int = 20) -> None:
+    """Every planned arm of every task, with ends that differ between arms and seeds."""
+    draws = np.random.default_rng(3)
+    second(
+        root,
+        {
+            task: {
+                arm: list(np.clip(draws.uniform(0.05, 0.9) + draws.normal(0, 0.06, seeds), 0, 1).round(5))
+                for arm in SECOND_EDITION.planned(task)
+            }
+            for task in ("retail_desk", "running_total", "price_desk")
+        },
+    )
 
 
 def rows(table: str) -> dict[str, dict[str, str]]:

@@ -68,10 +68,13 @@ def test_the_default_is_judged_first_and_on_fresh_seeds_by_itself(tmp_path):
     assert "**no**, 5/6 with `auto_reset_entropy` and 6/6 with `auto_nll_100`; on seeds" in successes
     assert successes.endswith("alone 2/3 with `auto_reset_entropy` and 3/3 with `auto_nll_100`.")
     cells = {
-        name: rows(made[f"checks {name}"])["moderate SFT (at least as good)"]["Retail desk, ID"]
+        name: rows(made[f"checks {name}"])["moderate SFT (`sft_8`) (at least as good)"]["Retail desk, ID"]
         for name in (DEFAULT, "fresh")
     }
-    assert (cells[DEFAULT].endswith("(6) pass"), cells["fresh"].endswith("(3) **fail**")) == (True, True)
+    assert (cells[DEFAULT].endswith(" of 6) pass"), cells["fresh"].endswith(" of 3) **fail**")) == (
+        True,
+        True,
+    )
     (requirements,) = [
         line for line in _lines(made["brief"]) if line.startswith("**What was to be reached**")
     ]

@@ -143,7 +143,7 @@ def test_blocks(tmp_path):
     made = landscape_blocks(found)
     assert ", 5/8 of those that were planned; the base is bit for bit" in made["landscape state"]
     assert "recorded one in 1/5" in made["landscape state"]
-    start = rows(made["landscape starts running_total"])["SFT, 64 epochs"]
+    start = rows(made["landscape starts running_total"])["SFT, 64 epochs (`sft_64`)"]
     assert start["successes"] == "0/5"
     assert start["`sharpness`, demonstrations"].startswith("0.5 ±")
     assert len(rows(made["landscape changes"])) == len(MEASURES)
