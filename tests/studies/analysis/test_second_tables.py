@@ -72,7 +72,7 @@ def test_remedies_come_in_groups(tmp_path):
         (table,) = tables(remedies(task))
         names = list(table)
         assert [name.strip("*") for name in names if name.startswith("**")] == list(KINDS)
-        assert len(names) == 13 + 26 + len(KINDS)
+        assert len(names) == 14 + 26 + len(KINDS)
         assert (
             names.index("excessive SFT (`sft_64`)")
             < names.index("**edits**")
