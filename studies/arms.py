@@ -40,7 +40,8 @@ class Arm:
         group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``rule``, ``remedy``,
             ``second``, ``frontier`` or ``tuning``.
         start: The checkpoint: ``base``, a step of the SFT ladder, or ``moderate``, the task's step of it.
-        alpha: A number; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``; None without rejuvenation.
+        alpha: A number, or one for each name pattern; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``; None
+            without rejuvenation.
         reset_fraction: Share of neurons that is reset.
         options: Further options of `rejuvenate`, where they are not those of `studies.seed.PINNED`.
         support_of: The arm whose support decides alpha.
@@ -52,7 +53,7 @@ class Arm:
     title: str
     group: str
     start: str = EXCESSIVE
-    alpha: float | str | None = None
+    alpha: float | str | Mapping[str, float] | None = None
     reset_fraction: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     support_of: str | None = None
@@ -79,7 +80,9 @@ class Arm:
         return made
 
 
-def _fused(title: str, group: str, alpha: float | str, reset: float = 0.0, **options: Any) -> Arm:
+def _fused(
+    title: str, group: str, alpha: float | str | Mapping[str, float], reset: float = 0.0, **options: Any
+) -> Arm:
     return Arm(title, group, alpha=alpha, reset_fraction=reset, options=options)
 
 
@@ -189,6 +192,10 @@ ARMS: dict[str, Arm] = {
     "hot_2": _rl("temperature 2", "hot_2"),
     "dapo": _rl("groups without a signal are sampled anew (DAPO)", "dapo"),
     "lora": _rl("RL of LoRA adapters, rank 8", "lora"),
+    # Added after the price desk's first results, in which its prices were found to lie in the input embeddings.
+    "fusion_40_embeddings": _fused(
+        "fusion, alpha 0.4, the input embeddings kept", "frontier", {"*embed_tokens*": 1.0, "*": 0.4}
+    ),
     # The price desk's frontier of what SFT taught against plasticity: what a reset or a refit does to a larger alpha.
     **{
         f"fusion_{p}_{name}": _fused(

@@ -55,7 +55,7 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
         EDITION_2_SEEDS,
         "fusion_60 fusion_70 fusion_80 fusion_50 fusion_30 fusion_20 fusion_60_reset fusion_60_random "
         "fusion_70_reset fusion_70_random fusion_80_reset fusion_80_random fusion_100_reset fusion_100_random "
-        "fusion_60_refit_20 fusion_70_refit_20 sft_16 sft_32 "
+        "fusion_40_embeddings sft_16 fusion_60_refit_20 fusion_70_refit_20 sft_32 "
         "sft_4",
     ),
     "remedies": (

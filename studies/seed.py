@@ -204,7 +204,7 @@ class Stage:
             "training_steps_before_rl": steps,
             "measures": {**measures, **dict(rounded(first))},
             **({"knowledge": {"start": known, "end": knowledge(module.model, run.task)}} if known else {}),
-            "alpha": round(report.alpha, 5) if report else None,
+            "alpha": round(report.alpha, 5) if report and isinstance(report.alpha, float) else None,
             **({"search": asdict(report.search)} if report and report.search else {}),
             "neurons_reset": report.neurons_reset if report else 0,
             "neurons_total": report.neurons_total if report else 0,
