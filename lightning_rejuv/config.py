@@ -25,7 +25,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 PathLike = str | os.PathLike[str]
 
-#: RL did best from about this alpha, or as well as from any, on every line (docs/alpha.md). The paper's is 0.5.
+#: RL did best from about this alpha, or as well as from any, on every line of docs/alpha.md. The paper's is 0.5.
 USUAL_ALPHA = 0.4
 # What calibration data are for, and what needs none, in messages.
 USES_OF_CALIBRATION = '`alpha="auto"`, a `reset` or a `refit`'

@@ -40,8 +40,8 @@ class Arm:
         group: ``ladder``, ``fusion``, ``alpha``, ``reset``, ``rigid``, ``rule``, ``remedy``,
             ``second``, ``frontier`` or ``tuning``.
         start: The checkpoint: ``base``, a step of the SFT ladder, or ``moderate``, the task's step of it.
-        alpha: A number, or one for each name pattern; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``; None
-            without rejuvenation.
+        alpha: A number, or one for each name pattern; a rule of `studies.former_rules`; ``"rigid"``; ``"bargain"``;
+            None without rejuvenation.
         reset_fraction: Share of neurons that is reset.
         options: Further options of `rejuvenate`, where they are not those of `studies.seed.PINNED`.
         support_of: The arm whose support decides alpha.

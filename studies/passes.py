@@ -48,14 +48,14 @@ _PASSES: dict[str, tuple[tuple[int, ...], str]] = {
     "core": (
         EDITION_2_SEEDS,
         "sft_64 moderate fusion_40 fusion_40_reset joint joint_reset refit_40 fusion_40_refit_20 base_refit_40 base "
-        "fusion_70_reset "
+        "fusion_70_reset fusion_40_embeddings "
         "dapo kl_to_base sft_kl",
     ),
     "frontier": (
         EDITION_2_SEEDS,
         "fusion_60 fusion_70 fusion_80 fusion_50 fusion_30 fusion_20 fusion_60_reset fusion_60_random "
         "fusion_70_reset fusion_70_random fusion_80_reset fusion_80_random fusion_100_reset fusion_100_random "
-        "fusion_40_embeddings sft_16 fusion_60_refit_20 fusion_70_refit_20 sft_32 "
+        "sft_16 fusion_60_refit_20 fusion_70_refit_20 sft_32 "
         "sft_4",
     ),
     "remedies": (

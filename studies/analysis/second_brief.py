@@ -1,4 +1,4 @@
-"""The six rows that sum up the second edition, and a snippet that recomputes their successes."""
+"""The rows that sum up the second edition, and a snippet that recomputes their successes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from studies.analysis.markdown import NONE, seed_ranges, table
 from studies.analysis.results import TaskResults, end
 from studies.analysis.second_values import (
     DEFAULT,
+    EMBEDDINGS,
     NOT_YET,
     PLANNED_N,
     PRICE_DESK,
@@ -26,13 +27,14 @@ ROWS = {
     "refit_40": "refit, 40 steps",
     DEFAULT: "fusion, alpha 0.4, the default",
     TARGETED: "fusion, alpha 0.7, + reset, 4 %",
+    EMBEDDINGS: "fusion, alpha 0.4, input embeddings kept",
 }
 
 #: Recomputes the successes of `brief` for one task; run it in the root of the repository.
 RECOMPUTE = """\
 import json
 
-arms = ["sft_64", "sft_8", "long_rl", "refit_40", "fusion_40", "fusion_70_reset"]
+arms = ["sft_64", "sft_8", "long_rl", "refit_40", "fusion_40", "fusion_70_reset", "fusion_40_embeddings"]
 ends = {arm: [] for arm in arms}
 with open("docs/results/second/price_desk.jsonl") as lines:
     for line in lines:
@@ -50,7 +52,7 @@ def recompute() -> str:
 
 
 def brief(tasks: Tasks) -> str:
-    """Where RL ends from six starts on three tasks, and what the price desk's model then knows."""
+    """Where RL ends from seven starts on three tasks, and what the price desk's model then knows."""
     found = all_tasks(tasks)
     header = ["RL from"]
     for task in found.values():

@@ -1,4 +1,4 @@
-"""The picture of the second edition: where RL ends from six starts, and the price desk's frontier."""
+"""The picture of the second edition: where RL ends from seven starts, and the price desk's frontier."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis.results import TaskResults, end
 from studies.analysis.second_values import (
     DEFAULT,
+    EMBEDDINGS,
     PRICE_DESK,
     TARGETED,
     Tasks,
@@ -33,6 +34,7 @@ ROWS = {
     "refit_40": "refit, 40 steps",
     DEFAULT: "fusion, alpha 0.4",
     TARGETED: "fusion, alpha 0.7,\n+ reset, 4 %",
+    EMBEDDINGS: "fusion, alpha 0.4, input\nembeddings kept",
 }
 LANE = 0.25  # between two tasks of a row
 
@@ -68,6 +70,7 @@ MARKED = (
         (7, -12),
         filled=False,
     ),
+    Marked("input embeddings kept (alpha)", "X", "#56b4e9", {"fusion_40_embeddings": ".4"}),
     Marked("refit (steps)", "D", "#009e73", {f"refit_{n}": str(n) for n in (10, 20, 40)}),
     Marked("base + refit (steps)", "D", "#009e73", {"base_refit_40": "40"}, filled=False),
     Marked(
@@ -136,7 +139,12 @@ def _draw_ends(axes: Axes, tasks: Tasks) -> None:
 
 
 def _place(desk: TaskResults, arm: str) -> tuple[float, float] | None:
-    """Means over the seeds: prices known before RL, of those that RL never asks for, and pass@1 after RL."""
+    """Means over the seeds: prices known before RL, of those that RL never asks for, and pass@1 after RL.
+
+    None for an arm that less than half of the seeds have, which the picture leaves out.
+    """
+    if 2 * count(desk, arm) < len(desk.seeds):
+        return None
     known = list(values(desk, arm, knowledge("start", "unasked")).values())
     ends = list(values(desk, arm, end("id")).values())
     return (float(np.mean(known)), float(np.mean(ends))) if known else None
@@ -180,7 +188,7 @@ def _draw_frontier(axes: Axes, desk: TaskResults) -> None:
 def _seeds(desk: TaskResults) -> str:
     """Over how many seeds the means are: not the same for all starts while runs are missing."""
     shown = [*FUSIONS, *(arm for kind in MARKED for arm in kind.arms)]
-    counts = sorted({count(desk, arm) for arm in shown} - {0})
+    counts = sorted({count(desk, arm) for arm in shown if _place(desk, arm)})
     if not counts:
         return ""
     return f"; n = {counts[0]}" if len(counts) == 1 else f"; n = {counts[0]} to {counts[-1]}"

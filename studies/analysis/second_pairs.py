@@ -9,7 +9,9 @@ from studies.analysis.results import end
 from studies.analysis.second_tables import kind_of
 from studies.analysis.second_values import (
     DEFAULT,
+    EMBEDDINGS,
     PRICE_DESK,
+    TARGETED,
     Tasks,
     all_tasks,
     difference,
@@ -54,6 +56,11 @@ GROUPS: dict[str, tuple[Pair, ...]] = {
             ("random", f"fusion_{percent}" if percent < 100 else EXCESSIVE),
         )
     ),
+    "what keeps facts": (
+        *_against(DEFAULT, TARGETED, EMBEDDINGS),
+        *_against(TARGETED, EMBEDDINGS, "refit_40", "sft_16"),
+        *_against("refit_40", EMBEDDINGS),
+    ),
     "refits": _against(DEFAULT, "refit_10", "refit_20", "refit_40", "base_refit_40"),
     "combinations": (
         *_against(
@@ -83,6 +90,8 @@ MAIN = (
     f"{DEFAULT}_reset",
     "joint",
     "joint_reset",
+    TARGETED,
+    EMBEDDINGS,
     "refit_40",
     "fusion_40_refit_20",
     "base_refit_40",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from studies.analysis.markdown import listed, signed
+from studies.analysis.results import end
 from studies.analysis.second_values import (
     DEFAULT,
+    EMBEDDINGS,
     NOT_YET,
+    PLANNED_N,
     PRICE_DESK,
     TARGETED,
     TITLES,
     Tasks,
     all_tasks,
+    average,
+    count,
     difference,
+    knowledge,
     successes,
 )
-from studies.arms import EXCESSIVE, MODERATE
+from studies.arms import EPOCHS, EXCESSIVE, MODERATE
 
 REFIT = "refit_40"
 ROWS = {
@@ -23,6 +29,16 @@ ROWS = {
     REFIT: "a refit",
     DEFAULT: "fusion at 0.4",
     TARGETED: "fusion at 0.7 with a reset",
+    EMBEDDINGS: "fusion at 0.4 that keeps the input embeddings",
+}
+KNOWN = {
+    EXCESSIVE: "excessive SFT",
+    DEFAULT: "fusion at 0.4",
+    "fusion_70": "fusion at 0.7",
+    TARGETED: "the same with the reset",
+    REFIT: "the refit",
+    EMBEDDINGS: "fusion at 0.4 that keeps the input embeddings",
+    "base": "the base, by chance,",
 }
 CONTROLS = {"fusion_70_random": "as many random neurons", "fusion_70": "no reset"}
 
@@ -33,7 +49,13 @@ def sentence_blocks(tasks: Tasks) -> dict[str, str]:
         "second successes": counts(tasks),
         "second refit": beside_default(tasks, REFIT, "a refit of 40 steps"),
         "second reset": beside_default(tasks, TARGETED, "fusion at 0.7 with a reset of 4 %"),
+        "second embeddings": beside_default(
+            tasks, EMBEDDINGS, "fusion at 0.4 that keeps the input embeddings"
+        ),
         "second targeted": targeted(tasks),
+        "second facts": facts(tasks),
+        "second reset and refit": reset_and_refit(tasks),
+        "second rungs": rungs(tasks),
     }
 
 
@@ -58,6 +80,40 @@ def targeted(tasks: Tasks) -> str:
     return listed(parts) or "not run yet"
 
 
+def facts(tasks: Tasks) -> str:
+    """How many of all prices that SFT teaches are known before RL, from each start that has been run."""
+    desk = all_tasks(tasks)[PRICE_DESK]
+    found = [
+        f"{name} {average(desk, arm, knowledge('start', 'new'))}"
+        for arm, name in KNOWN.items()
+        if count(desk, arm)
+    ]
+    return listed(found) or NOT_YET
+
+
+def rungs(tasks: Tasks) -> str:
+    """How many seeds succeed at the price desk from each rung of SFT that has been run."""
+    desk = all_tasks(tasks)[PRICE_DESK]
+    found = [
+        f"{successes(desk, arm)} after {epochs} epoch{'s' * (epochs > 1)}"
+        for epochs in EPOCHS
+        if count(desk, arm := f"sft_{epochs}")
+    ]
+    return listed(found) or NOT_YET
+
+
+def reset_and_refit(tasks: Tasks) -> str:
+    """The reset at a larger alpha minus the refit, at the price desk."""
+    desk = all_tasks(tasks)[PRICE_DESK]
+    parts = []
+    for split, name in (("id", "in distribution"), ("ood", "out of it")):
+        made = difference([desk], TARGETED, REFIT, end(split))
+        if made is not None and made.estimate.low is not None:
+            text = signed(made.estimate._asdict()).replace("**", "")
+            parts.append(f"{text} {name}")
+    return f"{listed(parts)} (n = {count(desk, REFIT)})" if parts else NOT_YET
+
+
 def beside_default(tasks: Tasks, arm: str, name: str) -> str:
     """On which tasks an arm ends above the default, by the interval of the paired difference, and on which below.
 
@@ -79,7 +135,8 @@ def beside_default(tasks: Tasks, arm: str, name: str) -> str:
         estimate = made.estimate
         side = "above" if estimate.above else "below" if estimate.below else "undecided"
         text = signed(estimate._asdict()).replace("**", "")
-        sides[side].append(f"the {task.title.lower()} ({text}, n = {estimate.n})")
+        so_far = "" if estimate.n >= PLANNED_N else " so far"
+        sides[side].append(f"the {task.title.lower()} ({text}, n = {estimate.n}{so_far})")
     found = {side: listed(titles) for side, titles in sides.items() if titles}
     if not found:
         return f"{name} and fusion at 0.4 have not been run beside each other yet"

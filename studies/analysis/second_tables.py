@@ -26,7 +26,7 @@ KINDS = ("no edit", "edits", "refits", "other SFT", "other RL")
 RUNGS = ("base", "sft_4", "sft_8", "sft_16", "sft_32", "sft_64")
 FRONTIER = {
     "rungs of SFT": RUNGS,
-    "fusion": tuple(f"fusion_{percent}" for percent in range(20, 90, 10)),
+    "fusion": (*(f"fusion_{percent}" for percent in range(20, 90, 10)), "fusion_40_embeddings"),
     "resets of targeted neurons": (
         "fusion_40_reset",
         "fusion_60_reset",

@@ -20,6 +20,7 @@ from studies.arms import ARMS, EDITION_2_SEEDS, EXCESSIVE, MODERATE, MODERATE_EP
 Tasks = Mapping[str, TaskResults]
 DEFAULT = "fusion_40"
 TARGETED = "fusion_70_reset"
+EMBEDDINGS = "fusion_40_embeddings"
 PRICE_DESK = "price_desk"
 NOT_YET = "not run yet"
 PLANNED_N = len(EDITION_2_SEEDS)

@@ -130,7 +130,7 @@ def test_the_second_edition_is_run_only_if_asked_for_and_has_every_arm_of_its_ow
     runs = [p for p in passes(name, ["core", "frontier", "remedies"]) if p.arms]
     assert {p.seeds for p in runs} == {EDITION_2_SEEDS}
     planned = [arm for p in runs for arm in p.arms]
-    assert len(planned) == len(set(planned)) == {"price_desk": 40 + 19}.get(name, 40)
+    assert len(planned) == len(set(planned)) == {"price_desk": 41 + 18}.get(name, 41)
     own = {arm for arm in ARMS if ARMS[arm].group == "second"}
     first_edition = (
         "sft_64 base auto_nll_100 auto_reset_entropy fusion_40 bargain entropy_bonus kl_to_base hot long_rl"
@@ -138,7 +138,11 @@ def test_the_second_edition_is_run_only_if_asked_for_and_has_every_arm_of_its_ow
     of_all = {*own, *first_edition.split(), f"sft_{MODERATE_EPOCHS[name]}"}
     frontier = {arm for arm in ARMS if ARMS[arm].group == "frontier"}
     assert of_all <= set(planned)
-    assert frontier <= set(planned) if name == "price_desk" else set(planned) == {*of_all, "fusion_70_reset"}
+    assert (
+        frontier <= set(planned)
+        if name == "price_desk"
+        else set(planned) == {*of_all, "fusion_70_reset", "fusion_40_embeddings"}
+    )
     others = {*REPORTED_SEEDS, *TUNING_SEEDS, *RULE_SEEDS}
     assert len(set(EDITION_2_SEEDS) - others) == 20
 

@@ -34,7 +34,11 @@ BLOCKS = {
     "second pairs",
     "second recompute",
     "second refit",
+    "second embeddings",
+    "second facts",
     "second reset",
+    "second reset and refit",
+    "second rungs",
     *(f"second remedies {task}" for task in TASKS),
     "second state",
     "second successes",
@@ -61,6 +65,7 @@ def test_without_runs_every_block_says_so(tmp_path):
         "second summary statistics",
         "second defaults",
         "second refit",
+        "second embeddings",
         "second reset",
     }:
         assert NOT_YET in made[name] or "no arm has been run yet" in made[name]
@@ -113,8 +118,8 @@ def test_every_number_of_the_brief(tmp_path):
         in made
     )
     (table,) = tables(made)
-    assert len(table) == 6
-    excessive, moderate, long, refit, default, targeted = table.values()
+    assert len(table) == 7
+    excessive, moderate, long, refit, default, targeted, _ = table.values()
     desk = [f"Price desk: {name}" for name in ("ID (OOD)", "successes", "prices known after RL")]
     assert [excessive[column] for column in desk] == ["0.40 (0.30)", "1/2", "0.20"]  # half of each end
     assert [moderate[column] for column in desk] == ["0.60 (0.50)", "2/2", "0.30"]
@@ -136,7 +141,7 @@ def test_the_snippet_recomputes_the_successes(tmp_path):
     made = second_blocks(tasks)
     assert made["second recompute"] == f"```python\n{RECOMPUTE}```"
     (table,) = tables(made["second brief"])
-    arms = ["sft_64", "sft_8", "long_rl", "refit_40", "fusion_40", "fusion_70_reset"]
+    arms = ["sft_64", "sft_8", "long_rl", "refit_40", "fusion_40", "fusion_70_reset", "fusion_40_embeddings"]
     assert [row["Price desk: successes"] for row in table.values()] == [counts[arm] for arm in arms]
     assert len(RECOMPUTE.splitlines()) <= 12
 
@@ -155,13 +160,13 @@ def test_state_tells_what_is_missing_and_what_it_ran_on(tmp_path):
     made = second_blocks(results(tmp_path))["second state"]
     lines = [line.split(" | ") for line in made.splitlines() if line.startswith("| ")]
     core = lines[2]
-    assert core[:5] == ["| Retail desk", "core", "14", f"3001{DASH}3002 (2)", "29/280"]
+    assert core[:5] == ["| Retail desk", "core", "15", f"3001{DASH}3002 (2)", "31/300"]
     frontier = next(line for line in lines if line[1] == "frontier")
     assert frontier[0] == "| Price desk"
     assert frontier[3:] == [f"3001{DASH}3002 (2)", "36/360", "all of them |"]
     assert len(lines) == 1 + 1 + 2 + 2 + 3
     assert made.endswith("on Abacus 9 and a processor that was not noted.")
-    runs = 2 * (14 + 26 + 14 + 26 + 14 + 18 + 26) + 1
+    runs = 2 * (15 + 26 + 15 + 26 + 15 + 18 + 26) + 1
     assert f"The {runs} runs were made with lightning_rejuv 0.1.0, torch 2.13.0" in made
 
 
@@ -191,11 +196,11 @@ def test_command_writes_tables_and_the_picture(tmp_path, capsys):
     assert "--><!-- end -->" not in once
     assert not re.search(r"\|<!-- end -->", once)  # a table ends with its line
     assert (tmp_path / "docs" / "images" / "study-second.png").stat().st_size > 20_000
-    assert "second: Price desk: 2 seeds, 58 arms, 116 runs of RL" in capsys.readouterr().out
+    assert "second: Price desk: 2 seeds, 59 arms, 118 runs of RL" in capsys.readouterr().out
 
 
 def test_seeds_of_the_plan():
     planned = SECOND_EDITION.planned("price_desk")
-    assert len(planned) == 58
+    assert len(planned) == 59
     assert all(seeds == set(EDITION_2_SEEDS) for seeds in planned.values())
     assert known(0.1, 0.2)["end"]["unasked"]["right"] == 0.2

@@ -21,8 +21,8 @@ def test_sentences_say_where_the_refit_is_better(tmp_path):
         "price desk: excessive SFT 0/1, a refit 3/3 and fusion at 0.4 1/3"
     )
     assert made["second refit"] == (
-        "a refit of 40 steps ends higher than fusion at 0.4 on the price desk (+0.37 ± 0.14, n = 3), "
-        f"lower on the retail desk ({MINUS}0.16 ± 0.14, n = 3)"
+        "a refit of 40 steps ends higher than fusion at 0.4 on the price desk (+0.37 ± 0.14, n = 3 so far), "
+        f"lower on the retail desk ({MINUS}0.16 ± 0.14, n = 3 so far)"
     )
     assert second_blocks({})["second refit"] == (
         "a refit of 40 steps and fusion at 0.4 have not been run beside each other yet"
@@ -47,5 +47,6 @@ def test_sentences_say_what_the_targeted_reset_adds(tmp_path):
         "+0.30 ± 0.00 against as many random neurons (n = 3) and +0.60 ± 0.25 against no reset (n = 3)"
     )
     assert made["second reset"] == (
-        "fusion at 0.7 with a reset of 4 % and fusion at 0.4 are not told apart on the price desk (0.00 ± 0.00, n = 3)"
+        "fusion at 0.7 with a reset of 4 % and fusion at 0.4 are not told apart on "
+        "the price desk (0.00 ± 0.00, n = 3 so far)"
     )
