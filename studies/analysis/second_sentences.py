@@ -48,7 +48,6 @@ def sentence_blocks(tasks: Tasks) -> dict[str, str]:
     return {
         "second successes": counts(tasks),
         "second refit": beside_default(tasks, REFIT, "a refit of 40 steps"),
-        "second reset": beside_default(tasks, TARGETED, "fusion at 0.7 with a reset of 4 %"),
         "second embeddings": beside_default(
             tasks, EMBEDDINGS, "fusion at 0.4 that keeps the input embeddings"
         ),

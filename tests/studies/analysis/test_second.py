@@ -36,7 +36,6 @@ BLOCKS = {
     "second refit",
     "second embeddings",
     "second facts",
-    "second reset",
     "second reset and refit",
     "second rungs",
     *(f"second remedies {task}" for task in TASKS),
@@ -66,7 +65,6 @@ def test_without_runs_every_block_says_so(tmp_path):
         "second defaults",
         "second refit",
         "second embeddings",
-        "second reset",
     }:
         assert NOT_YET in made[name] or "no arm has been run yet" in made[name]
     assert not re.search(r"\d\.\d\d", made["second brief"])

@@ -39,6 +39,7 @@ def test_sentences_say_what_the_targeted_reset_adds(tmp_path):
                 "fusion_70_random": [0.4, 0.5, 0.6],
                 "fusion_70": [0.1, 0.3, 0.2],
                 "fusion_40": [0.7, 0.8, 0.9],
+                "fusion_40_embeddings": [0.7, 0.8, 0.9],
             },
         },
     )
@@ -46,7 +47,7 @@ def test_sentences_say_what_the_targeted_reset_adds(tmp_path):
     assert made["second targeted"] == (
         "+0.30 ± 0.00 against as many random neurons (n = 3) and +0.60 ± 0.25 against no reset (n = 3)"
     )
-    assert made["second reset"] == (
-        "fusion at 0.7 with a reset of 4 % and fusion at 0.4 are not told apart on "
+    assert made["second embeddings"] == (
+        "fusion at 0.4 that keeps the input embeddings and fusion at 0.4 are not told apart on "
         "the price desk (0.00 ± 0.00, n = 3 so far)"
     )
