@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ RELATIVE_RHO = 0.005  # the same in units of each tensor's norm; SFT's whole way
 ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 AS_RECORDED = "auto_reset_entropy"  # its alpha is that of the study's record of this seed
 RESET = {"fraction": 0.02, "quantity": "entropy_gradient", "rank_by": "signed"}
-REFIT = {"steps": 40, "learning_rate": 5e-4}  # the rate of the pilot and of the demo
+REFIT_STEPS = 40
 
 
 class Edit(NamedTuple):
@@ -109,10 +108,10 @@ def where() -> dict[str, str]:
     """The processor and the versions: last bits differ between them, and RL makes them matter."""
     import torch
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    from studies.record import cpu
+
     return {
-        "cpu": f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{cpu()}, {torch.backends.cpu.get_cpu_capability()}",
         **{name: version(name) for name in ("torch", "transformers", "lightning-rejuv")},
     }
 
@@ -129,16 +128,17 @@ def measure_seed(run: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """
     from examples.sft_to_rl.model import load_model
     from examples.sft_to_rl.pipeline import pretrained_base
-    from lightning_rejuv import Refit, Reset, rejuvenate
+    from examples.sft_to_rl.tasks.documents import concatenate
+    from lightning_rejuv import Reset, rejuvenate
+    from studies.fine_tuning import refit_of, sft_ladder
     from studies.measures import Measures, sampled_batch
     from studies.record import digest_of
-    from studies.seed import sft_ladder
 
     started = time.process_time()
     base, _ = pretrained_base(run)
     checkpoints = {"base": base, **sft_ladder(run, base)}
     measures = Measures(base, run.task, run.settings, run.seed, run.device)
-    demonstrations = _joined(measures.calibration)
+    demonstrations = concatenate(measures.calibration)
     samples = measures.support.rollouts.batch()
     arms = recorded.get("arms", {})
     content: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def measure_seed(run: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
                 measures.calibration if edit.reset or edit.refit else None,
                 alpha=alpha,
                 reset=Reset(**RESET) if edit.reset else None,
-                refit=Refit(**REFIT) if edit.refit else None,
+                refit=refit_of(REFIT_STEPS) if edit.refit else None,
                 sampler=(lambda _: [sampled_batch(measures.support.rollouts)]) if edit.refit else None,
                 seed=run.seed,
             )
@@ -175,13 +175,6 @@ def measure_seed(run: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": round(time.process_time() - started, 1),
         "arms": content,
     }
-
-
-def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One batch of all rows; those of the toy tasks have one length."""
-    import torch
-
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def run_job(job: tuple[str, int, Path, Path, Path, bool]) -> str:

@@ -34,6 +34,15 @@ class Start(NamedTuple):
         return (self.task, self.seed)
 
 
+def counts(group: Sequence[Start]) -> dict[str, int]:
+    """How many starts there are, how many succeeded, and of how many seeds they are."""
+    return {
+        "starts": len(group),
+        "successes": sum(start.success for start in group),
+        "seeds": len({start.cluster for start in group}),
+    }
+
+
 def starts(tasks: Sequence[TaskResults], over_trained_side: bool = False) -> list[Start]:
     """Every start that got the standard RL, once.
 

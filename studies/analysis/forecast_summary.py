@@ -55,9 +55,7 @@ def _of_scope(
             },
         }
     return {
-        "starts": len(group),
-        "successes": sum(start.success for start in group),
-        "seeds": len({start.cluster for start in group}),
+        **forecast.counts(group),
         "measures": rows,
     }
 

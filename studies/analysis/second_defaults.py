@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from studies.analysis.markdown import listed, number, signed
-from studies.analysis.second_values import DEFAULT, PLANNED_N, Tasks, all_tasks, difference
+from studies.analysis.second_values import DEFAULT, PLANNED_N, REFIT, Tasks, all_tasks, difference
 from studies.analysis.statistics import Difference
 
 WORSE = 0.05  # by which a default may be worse in one task
-REFIT = "refit_40"
 
 
 def defaults(tasks: Tasks) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,9 @@ from matplotlib.patheffects import withStroke
 
 from examples.sft_to_rl.picture import FAINT, INK
 from studies.analysis.results import TaskResults, end
+from studies.analysis.second_brief import ROWS
 from studies.analysis.second_values import (
-    DEFAULT,
-    EMBEDDINGS,
     PRICE_DESK,
-    TARGETED,
     Tasks,
     all_tasks,
     count,
@@ -24,18 +23,10 @@ from studies.analysis.second_values import (
     values,
 )
 from studies.analysis.statistics import SUCCESS
-from studies.arms import EXCESSIVE, MODERATE
+from studies.arms import EXCESSIVE
 
 TASK_STYLES = (("#0072b2", "o"), ("#e69f00", "s"), ("#cc79a7", "D"))  # Okabe-Ito
-ROWS = {
-    EXCESSIVE: "excessive SFT",
-    MODERATE: "moderate SFT",
-    "long_rl": "4 x the RL steps",
-    "refit_40": "refit, 40 steps",
-    DEFAULT: "fusion, alpha 0.4",
-    TARGETED: "fusion, alpha 0.7,\n+ reset, 4 %",
-    EMBEDDINGS: "fusion, alpha 0.4, input\nembeddings kept",
-}
+WIDTH = 26  # of a label, in characters
 LANE = 0.25  # between two tasks of a row
 
 
@@ -120,7 +111,7 @@ def _draw_ends(axes: Axes, tasks: Tasks) -> None:
         if row:
             axes.axhline(row - 0.5, color=FAINT, linewidth=0.8)
     axes.axvline(SUCCESS, color=INK, linewidth=0.9, linestyle=":")
-    axes.set_yticks(range(len(ROWS)), list(reversed(ROWS.values())), fontsize=12)
+    axes.set_yticks(range(len(ROWS)), [fill(name, WIDTH) for name in reversed(ROWS.values())], fontsize=12)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.5, len(ROWS) - 0.5)

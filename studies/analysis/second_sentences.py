@@ -10,6 +10,7 @@ from studies.analysis.second_values import (
     NOT_YET,
     PLANNED_N,
     PRICE_DESK,
+    REFIT,
     TARGETED,
     TITLES,
     Tasks,
@@ -22,7 +23,6 @@ from studies.analysis.second_values import (
 )
 from studies.arms import EPOCHS, EXCESSIVE, MODERATE
 
-REFIT = "refit_40"
 ROWS = {
     EXCESSIVE: TITLES[EXCESSIVE],
     MODERATE: TITLES[MODERATE],

@@ -19,6 +19,7 @@ from studies.arms import ARMS, EDITION_2_SEEDS, EXCESSIVE, MODERATE, MODERATE_EP
 
 Tasks = Mapping[str, TaskResults]
 DEFAULT = "fusion_40"
+REFIT = "refit_40"
 TARGETED = "fusion_70_reset"
 EMBEDDINGS = "fusion_40_embeddings"
 PRICE_DESK = "price_desk"

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from studies.analysis.forecast import Start, having, measures_of, resampled, roc_auc, starts, times_drawn
+from studies.analysis.forecast import (
+    Start,
+    counts,
+    having,
+    measures_of,
+    resampled,
+    roc_auc,
+    starts,
+    times_drawn,
+)
 from studies.analysis.results import TaskResults
 from studies.analysis.statistics import Estimate, plain
 
@@ -117,9 +126,7 @@ def rows_of(found: Sequence[Start], strata: Mapping[str, Stratum]) -> dict[str, 
             },
         }
     return {
-        "starts": len(found),
-        "successes": sum(start.success for start in found),
-        "seeds": len({start.cluster for start in found}),
+        **counts(found),
         "measures": rows,
     }
 
