@@ -12,7 +12,7 @@ from typing import Any
 
 from examples.sft_to_rl.settings import Settings
 from examples.sft_to_rl.tasks import Task
-from studies.arms import EDITION_2_SEEDS, REPORTED_SEEDS
+from studies.arms import EDITION_2_SEEDS, LENGTH_SEEDS, REPORTED_SEEDS
 from studies.files import locked, read_seeds, replace, seeds_as_lines
 
 
@@ -39,7 +39,7 @@ class Record:
         self.content: dict[str, Any] = {
             "task": task.name,
             "seed": seed,
-            "kind": "reported" if seed in (*REPORTED_SEEDS, *EDITION_2_SEEDS) else "tuning",
+            "kind": "reported" if seed in (*REPORTED_SEEDS, *EDITION_2_SEEDS, *LENGTH_SEEDS) else "tuning",
             "version": {
                 **{p.replace("-", "_"): version(p) for p in ("lightning-rejuv", "torch", "transformers")},
                 "cpu": cpu(),
